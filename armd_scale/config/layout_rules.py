@@ -1,0 +1,120 @@
+"""What a layout must hold: how model and batch are split, alone and over a number of processes."""
+
+from armd_scale.config import derive
+from armd_scale.config.schema import Recipe
+from armd_scale.config.wording import refuse
+
+
+def tensor_divides_widths(recipe: Recipe) -> None:
+    """Heads and MLP are cut in equal shares."""
+    model, tensor = recipe.model, recipe.parallel.tensor
+    widths = {
+        "heads": model.heads,
+        "kv_heads": derive.kv_heads(model),
+        "ffn_hidden": model.ffn_hidden,
+    }
+    for name, width in widths.items():
+        if width % tensor:
+            must = f"be a multiple of parallel.tensor ({tensor})"
+            refuse(f"model.{name}", width, must=must, advice="lower parallel.tensor")
+
+
+def sequence_needs_tensor(recipe: Recipe) -> None:
+    """Sequence parallelism shares rows among the tensor processes, equally."""
+    parallel, seq_length = recipe.parallel, recipe.data.seq_length
+    if not parallel.sequence:
+        return
+    if parallel.tensor == 1:
+        must, advice = "be above 1 for parallel.sequence", "raise it or set parallel.sequence=false"
+        refuse("parallel.tensor", parallel.tensor, must=must, advice=advice)
+    if seq_length % parallel.tensor:
+        must = f"be a multiple of parallel.tensor ({parallel.tensor}) for parallel.sequence"
+        refuse("data.seq_length", seq_length, must=must, advice="change one of them")
+
+
+def layers_fill_the_pipeline(recipe: Recipe) -> None:
+    """Every chunk of every pipeline stage holds a layer."""
+    parallel, layers = recipe.parallel, recipe.model.layers
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if layers < chunks:
+        must = f"be at least parallel.pipeline x parallel.virtual_pipeline ({chunks})"
+        refuse("model.layers", layers, must=must, advice="lower one of those two")
+
+
+def chunks_need_a_pipeline(recipe: Recipe) -> None:
+    """The interleaved schedule interleaves chunks of several stages."""
+    parallel = recipe.parallel
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        must = "be 1 without a pipeline (parallel.pipeline is 1)"
+        advice = "lower it or raise parallel.pipeline"
+        refuse("parallel.virtual_pipeline", parallel.virtual_pipeline, must=must, advice=advice)
+
+
+def context_is_whole(recipe: Recipe) -> None:
+    """Rows of one sample stay together: sorted orders do not cut into equal causal shares."""
+    if recipe.parallel.context != 1:
+        advice = "split long samples with parallel.tensor and parallel.sequence instead"
+        must = "be 1, because one sample cannot be shared out over processes yet"
+        refuse("parallel.context", recipe.parallel.context, must=must, advice=advice)
+
+
+def zero_fits_the_pipeline(recipe: Recipe) -> None:
+    """ZeRO 3 gathers weights in each micro-batch, which stages reach at different times."""
+    stage, pipeline = recipe.optim.zero_stage, recipe.parallel.pipeline
+    if stage == 3 and pipeline > 1:
+        must = f"be at most 2 with a pipeline (parallel.pipeline is {pipeline})"
+        refuse("optim.zero_stage", stage, must=must, advice="lower it or set parallel.pipeline=1")
+
+
+def zero_keeps_the_master_weights(recipe: Recipe) -> None:
+    """Only ZeRO's optimizers hold fp32 weights beside bf16 ones, and only they can offload."""
+    for key, value, plain in (
+        ("train.precision", recipe.train.precision, "fp32"),
+        ("optim.offload", recipe.optim.offload, "none"),
+    ):
+        if recipe.optim.zero_stage == 0 and value != plain:
+            must = f"be {plain} with optim.zero_stage 0"
+            refuse(key, value, must=must, advice="change it or set optim.zero_stage=1")
+
+
+def world_holds_whole_models(recipe: Recipe, world_size: int) -> None:
+    """Processes come in groups that hold the model once."""
+    parallel = recipe.parallel
+    model_size = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model_size:
+        must = f"be a multiple of parallel.tensor x pipeline x context ({model_size})"
+        advice = "start more processes or split the model less"
+        refuse("the number of processes", world_size, must=must, advice=advice)
+
+
+def batch_fills_the_world(recipe: Recipe, world_size: int) -> None:
+    """Every data parallel process gets the same number of micro-batches."""
+    train = recipe.train
+    data_parallel_size = derive.data_parallel_size(recipe.parallel, world_size)
+    share = train.micro_batch * data_parallel_size
+    if train.global_batch % share:
+        must = f"be a multiple of {share} (train.micro_batch x {data_parallel_size} processes)"
+        refuse("train.global_batch", train.global_batch, must=must, advice="change one of them")
+
+
+def micro_batches_fill_the_chunks(recipe: Recipe, world_size: int) -> None:
+    """The interleaved schedule sends micro-batches through the stages in full rounds."""
+    parallel = recipe.parallel
+    replicas = derive.data_parallel_size(parallel, world_size)
+    count = derive.accumulation_steps(recipe.train, replicas)
+    if parallel.virtual_pipeline > 1 and count % parallel.pipeline:
+        key = "train.global_batch / (train.micro_batch x data parallel size)"
+        must = f"be a multiple of parallel.pipeline ({parallel.pipeline}) when interleaved"
+        refuse(key, count, must=must, advice="change one, or set parallel.virtual_pipeline=1")
+
+
+LAYOUT_RULES = (
+    tensor_divides_widths,
+    sequence_needs_tensor,
+    layers_fill_the_pipeline,
+    chunks_need_a_pipeline,
+    context_is_whole,
+    zero_fits_the_pipeline,
+    zero_keeps_the_master_weights,
+)
+WORLD_RULES = (world_holds_whole_models, batch_fills_the_world, micro_batches_fill_the_chunks)

@@ -1,0 +1,1 @@
+"""Corpus to token shards, and token shards to the batches that a model is trained on."""

@@ -1,0 +1,139 @@
+"""`ArmdBatch`: all that crosses from data to model.
+
+Tokens are sorted by generation order here, once, and everything a row needs to know travels with
+it: its position, its label, what it sees. Nothing is ever unsorted, because the loss is a sum
+over rows and does not care in which order they come. `armd_scale.order.visibility` tells what a
+slot is and which row sees which slots.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Int32, Int64
+from torch import Tensor
+
+from armd_scale.order.visibility import Spans, sort_by_block
+
+
+@dataclass(frozen=True, eq=False)
+class Visible:
+    """The keys that each row sees: start <= j < stop."""
+
+    start: Int32[Tensor, "b rows"]
+    stop: Int32[Tensor, "b rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class ArmdBatch:
+    """A micro-batch of b windows: C content rows, Q query rows, P positions.
+
+    In training a window of P = N + 1 tokens has C = Q = N: content row i is slot i, query row i
+    predicts the token of slot i + 1. Decoding feeds whatever rows a round needs.
+    """
+
+    tokens: Int64[Tensor, "b C"]
+    """Content tokens."""
+    positions: Int64[Tensor, "b C"]
+    """Position of each content token in its document: the rotary position of content rows."""
+    labels: Int64[Tensor, "b Q"]
+    """The token that each query row predicts."""
+    is_target: Bool[Tensor, "b Q"]
+    """False where the label is a given token, which counts in no loss."""
+    label_positions: Int64[Tensor, "b Q"]
+    """Position p of each label in its document, at least 1; a query row's rotary position is
+    p - 1. (Only a row without target could stand at 0, and it is moved to 1.)"""
+    anchor_tokens: Int64[Tensor, "b Q"]
+    """The nearest token to the left of each label that its row may see."""
+    anchor_gaps: Int64[Tensor, "b Q"]
+    """How many unseen tokens lie between anchor and label; unclamped."""
+    content: Visible
+    """Content rows seen by content rows."""
+    query: Visible
+    """Content rows seen by query rows."""
+    upper: Visible
+    """Query rows seen by query rows, own block included; those of strictly earlier blocks are
+    upper.start <= j < query.stop - 1 (of targets)."""
+    order: Int64[Tensor, "b P"]
+    """Position in the window of the token in each slot."""
+    block: Int32[Tensor, "b P"]
+    """Generation block, by position in the window."""
+    causal: bool
+    """Whether all three spans of all rows are [0, i + 1)."""
+    left_to_right: bool
+    """Whether all windows are in their natural order, one token a block."""
+    sample_index: Int64[Tensor, " b"]
+    """Number of each sample in its run."""
+
+    def to(self, device: torch.device | str) -> "ArmdBatch":
+        """The same batch on `device`; from pinned memory the copy does not wait."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ArmdBatch":
+        """The same batch in page-locked memory (the name is the one that DataLoader calls)."""
+        return _map_tensors(self, Tensor.pin_memory)
+
+
+def make_batch(
+    tokens: Int[np.ndarray, "b P"],
+    block: Int[np.ndarray, "b P"],
+    *,
+    lengths: Sequence[tuple[int, ...]],
+    sample_index: Int[np.ndarray, " b"],
+) -> ArmdBatch:
+    """Sorts windows of P = N + 1 tokens by their blocks into a batch of N rows.
+
+    Args:
+        tokens: tokens by position in the window.
+        block: generation block by position: 0 is given (so is the first token of every document),
+            ids need not be dense.
+        lengths: for each window the lengths of its documents in tokens, which sum to P.
+        sample_index: number of each window in its run.
+
+    Raises:
+        OrderError: a negative block, or a document whose first token is not given.
+    """
+    laid = sort_by_block(block, lengths)
+    by_slot = np.take_along_axis(tokens, laid.order, axis=1)
+    positions = laid.order - laid.first
+    label_at = laid.order[:, 1:]
+    anchor = np.take_along_axis(laid.anchor, label_at, axis=1)
+    return ArmdBatch(
+        tokens=_long(by_slot[:, :-1]),
+        positions=_long(positions[:, :-1]),
+        labels=_long(by_slot[:, 1:]),
+        is_target=torch.from_numpy(laid.is_target),
+        label_positions=_long(np.maximum(positions[:, 1:], 1)),
+        anchor_tokens=_long(np.take_along_axis(tokens, anchor, axis=1)),
+        anchor_gaps=_long(np.take_along_axis(laid.anchor_gap, label_at, axis=1)),
+        content=_visible(laid.content),
+        query=_visible(laid.query),
+        upper=_visible(laid.upper),
+        order=_long(laid.order),
+        block=torch.from_numpy(block.astype(np.int32)),
+        causal=laid.causal,
+        left_to_right=laid.left_to_right,
+        sample_index=_long(sample_index),
+    )
+
+
+def _long(array: np.ndarray) -> Tensor:
+    # A copy, always: the batch must not share memory with a shard or with the caller.
+    return torch.from_numpy(array.astype(np.int64, order="C"))
+
+
+def _visible(spans: Spans) -> Visible:
+    return Visible(start=torch.from_numpy(spans.start), stop=torch.from_numpy(spans.stop))
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a dataclass of tensors, nested or not, with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, bool):
+        return value
+    return type(value)(
+        **{field.name: _map_tensors(getattr(value, field.name), change) for field in fields(value)}
+    )

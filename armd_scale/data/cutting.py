@@ -1,0 +1,52 @@
+"""Cutting what is too long for one document, or for memory, at places that depend on nearby bytes only."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+# How far after its nominal place a cut may look for a line end before it takes any character.
+_SLACK = 4096
+
+
+def pieces(
+    stream: BinaryIO, limit: int, *, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, bytes, bool]]:
+    """Cuts a stream near the multiples of `limit` in [start, stop).
+
+    A cut depends on the bytes around it only, so any piece can be found without those before it.
+
+    Args:
+        stream: seekable where `start` is not 0.
+        limit: bytes of a piece, give or take the slack; at least 8.
+        start: a multiple of `limit`.
+        stop: likewise; None for the end of the stream.
+
+    Yields:
+        offset, content, and whether it is the first of several. An empty stream is one empty piece.
+    """
+    slack = min(_SLACK, limit)  # so that cuts stay in order
+    offset = start
+    if start:
+        stream.seek(start - 1)
+        offset += _cut(stream.read(slack + 1), slack)
+        stream.seek(offset)
+    held, nominal = b"", start
+    while stop is None or nominal < stop:
+        nominal += limit
+        held += stream.read(nominal + slack - offset - len(held))
+        whole = len(held) <= nominal - offset
+        end = len(held) if whole else nominal - offset + _cut(held[nominal - offset - 1 :], slack)
+        if end or not start + offset:
+            yield offset, held[:end], offset == 0 and end < len(held)
+        if whole:
+            return
+        held = held[end:]
+        offset += end
+
+
+def _cut(window: bytes, slack: int) -> int:
+    """How far after its nominal place a cut is, for a window that begins one byte before that place."""
+    line_end = window.find(b"\n", 0, slack)
+    if line_end >= 0:
+        return line_end
+    # Continuation bytes of UTF-8 stay with their character.
+    return next((i for i, byte in enumerate(window[1:5]) if byte & 0xC0 != 0x80), 0)

@@ -1,0 +1,252 @@
+"""The ARMD network: from a sorted batch to the likelihood of every target, in one forward pass.
+
+Rows are [rows, batch, hidden]. The lower, two-stream layers carry content rows, then query rows; the
+last of them drops the content; the upper layers carry the query rows alone, as an ordinary causal
+stack. Hidden information is hidden by attention only: no mask token, no time conditioning
+(Karami & Ghodsi, arXiv 2601.16971, section 3).
+"""
+
+import torch
+from jaxtyping import Float, Int
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    VocabParallelEmbedding,
+    gather_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from armd_scale.config.derive import padded_vocab_size, two_stream_layers
+from armd_scale.config.schema import ModelConfig
+from armd_scale.data.batch import ArmdBatch
+from armd_scale.loss import vocabulary_parallel_nll
+from armd_scale.model.attention import KeyValueCache
+from armd_scale.model.norm import Norm
+from armd_scale.model.query import QueryStart
+from armd_scale.model.rotary import Rotation, inverse_frequencies, rotation_at
+from armd_scale.model.spec import layer_spec, mark_splits
+from armd_scale.model.visible import LayerMasks, RowMask
+
+LOGITS_PER_CHUNK = 1 << 26
+
+
+class ArmdModel(MegatronModule):
+    """The whole network, or one tensor-parallel rank's share of it.
+
+    Args:
+        model: the recipe's model section, `vocab_size` resolved.
+        config: megatron-core's configuration, from `model.spec.transformer_config`.
+        groups: the process groups of the layout.
+        max_positions: number of positions that a document can have.
+        recompute: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TransformerConfig,
+        *,
+        groups: ProcessGroupCollection,
+        max_positions: int,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(config=config)
+        self.model = model
+        self.groups = groups
+        self.recompute = recompute
+        self.num_two_stream = two_stream_layers(model)
+        assert model.vocab_size is not None, (
+            "the vocabulary must be known before the model is built"
+        )
+        self.vocab_size = model.vocab_size
+        padded = padded_vocab_size(self.vocab_size, config.tensor_model_parallel_size)
+        self.embedding = VocabParallelEmbedding(
+            padded,
+            model.hidden,
+            init_method=config.init_method,
+            config=config,
+            tp_group=groups.tp,
+        )
+        self.position_embedding = None
+        if model.positions == "learned":
+            self.position_embedding = nn.Parameter(
+                torch.empty(max_positions, model.hidden, dtype=config.params_dtype)
+            )
+        self.query_start = QueryStart(model, config, max_positions=max_positions)
+        spec = layer_spec(config)
+        self.layers = nn.ModuleList(
+            build_module(spec, config=config, layer_index=index, pg_collection=groups)
+            for index in range(model.layers)
+        )
+        self.final_norm = Norm(config, model.hidden)
+        self.output_layer = ColumnParallelLinear(
+            model.hidden,
+            padded,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            skip_weight_param_allocation=model.tie_embeddings,
+            tp_group=groups.tp,
+        )
+        self.frequencies = inverse_frequencies(model) if model.positions == "rotary" else None
+        mark_splits(self, config)
+
+    def forward(self, batch: ArmdBatch) -> Float[Tensor, "batch queries"]:
+        """Negative log-likelihood of every target, in nats; undefined where `is_target` is False.
+
+        The logits are computed, and in the backward pass recomputed, in chunks of rows, so that no
+        more than LOGITS_PER_CHUNK of them exist at a time.
+        """
+        hidden = self.hidden_states(batch)
+        labels = batch.labels.t()
+        rows = max(1, LOGITS_PER_CHUNK // (labels.shape[1] * self.vocab_size))
+        chunks = zip(hidden.split(rows), labels.split(rows), strict=True)
+        if rows >= hidden.shape[0]:
+            return self._nll(hidden, labels).t()
+        nll = [checkpoint(self._nll, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(nll).t()  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def logits(
+        self, batch: ArmdBatch, cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch queries vocabulary"]:
+        """Logits of every query row over the whole vocabulary, gathered from all ranks."""
+        local = self._local_logits(self.hidden_states(batch, cache))
+        full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
+        return full[..., : self.vocab_size].transpose(0, 1)
+
+    def hidden_states(
+        self, batch: ArmdBatch, cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "queries batch hidden"]:
+        """Final hidden states of the query rows.
+
+        With a cache the batch is one round: its rows are appended to the cached ones, and its
+        intervals count slots from the first cached row.
+        """
+        one_stream = self.runs_one_stream(batch)
+        masks = self._masks(batch, cache)
+        rows = self._embed(batch, masks, cache, queries_only=one_stream)
+        positions = batch.label_positions - 1
+        num_content = 0
+        if not one_stream:
+            positions = torch.cat((batch.positions, positions), dim=1)
+            num_content = batch.tokens.shape[1]
+        rotation = self._rotation(positions, rows.dtype)
+        for index, layer in enumerate(self.layers):
+            is_lower = num_content > 0 and index < self.num_two_stream
+            drops_content = is_lower and index == self.num_two_stream - 1
+            rows = self._run_layer(
+                layer,
+                rows,
+                rotation,
+                num_content=num_content if is_lower else 0,
+                drop_content=drops_content,
+                mask=masks.query_only
+                if drops_content
+                else masks.two_stream
+                if is_lower
+                else masks.upper,
+                cache=cache,
+            )
+            if drops_content:
+                rotation = rotation and rotation.rows(num_content, num_content + rows.shape[0])
+        return self.final_norm(rows)
+
+    def runs_one_stream(self, batch: ArmdBatch) -> bool:
+        """Whether one stream gives the same function: AR stacks, and left-to-right under `anchor`.
+
+        There G_p equals X_{p-1} in every layer, so the content stream would be computed twice.
+        """
+        return self.num_two_stream == 0 or (batch.left_to_right and self.model.query == "anchor")
+
+    def _run_layer(
+        self, layer: nn.Module, rows: Tensor, rotation: Rotation | None, **arguments: object
+    ) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, rows, rotation, use_reentrant=False, **arguments)  # pyright: ignore
+        return layer(rows, rotation, **arguments)
+
+    def _rotation(
+        self, positions: Int[Tensor, "batch rows"], dtype: torch.dtype
+    ) -> Rotation | None:
+        if self.frequencies is None:
+            return None
+        self.frequencies = self.frequencies.to(positions.device)
+        return rotation_at(positions, self.frequencies, dtype)
+
+    def _embed(
+        self,
+        batch: ArmdBatch,
+        masks: LayerMasks,
+        cache: KeyValueCache | None,
+        *,
+        queries_only: bool,
+    ) -> Float[Tensor, "rows batch hidden"]:
+        """Content rows X^0 (left out under `queries_only`), then query rows G^0."""
+        start = self.query_start
+        parts = [batch.tokens] if start.sees_content or not queries_only else []
+        num_content = sum(part.shape[1] for part in parts)
+        if start.sees_anchor:
+            parts.append(batch.anchor_tokens)
+        # One look-up for both streams: the table's gradient is then one scatter, and ZeRO-3 gathers
+        # the table once.
+        embedded = self.embedding(torch.cat(parts, dim=1)).transpose(0, 1)
+        content, anchors = embedded[:num_content], embedded[num_content:]
+        query = start(batch, content=content, anchors=anchors, mask=masks.query_only, cache=cache)
+        if self.position_embedding is not None:
+            content = content + self.position_embedding[batch.positions.t()[:num_content]]
+            query = query + self.position_embedding[batch.label_positions.t() - 1]
+        return query if queries_only else torch.cat((content, query))
+
+    def _masks(self, batch: ArmdBatch, cache: KeyValueCache | None) -> LayerMasks:
+        if batch.causal and cache is None:
+            return LayerMasks(two_stream=None, query_only=None, upper=None)
+        return masks_of(batch, cache, upper_sees_block=self.model.upper_visibility == "block")
+
+    def _local_logits(self, hidden: Tensor) -> Tensor:
+        """This rank's columns of the logits, padding left out."""
+        weight = self.embedding.weight if self.model.tie_embeddings else None
+        logits, _ = self.output_layer(hidden, weight=weight)
+        return logits[..., : self.vocab_size - self._first_token]
+
+    @property
+    def _first_token(self) -> int:
+        return self.embedding.vocab_start_index
+
+    def _nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return vocabulary_parallel_nll(
+            self._local_logits(hidden), labels, first_token=self._first_token, group=self.groups.tp
+        )
+
+
+def masks_of(
+    batch: ArmdBatch, cache: KeyValueCache | None, *, upper_sees_block: bool
+) -> LayerMasks:
+    """The masks of a batch whose rows do not all see plain causal prefixes.
+
+    Under `upper_visibility: self` an upper row sees the rows of earlier blocks and itself: row i holds
+    target slot i + 1, so earlier blocks end one row before the first slot of its own, `query.stop`.
+    """
+    cached_content, cached_queries = (cache.num_content, cache.num_queries) if cache else (0, 0)
+    num_queries = batch.labels.shape[1]
+    content, query, upper = batch.content, batch.query, batch.upper
+    content_keys = cached_content + batch.tokens.shape[1]
+    query_keys = cached_queries + num_queries
+    itself = torch.arange(cached_queries, query_keys, device=batch.labels.device)
+    return LayerMasks(
+        two_stream=RowMask(
+            torch.cat((content.start, query.start), dim=1),
+            torch.cat((content.stop, query.stop), dim=1),
+            num_keys=content_keys,
+        ),
+        query_only=RowMask(query.start, query.stop, num_keys=content_keys),
+        upper=RowMask(
+            upper.start,
+            upper.stop if upper_sees_block else query.stop - 1,
+            num_keys=query_keys,
+            diagonal=None if upper_sees_block else itself,
+        ),
+    )

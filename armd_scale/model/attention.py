@@ -1,0 +1,211 @@
+"""Attention of one layer: content and query rows against one set of keys.
+
+With singleton blocks, content row i and query row i see the same keys 0..i. Both streams are then one
+causal attention call with twice the query heads on the same key/value heads, and no mask exists. With
+larger blocks the streams see different prefixes and the rows are stacked instead, under a mask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from armd_scale.model.rotary import Rotation
+from armd_scale.model.visible import RowMask
+
+
+@runtime_checkable
+class KeyValueCache(Protocol):
+    """Where a decoder keeps the keys and values of the rows of earlier rounds."""
+
+    num_content: int
+    """Content rows of earlier rounds."""
+    num_queries: int
+    """Query rows of earlier rounds."""
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends new rows of a layer and returns all of them, [batch, kv_heads, rows, head_dim]."""
+        ...
+
+
+@dataclass
+class StreamAttentionSubmodules:
+    """What a StreamAttention is built from; the norms are None without QK-norm."""
+
+    linear_q: ModuleSpec | type
+    linear_kv: ModuleSpec | type
+    linear_proj: ModuleSpec | type
+    q_norm: ModuleSpec | type | None = None
+    k_norm: ModuleSpec | type | None = None
+
+
+class StreamAttention(MegatronModule):
+    """Multi-head (grouped-query) attention for rows that are content, then queries.
+
+    Keys and values are projected apart from queries: a query row has a key only in the upper layers,
+    where the query stream attends to itself.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: StreamAttentionSubmodules,
+        *,
+        layer_index: int,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config=config)
+        assert config.kv_channels is not None
+        assert config.num_query_groups is not None
+        self.layer_index = layer_index
+        self.head_dim = config.kv_channels
+        tensor_size = pg_collection.tp.size()
+        self.heads = config.num_attention_heads // tensor_size
+        self.kv_heads = config.num_query_groups // tensor_size
+        linear = {
+            "config": config,
+            "init_method": config.init_method,
+            "skip_bias_add": False,
+            "tp_group": pg_collection.tp,
+        }
+        width = config.num_attention_heads * self.head_dim
+        bias = config.add_qkv_bias
+        kv_width = 2 * config.num_query_groups * self.head_dim
+        self.linear_q = build_module(
+            submodules.linear_q, config.hidden_size, width, bias=bias, gather_output=False, **linear
+        )
+        self.linear_kv = build_module(
+            submodules.linear_kv,
+            config.hidden_size,
+            kv_width,
+            bias=bias,
+            gather_output=False,
+            **linear,
+        )
+        self.linear_proj = build_module(
+            submodules.linear_proj,
+            width,
+            config.hidden_size,
+            bias=config.add_bias_linear,
+            input_is_parallel=True,
+            is_expert=False,
+            **linear,
+        )
+        self.q_norm = self.k_norm = None
+        if submodules.q_norm is not None:
+            self.q_norm = build_module(submodules.q_norm, config, self.head_dim)
+            self.k_norm = build_module(submodules.k_norm, config, self.head_dim)
+
+    def forward(
+        self,
+        rows: Float[Tensor, "rows batch hidden"],
+        rotation: Rotation | None,
+        *,
+        num_content: int,
+        queries_only: bool,
+        mask: RowMask | None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "attending batch hidden"]:
+        """Attends from all rows, or from the query rows alone, to the keys of the layer.
+
+        Args:
+            rows: normalised rows, the content ones first.
+            rotation: of all rows; None where positions are not rotary.
+            num_content: number of content rows; 0 where the query stream attends to itself.
+            queries_only: leave the content rows out of the output.
+            mask: over the attending rows and all keys, cached ones first; None for causal.
+            cache: keys and values of earlier rows.
+
+        Returns:
+            The projected output of the attending rows.
+        """
+        num_rows = rows.shape[0]
+        first = num_content if queries_only else 0
+        num_keys = num_content or num_rows
+        q = self._project_q(rows[first:], rotation and rotation.rows(first, num_rows))
+        k, v = self._project_kv(rows[:num_keys], rotation and rotation.rows(0, num_keys))
+        if cache is not None:
+            k, v = cache.extend(self.layer_index, k, v)
+        if mask is None:
+            # Streams of equal length over the same keys: fold them into the heads.
+            folded = attend_causally(q.unflatten(0, (-1, num_keys)), k, v)
+            attended = folded.flatten(0, 1)
+        else:
+            attended = attend_masked(q, k, v, mask)
+        output, _ = self.linear_proj(attended.flatten(2))
+        return output
+
+    def _project_q(self, rows: Tensor, rotation: Rotation | None) -> Tensor:
+        q, _ = self.linear_q(rows)
+        q = q.unflatten(-1, (self.heads, self.head_dim))
+        q = q if self.q_norm is None else self.q_norm(q)
+        return q if rotation is None else rotation(q)
+
+    def _project_kv(self, rows: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Keys and values [batch, kv_heads, rows, head_dim]; each head's pair lies side by side."""
+        kv, _ = self.linear_kv(rows)
+        k, v = kv.unflatten(-1, (self.kv_heads, 2, self.head_dim)).unbind(dim=-2)
+        k = k if self.k_norm is None else self.k_norm(k)
+        k = k if rotation is None else rotation(k)
+        return k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+
+
+def attend_causally(
+    q: Float[Tensor, "streams rows batch heads head_dim"],
+    k: Float[Tensor, "batch kv_heads rows head_dim"],
+    v: Float[Tensor, "batch kv_heads rows head_dim"],
+) -> Float[Tensor, "streams rows batch heads head_dim"]:
+    """Row i of every stream attends to keys 0..i: one causal call, heads laid [kv head, stream, group]."""
+    kv_heads = k.shape[1]
+    streams, _, _, heads, _ = q.shape
+    grouped = q.unflatten(3, (kv_heads, heads // kv_heads)).permute(2, 3, 0, 4, 1, 5)
+    out = F.scaled_dot_product_attention(
+        grouped.flatten(1, 3), k, v, is_causal=True, enable_gqa=grouped.shape[2:4].numel() > 1
+    )
+    out = out.unflatten(1, (kv_heads, streams, heads // kv_heads))
+    return out.permute(2, 4, 0, 1, 3, 5).flatten(3, 4)
+
+
+def attend_masked(
+    q: Float[Tensor, "rows batch heads head_dim"],
+    k: Float[Tensor, "batch kv_heads keys head_dim"],
+    v: Float[Tensor, "batch kv_heads keys head_dim"],
+    mask: RowMask,
+) -> Float[Tensor, "rows batch heads head_dim"]:
+    """Every row attends to its interval of keys: FlexAttention on CUDA, a dense mask on CPU.
+
+    FlexAttention has no backward on CPU; a dense mask on CUDA would fall to the quadratic kernel, so
+    it serves there only where rows are few (a round of decoding), with groups folded into rows.
+    """
+    rows, _, heads, _ = q.shape
+    group = heads // k.shape[1]
+    if q.is_cuda and torch.is_grad_enabled():
+        out = _compiled_flex()(
+            q.permute(1, 2, 0, 3), k, v, block_mask=mask.blocks, enable_gqa=group > 1
+        )
+        return out.permute(2, 0, 1, 3)
+    if q.is_cuda:
+        folded = q.unflatten(2, (-1, group)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        dense = mask.dense.repeat_interleave(group, dim=2)
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=dense)
+        return out.unflatten(2, (rows, group)).permute(2, 0, 1, 3, 4).flatten(2, 3)
+    out = F.scaled_dot_product_attention(
+        q.permute(1, 2, 0, 3), k, v, attn_mask=mask.dense, enable_gqa=group > 1
+    )
+    return out.permute(2, 0, 1, 3)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    """flex_attention under torch.compile, which alone makes it a fused kernel."""
+    return torch.compile(flex_attention)

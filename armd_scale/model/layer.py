@@ -1,0 +1,88 @@
+"""One pre-norm transformer layer over rows that are content, then queries."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from torch import Tensor
+
+from armd_scale.model.attention import KeyValueCache
+from armd_scale.model.rotary import Rotation
+from armd_scale.model.visible import RowMask
+
+
+@dataclass
+class ArmdLayerSubmodules:
+    """What an ArmdLayer is built from."""
+
+    attention_norm: ModuleSpec | type
+    attention: ModuleSpec
+    mlp_norm: ModuleSpec | type
+    mlp: ModuleSpec
+
+
+class ArmdLayer(MegatronModule):
+    """Attention and MLP with the standard residual; both streams share every weight (ARMD, section 3)."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: ArmdLayerSubmodules,
+        *,
+        layer_index: int,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config=config)
+        self.attention_norm = build_module(submodules.attention_norm, config, config.hidden_size)
+        self.attention = build_module(
+            submodules.attention,
+            config=config,
+            layer_index=layer_index,
+            pg_collection=pg_collection,
+        )
+        self.mlp_norm = build_module(submodules.mlp_norm, config, config.hidden_size)
+        self.mlp = build_module(
+            submodules.mlp,
+            config=config,
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=pg_collection.tp,
+        )
+
+    def forward(
+        self,
+        rows: Float[Tensor, "rows batch hidden"],
+        rotation: Rotation | None,
+        *,
+        num_content: int,
+        drop_content: bool,
+        mask: RowMask | None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "kept batch hidden"]:
+        """Applies the layer.
+
+        Args:
+            rows: content rows, then query rows.
+            rotation: of all rows; None where positions are not rotary.
+            num_content: number of content rows; 0 where the query stream attends to itself.
+            drop_content: this is the last two-stream layer: content rows give keys and values and
+                nothing else, so neither their attention nor their MLP is computed.
+            mask: over the rows that attend; None for causal.
+            cache: keys and values of earlier rows.
+
+        Returns:
+            All rows, or the query rows alone under `drop_content`.
+        """
+        attended = self.attention(
+            self.attention_norm(rows),
+            rotation,
+            num_content=num_content,
+            queries_only=drop_content,
+            mask=mask,
+            cache=cache,
+        )
+        rows = rows[num_content if drop_content else 0 :] + attended
+        output, bias = self.mlp(self.mlp_norm(rows))
+        return rows + (output if bias is None else output + bias)

@@ -1,0 +1,113 @@
+"""From a recipe's model section to megatron-core's TransformerConfig and the specs of our modules."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from torch import nn
+
+from armd_scale.config.derive import head_dim, kv_heads
+from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.model.attention import StreamAttention, StreamAttentionSubmodules
+from armd_scale.model.layer import ArmdLayer, ArmdLayerSubmodules
+from armd_scale.model.norm import Norm
+
+ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, *, dtype: torch.dtype = torch.float32
+) -> TransformerConfig:
+    """megatron-core's configuration of the stack.
+
+    Weights are drawn by `model.init`, by parameter name, so that every layout starts from the same
+    ones; the fusions that only exist as CUDA extensions stay off.
+
+    Args:
+        model: the recipe's model section, every derived number resolvable.
+        parallel: the recipe's layout.
+        dtype: dtype of the parameters and of pipeline messages.
+    """
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn_hidden,
+        num_attention_heads=model.heads,
+        num_query_groups=kv_heads(model),
+        kv_channels=head_dim(model),
+        normalization="RMSNorm" if model.norm == "rmsnorm" else "LayerNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=model.activation == "swiglu",
+        activation_func=ACTIVATIONS[model.activation],
+        add_bias_linear=model.bias,
+        add_qkv_bias=model.attention_bias,
+        qk_layernorm=model.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        ),
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        perform_initialization=False,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        apply_rope_fusion=False,
+    )
+
+
+def layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """One transformer layer; the same modules serve two-stream and upper layers."""
+    head_norm = Norm if config.qk_layernorm else None
+    attention = StreamAttentionSubmodules(
+        linear_q=ColumnParallelLinear,
+        linear_kv=ColumnParallelLinear,
+        linear_proj=RowParallelLinear,
+        q_norm=head_norm,
+        k_norm=head_norm,
+    )
+    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    return ModuleSpec(
+        module=ArmdLayer,
+        submodules=ArmdLayerSubmodules(
+            attention_norm=Norm,
+            attention=ModuleSpec(module=StreamAttention, submodules=attention),
+            mlp_norm=Norm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+        ),
+    )
+
+
+def mark_splits(network: nn.Module, config: TransformerConfig) -> None:
+    """Marks every tensor-parallel parameter with the dimension and the stride that it is split by.
+
+    megatron-core sets these marks only while it draws initial weights, which we do ourselves. The
+    gated MLP's first matrix holds gate and up halves, each split by itself: stride 2.
+    """
+    for name, module in network.named_modules():
+        gated = name.endswith("linear_fc1") and config.gated_linear_unit
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            split = [module.weight, getattr(module, "bias", None)]
+            dim = 0
+        elif isinstance(module, RowParallelLinear):
+            split, dim = [module.weight], 1
+        else:
+            continue
+        for parameter in split:
+            if parameter is not None and not hasattr(parameter, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(parameter, True, dim, 2 if gated else 1)

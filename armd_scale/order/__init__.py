@@ -1,0 +1,1 @@
+"""Orders of generation: policies, draws, and what they make visible. Pure functions, no torch."""

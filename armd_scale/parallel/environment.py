@@ -1,0 +1,69 @@
+"""What the launcher says: which process this is, of how many, and where they meet.
+
+torchrun and srun describe a job in environment variables. They are read here, once, into one typed
+value; nothing else in the package looks at the environment to learn about the job.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from armd_scale.errors import TrainingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """One process's place in the job."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for the job (prints, writes the shared files)."""
+        return self.rank == 0
+
+    @property
+    def backend(self) -> str:
+        """The torch.distributed backend that serves the device."""
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+
+def read_environment() -> Environment:
+    """This process's place: torchrun's variables, else Slurm's, else a job of one process.
+
+    Raises:
+        TrainingError: the launcher's variables contradict one another.
+    """
+    rank, world_size, local_rank = (
+        _numbers("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        or _numbers("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        or (0, 1, 0)
+    )
+    if not 0 <= rank < world_size:
+        raise TrainingError(
+            f"the launcher must give a rank below the world size, got rank {rank} of {world_size}: "
+            "start through torchrun or srun, or unset RANK and WORLD_SIZE"
+        )
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if not cuda:
+        # DeepSpeed guesses an accelerator at import; on a CPU it must be told to use gloo.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return Environment(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+
+
+def _numbers(*names: str) -> tuple[int, ...] | None:
+    """The integers under `names`, or None where the first of them is not set."""
+    if names[0] not in os.environ:
+        return None
+    try:
+        return tuple(int(os.environ[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise TrainingError(
+            f"the launcher must set {', '.join(names)} to integers, got {error}: "
+            "start through torchrun or srun, or unset them all"
+        ) from error

@@ -1,0 +1,60 @@
+"""Process groups: made once from the layout, then passed, never fetched.
+
+megatron-core builds them; its `ProcessGroupCollection` is what modules take. A job of one process
+has the same groups as a large one, each of size 1, so there is one code path.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.config.schema import ParallelConfig
+from armd_scale.parallel.environment import Environment
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@contextmanager
+def process_groups(
+    environment: Environment, parallel: ParallelConfig
+) -> Iterator[ProcessGroupCollection]:
+    """Joins the job and yields its groups (tp, pp, dp, ...); leaves the job at the end.
+
+    Args:
+        environment: this process's place in the job.
+        parallel: the layout; data parallelism takes the ranks that tensor and pipeline leave over.
+    """
+    join(environment)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=parallel.context,
+        create_gloo_process_groups=False,
+    )
+    try:
+        yield ProcessGroupCollection.use_mpu_process_groups()
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def join(environment: Environment) -> None:
+    """Starts torch.distributed; a job of one process needs no address to meet at."""
+    if environment.device.type == "cuda":
+        torch.cuda.set_device(environment.device)
+    alone = environment.world_size == 1
+    dist.init_process_group(
+        environment.backend,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        store=dist.HashStore() if alone else None,
+        timeout=COLLECTIVE_TIMEOUT,
+    )

@@ -1,0 +1,20 @@
+"""Fixtures that any test may ask for."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.config.schema import ParallelConfig
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.groups import process_groups
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator[ProcessGroupCollection]:
+    """The process groups of a job of one process."""
+    with process_groups(read_environment(), ParallelConfig()) as made:
+        yield made

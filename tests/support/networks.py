@@ -1,0 +1,69 @@
+"""Small networks with weights far from their initial ones, and samples to run them on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.data.batch import ArmdBatch, make_batch
+from armd_scale.model.armd import ArmdModel
+from armd_scale.model.init import initialise
+from armd_scale.model.spec import transformer_config
+
+LLAMA = ModelConfig(
+    layers=4, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2
+)
+QWEN3 = ModelConfig(
+    layers=3, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, head_dim=16, vocab_size=101,
+    two_stream_layers=2, qk_norm=True, attention_bias=True, tie_embeddings=False, rope_base=1e6,
+)  # fmt: skip
+GPT2 = ModelConfig(
+    layers=4, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
+    positions="learned", norm="layernorm", activation="gelu_tanh", attention_bias=True, bias=True,
+)  # fmt: skip
+
+
+def build(
+    model: ModelConfig,
+    groups: ProcessGroupCollection,
+    *,
+    dtype: torch.dtype = torch.float32,
+    max_positions: int = 64,
+    seed: int = 0,
+    parallel: ParallelConfig | None = None,
+) -> ArmdModel:
+    """A network with every parameter perturbed, so that no zero or one hides a mistake."""
+    config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
+    network = ArmdModel(model, config, groups=groups, max_positions=max_positions)
+    initialise(network, seed=seed)
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            noise = torch.Generator().manual_seed(1000 * seed + number)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise, dtype=torch.float32)
+    return network.to(dtype)
+
+
+def batch_of(
+    tokens: np.ndarray, block: np.ndarray, lengths: Sequence[tuple[int, ...]] | None = None
+) -> ArmdBatch:
+    """Samples [b, N+1] as a batch; one document each unless said otherwise."""
+    if lengths is None:
+        lengths = [(tokens.shape[1],)] * tokens.shape[0]
+    return make_batch(
+        tokens, block, lengths=lengths, sample_index=np.arange(tokens.shape[0], dtype=np.int64)
+    )
+
+
+def log_probs_by_position(network: ArmdModel, batch: ArmdBatch) -> list[dict[int, torch.Tensor]]:
+    """For each sample, the log-probability of each target by its index in the window."""
+    log_prob = -network(batch)
+    return [
+        {
+            int(batch.order[b, row + 1]): log_prob[b, row]
+            for row in range(log_prob.shape[1])
+            if batch.is_target[b, row]
+        }
+        for b in range(log_prob.shape[0])
+    ]

@@ -1,0 +1,139 @@
+"""The method written down a second time: one sample, natural order, dense masks, plain torch.
+
+Nothing of the package's model, visibility or batch code is used. Weights are read from a state dict
+by name. Slow and obvious on purpose: tests hold the fast path to this.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from armd_scale.config.schema import ModelConfig
+
+
+class Oracle:
+    """log P(x_p | blocks before p's) for every position of one sample."""
+
+    def __init__(self, model: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.w = dict(weights)
+        self.kv_heads = model.kv_heads or model.heads
+        self.head_dim = model.head_dim or model.hidden // model.heads
+        self.num_lower = (
+            model.layers // 2 if model.two_stream_layers is None else model.two_stream_layers
+        )
+
+    def logits(self, tokens: Tensor, block: Tensor, documents: Tensor) -> dict[int, Tensor]:
+        """Logits by index in the window, for every index that is a target (block above 0).
+
+        Args:
+            tokens: [N+1].
+            block: [N+1].
+            documents: [N+1], the number of each token's document.
+        """
+        n = len(tokens)
+        position = torch.stack([(documents[:i] == documents[i]).sum() for i in range(n)])
+        same = documents[:, None] == documents[None, :]
+        at_most = (block[None, :] <= block[:, None]) & same
+        before = (block[None, :] < block[:, None]) & same
+        targets = [p for p in range(n) if block[p] > 0]
+        query = torch.stack([self._start(p, tokens, position, before) for p in targets])
+        content = self.w["embedding.weight"][tokens]
+        if self.model.positions == "learned":
+            content = content + self.w["position_embedding"][position]
+            query = query + self.w["position_embedding"][position[targets] - 1]
+        for layer in range(self.model.layers):
+            at_query = position[targets] - 1
+            if layer < self.num_lower:
+                query_next = self._layer(layer, query, at_query, content, position, before[targets])
+                content = self._layer(layer, content, position, content, position, at_most)
+                query = query_next
+            else:
+                seen = at_most if self.model.upper_visibility == "block" else before
+                seen = seen | torch.eye(n, dtype=torch.bool)
+                seen = seen[targets][:, targets]
+                query = self._layer(layer, query, at_query, query, at_query, seen)
+        head = "embedding.weight" if self.model.tie_embeddings else "output_layer.weight"
+        out = self._norm("final_norm", query) @ self.w[head][: self.model.vocab_size].T
+        return dict(zip(targets, out, strict=True))
+
+    def log_probs(self, tokens: Tensor, block: Tensor, documents: Tensor) -> dict[int, Tensor]:
+        logits = self.logits(tokens, block, documents)
+        return {p: F.log_softmax(row, dim=-1)[tokens[p]] for p, row in logits.items()}
+
+    def _start(self, p: int, tokens: Tensor, position: Tensor, before: Tensor) -> Tensor:
+        embedding = self.w["embedding.weight"]
+        if self.model.query == "learned":
+            return self.w["query_start.vector"]
+        start = torch.zeros_like(embedding[0])
+        visible = before[p].nonzero().flatten()
+        if "anchor" in self.model.query:
+            anchor = max(j for j in visible.tolist() if j < p)
+            gap = min(p - 1 - anchor, self.model.gap_rows)
+            start = start + embedding[tokens[anchor]]
+            if gap > 0:
+                start = start + self.w["query_start.gap.weight"][gap]
+        if "prefix" in self.model.query:
+            table = self.w["query_start.prefix.position_embedding"]
+            mine = table[position[p]]
+            total = sum((mine @ table[position[j]]) * embedding[tokens[j]] for j in visible)
+            start = start + self.w["query_start.prefix.scale"] * total / len(visible)
+        return start
+
+    def _layer(
+        self, layer: int, rows: Tensor, at: Tensor, keys: Tensor, keys_at: Tensor, seen: Tensor
+    ) -> Tensor:
+        name = f"layers.{layer}"
+        rows = rows + self._attention(name, rows, at, keys, keys_at, seen)
+        x = self._norm(f"{name}.mlp_norm", rows)
+        x = self._linear(f"{name}.mlp.linear_fc1", x)
+        if self.model.activation == "swiglu":
+            gate, up = x.chunk(2, dim=-1)
+            x = F.silu(gate) * up
+        else:
+            x = F.gelu(x, approximate="tanh" if self.model.activation == "gelu_tanh" else "none")
+        return rows + self._linear(f"{name}.mlp.linear_fc2", x)
+
+    def _attention(
+        self, name: str, rows: Tensor, at: Tensor, keys: Tensor, keys_at: Tensor, seen: Tensor
+    ) -> Tensor:
+        d, g = self.head_dim, self.model.heads // self.kv_heads
+        norm = f"{name}.attention_norm"
+        q = self._linear(f"{name}.attention.linear_q", self._norm(norm, rows))
+        kv = self._linear(f"{name}.attention.linear_kv", self._norm(norm, keys))
+        heads = []
+        for head in range(self.model.heads):
+            pair = head // g * 2 * d
+            qh = self._turned(f"{name}.attention.q_norm", q[:, head * d : (head + 1) * d], at)
+            kh = self._turned(f"{name}.attention.k_norm", kv[:, pair : pair + d], keys_at)
+            scores = (qh @ kh.T / math.sqrt(d)).masked_fill(~seen, -math.inf)
+            heads.append(scores.softmax(dim=-1) @ kv[:, pair + d : pair + 2 * d])
+        return self._linear(f"{name}.attention.linear_proj", torch.cat(heads, dim=-1))
+
+    def _turned(self, norm: str, x: Tensor, at: Tensor) -> Tensor:
+        if self.model.qk_norm:
+            x = self._norm(norm, x)
+        if self.model.positions != "rotary":
+            return x
+        half = self.head_dim // 2
+        rate = self.model.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle = at[:, None].to(x.dtype) * rate.to(x.dtype)
+        low, high = x[:, :half], x[:, half:]
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        epsilon = self.model.norm_epsilon
+        if self.model.norm == "rmsnorm":
+            return x / (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt() * self.w[f"{name}.weight"]
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+        return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        out = x @ self.w[f"{name}.weight"].T
+        bias = self.w.get(f"{name}.bias")
+        return out if bias is None else out + bias
