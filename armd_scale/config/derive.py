@@ -89,9 +89,7 @@ def layer_parameter_count(model: ModelConfig) -> int:
 
 
 def query_parameter_count(model: ModelConfig, max_positions: int | None) -> int:
-    """Weights that start the query stream; a plain auto-regressive stack has none."""
-    if two_stream_layers(model) == 0:
-        return 0
+    """Weights that start the query stream."""
     count = 0
     if "anchor" in model.query:
         count += (model.gap_rows + 1) * model.hidden
@@ -142,9 +140,8 @@ def forward_flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int
     row = row_flops(model, seq_length)
     content_outputs = max(0, two_stream_layers(model) - 1)
     layers = model.layers * (row.keys_values + row.output) + content_outputs * row.output
-    pooled = two_stream_layers(model) > 0 and "prefix" in model.query
     # Weights <PE_p, PE_j> and the weighted sum, over half of the sequence on average.
-    pooling = seq_length * (model.prefix_width + model.hidden) if pooled else 0
+    pooling = seq_length * (model.prefix_width + model.hidden) if "prefix" in model.query else 0
     return pooling + layers + 2 * model.hidden * vocab_size
 
 

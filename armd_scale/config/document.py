@@ -33,12 +33,13 @@ class Document:
         for key, value in upper.values.items():
             self._put(self.values, "", key, value, upper.origins)
 
-    def override(self, path: str, upper: "Document") -> None:
+    def override(self, path: str, value: object, source: str) -> None:
         """Lays one value at a dotted path; list items are named by their index.
 
         Args:
             path: dotted path, such as `order.parts.0.until`.
-            upper: the value, at `upper.values[path]`, and its origins.
+            value: what to lay there.
+            source: where it was written.
 
         Raises:
             RecipeError: the path leads through a list it is not in, or through a plain value.
@@ -46,12 +47,12 @@ class Document:
         container: Any = self.values
         *parents, last = path.split(".")
         for depth, key in enumerate(parents):
-            container = _enter(container, key, ".".join(parents[:depth]))
+            container = self._enter(container, key, ".".join(parents[:depth]), source)
         parent = ".".join(parents)
         key = _index(container, last, parent) if isinstance(container, list) else last
         if not isinstance(container, dict | list):
             raise RecipeError(f"{path} cannot be set, because {parent} is {show(container)}")
-        self._put(container, parent, key, upper.values[path], upper.origins)
+        self._put(container, parent, key, value, {path: source})
 
     def _put(
         self, container: Any, parent: str, key: Any, value: object, origins: Mapping[str, str]
@@ -69,19 +70,21 @@ class Document:
             **{at: origin for at, origin in origins.items() if _is_within(at, path)},
         }
 
+    def _enter(self, container: Any, key: str, path: str, source: str) -> Any:
+        """The value at `key`, made a mapping where there is none yet."""
+        inner = join(path, key)
+        if isinstance(container, list):
+            return container[_index(container, key, path)]
+        if not isinstance(container, dict):
+            raise RecipeError(f"{inner} cannot be set, because {path} is {show(container)}")
+        if container.get(key) is None:
+            container[key] = {}
+            self.origins[inner] = source
+        return container[key]
+
 
 def _is_within(path: str, outer: str) -> bool:
     return path == outer or path.startswith(f"{outer}.")
-
-
-def _enter(container: Any, key: str, path: str) -> Any:
-    if isinstance(container, list):
-        return container[_index(container, key, path)]
-    if not isinstance(container, dict):
-        raise RecipeError(f"{join(path, key)} cannot be set, because {path} is {show(container)}")
-    if container.get(key) is None:
-        container[key] = {}
-    return container[key]
 
 
 def _index(items: list[Any], key: str, path: str) -> int:

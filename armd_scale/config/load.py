@@ -53,7 +53,8 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every key, defaults included, that loads back as an equal recipe."""
-    return yaml.dump(to_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    # Not allow_unicode: PyYAML then writes U+0085 bare and reads it back as a line break.
+    return yaml.dump(to_plain(recipe), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -104,7 +105,7 @@ def _apply_override(document: Document, override: str) -> None:
         raise RecipeError(f"{source}: an override must read section.key=value")
     value, _ = _Parser(text, source).parse()
     try:
-        document.override(path, Document(values={path: value}, origins={path: source}))
+        document.override(path, value, source)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
 

@@ -162,6 +162,14 @@ def two_stream_layers_exist(recipe: Recipe) -> None:
         refuse("model.two_stream_layers", count, must=must, advice="leave it out for half of them")
 
 
+def plain_stack_starts_from_tokens(recipe: Recipe) -> None:
+    """Without two-stream layers the only way in for a token is the start of a query row."""
+    model = recipe.model
+    if derive.two_stream_layers(model) == 0 and model.query != "anchor":
+        must = "be anchor when model.two_stream_layers is 0"
+        refuse("model.query", model.query, must=must, advice="change one of them")
+
+
 def position_tables_reach(recipe: Recipe) -> None:
     """Tables of positions have a row for every token of a sample, the given one included."""
     model, needed = recipe.model, recipe.data.seq_length + 1
@@ -237,6 +245,7 @@ RULES = (
     rotary_turns_pairs,
     rope_scaling_stretches,
     two_stream_layers_exist,
+    plain_stack_starts_from_tokens,
     position_tables_reach,
     learning_rate_falls,
     schedule_fits_the_run,

@@ -343,7 +343,7 @@ class LogConfig:
 
     every_steps: int
     """Steps from one line of metrics.jsonl to the next."""
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""
 
 
@@ -359,7 +359,7 @@ class Recipe:
     """In which order the tokens of a sample are predicted."""
     model: ModelConfig
     """The network."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = ParallelConfig()
     """How the network is split over processes."""
     optim: OptimConfig
     """How weights are updated."""

@@ -112,7 +112,7 @@ class Reader:
         self, members: tuple[Any, ...], value: object, path: str, beside: tuple[str, ...]
     ) -> Any:
         by_tag = {getattr(member, TAG): member for member in members}
-        mapping = self._mapping(value, path)
+        mapping = self._mapping(dict, value, path)
         tag = mapping.get(TAG)
         if TAG not in mapping:
             raise self._error(join(path, TAG), f"is missing, give it one of {', '.join(by_tag)}")
@@ -125,7 +125,7 @@ class Reader:
         self, kind: Any, value: object, path: str, *, beside: tuple[str, ...] = ()
     ) -> Any:
         """Keys named `beside` are the owner's: known to the reader of the file, read elsewhere."""
-        mapping = self._mapping(value, path)
+        mapping = self._mapping(kind, value, path)
         hints = typing.get_type_hints(kind)
         fields = {field.name: field for field in dataclasses.fields(kind)}
         flattened = [name for name, field in fields.items() if is_flattened(field)]
@@ -143,9 +143,9 @@ class Reader:
                 raise self._error(join(path, name), f"is missing, give it {describe(hints[name])}")
         return kind(**arguments)
 
-    def _mapping(self, value: object, path: str) -> Mapping[object, object]:
+    def _mapping(self, kind: Any, value: object, path: str) -> Mapping[object, object]:
         if not isinstance(value, Mapping):
-            raise self._mismatch(dict, value, path)
+            raise self._mismatch(kind, value, path)
         return value
 
     def _refuse_unknown(

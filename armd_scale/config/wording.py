@@ -41,7 +41,7 @@ def describe(kind: Any) -> str:
 
 
 def show(value: object) -> str:
-    """A value as its author wrote it, shortened."""
+    """A value much as its author wrote it, shortened."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -50,7 +50,8 @@ def show(value: object) -> str:
         return "a mapping"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(show, value))}]"[:LONGEST_VALUE]
-    return (f"'{value}'" if isinstance(value, str) else str(value))[:LONGEST_VALUE]
+    # Quoted, and line breaks escaped: an error stays one line.
+    return (repr(value) if isinstance(value, str) else str(value))[:LONGEST_VALUE]
 
 
 def nearest(value: object, known: Iterable[object], *, cutoff: float = 0.6) -> str:

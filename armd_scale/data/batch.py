@@ -6,7 +6,8 @@ over rows and does not care in which order they come. `armd_scale.order.visibili
 slot is and which row sees which slots.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -75,6 +76,15 @@ class ArmdBatch:
         """The same batch in page-locked memory (the name is the one that DataLoader calls)."""
         return _map_tensors(self, Tensor.pin_memory)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles all tensors as one buffer.
+
+        What a tensor costs on its way from a worker process is a file descriptor, not its bytes:
+        as one buffer a batch takes the trainer's thread 0.3 ms to receive, as 17 tensors 1.7.
+        """
+        buffer, layout = _pack(list(_tensors_of(self)))
+        return _unpack, (buffer, layout, self.causal, self.left_to_right)
+
 
 def make_batch(
     tokens: Int[np.ndarray, "b P"],
@@ -137,3 +147,43 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(
         **{field.name: _map_tensors(getattr(value, field.name), change) for field in fields(value)}
     )
+
+
+def _tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors of a dataclass, nested or not, in the order of its fields."""
+    for part in (getattr(value, field.name) for field in fields(value)):
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, Visible):
+            yield from _tensors_of(part)
+
+
+def _pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[tuple[torch.dtype, tuple[int, ...]]]]:
+    """The bytes of tensors on end, each starting at a multiple of 8, with dtypes and shapes."""
+    parts = []
+    for tensor in tensors:
+        data = tensor.contiguous().view(torch.uint8).flatten()
+        parts += [data, data.new_zeros(-len(data) % 8)]
+    return torch.cat(parts), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+
+
+def _unpack(
+    buffer: Tensor,
+    layout: Sequence[tuple[torch.dtype, tuple[int, ...]]],
+    causal: bool,
+    left_to_right: bool,
+) -> ArmdBatch:
+    """The batch that was packed; its tensors are views of the buffer."""
+    tensors, begin = [], 0
+    for dtype, shape in layout:
+        end = begin + math.prod(shape) * dtype.itemsize
+        tensors.append(buffer[begin:end].view(dtype).view(shape))
+        begin = end + -end % 8
+    left = iter(tensors)
+    parts: dict[str, Any] = {"causal": causal, "left_to_right": left_to_right}
+    for field in fields(ArmdBatch):
+        if field.type is Visible:
+            parts[field.name] = Visible(start=next(left), stop=next(left))
+        elif field.name not in parts:
+            parts[field.name] = next(left)
+    return ArmdBatch(**parts)

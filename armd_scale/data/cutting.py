@@ -1,4 +1,4 @@
-"""Cutting what is too long for one document, or for memory, at places that depend on nearby bytes only."""
+"""Cutting what is too long for one document, or for memory, where only nearby bytes decide."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -44,7 +44,7 @@ def pieces(
 
 
 def _cut(window: bytes, slack: int) -> int:
-    """How far after its nominal place a cut is, for a window that begins one byte before that place."""
+    """How far after its nominal place a cut is; the window begins one byte before that place."""
     line_end = window.find(b"\n", 0, slack)
     if line_end >= 0:
         return line_end

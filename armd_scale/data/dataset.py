@@ -7,13 +7,15 @@ N tokens, is left out; where documents are told apart, a document's first token 
 """
 
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int64
 
 from armd_scale.data.shards import open_shards
 from armd_scale.errors import ShardError
+
+Packing: TypeAlias = Literal["concat", "documents"]
 
 
 class TokenWindows:
@@ -36,11 +38,12 @@ class TokenWindows:
         prefix: str,
         seq_length: int,
         *,
-        packing: Literal["concat", "documents"] = "concat",
+        packing: Packing = "concat",
         vocab_size: int | None = None,
     ) -> None:
         self.prefix, self.seq_length = prefix, seq_length
-        self._packing, self._vocab_size = packing, vocab_size
+        self._packing: Packing = packing
+        self._vocab_size = vocab_size
         self.reopen()
         num_tokens = self._shards.num_tokens
         self.num_windows = (num_tokens - 1) // seq_length

@@ -4,10 +4,11 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 from armd_scale.data.cutting import pieces
-from armd_scale.data.sources import TextDocuments
+
+TextDocuments = Literal["file", "line", "paragraph"]
 
 
 @final
@@ -17,17 +18,19 @@ class Reading:
 
     Args:
         text_key: key or column that holds the text.
-        text_documents: a document of a text file: the file, each line, or each paragraph (between blank lines).
+        text_documents: a document of a text file: all of it, a line, or a paragraph.
         document_bytes: longer documents are cut into several, at line ends where there are any.
+        keep_empty: whether an empty text is a document, which it is when its end token remains.
     """
 
-    text_key: str
-    text_documents: TextDocuments
-    document_bytes: int
+    text_key: str = "text"
+    text_documents: TextDocuments = "file"
+    document_bytes: int = 1 << 20
+    keep_empty: bool = True
 
 
 class Document(NamedTuple):
-    """A document's text, its UTF-8 form, and whether it is the first piece of one that had to be cut."""
+    """A document's text, its UTF-8 form, and whether it begins one that had to be cut."""
 
     text: str
     utf8: bytes
@@ -54,38 +57,62 @@ class Bad:
         return f"{self.path}:{line}: {self.reason}" if line else f"{self.path}: {self.reason}"
 
 
-class Unreadable(Exception):
-    """A reason for which a single document cannot be taken; becomes a `Bad` where the place is known."""
+class UnreadableError(Exception):
+    """Why a single document cannot be taken; becomes a `Bad` where the place is known.
+
+    Args:
+        reason: in a few words.
+        byte: where in the document.
+    """
+
+    def __init__(self, reason: str, *, byte: int = 0) -> None:
+        super().__init__(reason)
+        self.byte = byte
 
 
+def documents(text: object, reading: Reading) -> Iterator[Document]:
+    """The document that a value holds, or its pieces when it is too long.
 
-
-def documents(text: object | None, reading: Reading) -> Iterator[Document]:
-    """The document that a value holds, or its pieces when it is too long; nothing for None."""
-    if text is None:
-        return
+    Raises:
+        UnreadableError: the value is not text.
+    """
     if isinstance(text, str):
         try:
             utf8 = text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise Unreadable("holds half of a surrogate pair, which is no character") from error
+            raise UnreadableError(
+                "holds half of a surrogate pair, which is no character"
+            ) from error
     elif isinstance(text, bytes):
         utf8 = text
     else:
-        raise Unreadable(f"the key {reading.text_key!r} holds a {json_name(text)}, not a string")
+        raise UnreadableError(f"{reading.text_key!r} holds {_json_name(text)}, not a string")
+    whole = document(utf8, reading)
+    if len(utf8) <= reading.document_bytes:
+        yield whole
+        return
+    for _, piece, begins_cut in pieces(io.BytesIO(utf8), reading.document_bytes):
+        yield document(piece, reading, begins_cut=begins_cut)
+
+
+def document(utf8: bytes, reading: Reading, *, begins_cut: bool = False) -> Document:
+    """The document of some bytes.
+
+    Raises:
+        UnreadableError: they are not UTF-8, or empty where that is no document.
+    """
+    if not utf8 and not reading.keep_empty:
+        raise UnreadableError("is empty, and no end token is added that would remain of it")
     try:
-        if len(utf8) <= reading.document_bytes:
-            yield decoded(utf8, begins_cut=False)
-            return
-        utf8.decode("utf-8")  # whole or not at all, before the first piece leaves
-        for _, piece, begins_cut in pieces(io.BytesIO(utf8), reading.document_bytes):
-            yield decoded(piece, begins_cut)
+        return Document(utf8.decode("utf-8"), utf8, begins_cut)
     except UnicodeDecodeError as error:
-        raise Unreadable(f"not UTF-8 ({error.reason})") from error
+        raise UnreadableError(f"not UTF-8 ({error.reason})", byte=error.start) from error
 
 
-def decoded(utf8: bytes, begins_cut: bool) -> Document:
-    return Document(utf8.decode("utf-8"), utf8, begins_cut)
+def reason_of(error: Exception) -> str:
+    """What an exception of a reader says, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(str(text).split())[:200] or type(error).__name__
 
 
 def _line_at(path: str, offset: int) -> int:
@@ -98,11 +125,6 @@ def _line_at(path: str, offset: int) -> int:
     return line
 
 
-def reason_of(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(str(text).split())[:200] or type(error).__name__
-
-
-def json_name(value: object) -> str:
-    names = {bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
-    return names.get(type(value), "string" if isinstance(value, str) else "null")
+def _json_name(value: object) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "an array"}
+    return names.get(type(value), "null" if value is None else "an object")

@@ -4,10 +4,13 @@ A name is written NAME[:CONFIG[:SPLIT]]; the split is `train` unless given.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from armd_scale.data.documents import Bad, Document, Reading, Unreadable, documents
+from armd_scale.data.documents import Bad, Document, Reading, UnreadableError, documents, reason_of
 from armd_scale.errors import CorpusError
+
+if TYPE_CHECKING:
+    from armd_scale.data.sources import Unit
 
 
 def num_hub_shards(name: str) -> int:
@@ -19,21 +22,29 @@ def num_hub_shards(name: str) -> int:
     return _open_hub(name).num_shards
 
 
-def read_hub(
-    name: str, start: int, stop: int | None, reading: Reading
-) -> Iterator[Document | Bad]:
-    """Rows of shards [start, stop) of a dataset in the form that `datasets` streams it."""
+def read_hub(name: str, unit: "Unit", reading: Reading) -> Iterator[Document | Bad]:
+    """Rows of a unit's shards of the dataset."""
+    key = reading.text_key
     dataset = _open_hub(name)
-    for index in range(start, dataset.num_shards if stop is None else stop):
-        for row, record in enumerate(dataset.shard(dataset.num_shards, index)):
+    stop = dataset.num_shards if unit.stop is None else unit.stop
+    for index in range(unit.start, stop):
+        for row, record in enumerate(_rows(name, dataset.shard(dataset.num_shards, index))):
             try:
-                if reading.text_key not in record:
-                    raise Unreadable(f"no key {reading.text_key!r} (its keys: {', '.join(record)})")
-                if record[reading.text_key] is None:
-                    raise Unreadable(f"the key {reading.text_key!r} holds null, not a string")
-                yield from documents(record[reading.text_key], reading)
-            except Unreadable as error:
+                if key not in record:
+                    raise UnreadableError(f"no key {key!r} (its keys: {', '.join(record)[:200]})")
+                yield from documents(record[key], reading)
+            except UnreadableError as error:
                 yield Bad(f"{name} shard {index}", str(error), row=row)
+
+
+def _rows(name: str, dataset: Any) -> Iterator[dict[str, Any]]:
+    try:
+        yield from dataset
+    except Exception as error:  # as in _open_hub
+        raise CorpusError(
+            f"dataset {name} stopped coming ({reason_of(error)}): run the same command again, "
+            "which keeps what is finished"
+        ) from error
 
 
 def _open_hub(name: str) -> Any:
@@ -42,9 +53,8 @@ def _open_hub(name: str) -> Any:
     path, config, split = (*name.split(":"), "", "")[:3]
     try:
         return datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
-    except Exception as error:  # the library and its network stack raise some dozen unrelated types
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # the library and its network stack raise a dozen unrelated types
         raise CorpusError(
             f"input {name} is no file, folder or glob here, and no dataset of that name can be had "
-            f"({type(error).__name__}: {reason}): check the name, written NAME[:CONFIG[:SPLIT]]"
+            f"({reason_of(error)}): check the name, written NAME[:CONFIG[:SPLIT]]"
         ) from error

@@ -1,8 +1,9 @@
-"""The `.bin`/`.idx` format of Megatron, byte for byte as megatron-core's `IndexedDatasetBuilder` writes it.
+"""Megatron's `.bin`/`.idx` format, byte for byte as its `IndexedDatasetBuilder` writes it.
 
-`.bin` is the tokens of all documents on end, in one width, without a header. `.idx` is little-endian: magic, u64
-version 1, u8 dtype code, u64 sequences, u64 documents + 1, then i32 sequence lengths, i64 byte offsets and i64
-document bounds (as sequence numbers). Everything here is streamed: memory does not grow with the corpus.
+`.bin` is the tokens of all documents on end, in one width, without a header. `.idx` is
+little-endian: magic, u64 version 1, u8 dtype code, u64 sequences, u64 documents + 1, then i32
+sequence lengths, i64 byte offsets and i64 document bounds (as sequence numbers). Everything here
+is streamed: memory does not grow with the corpus.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ class Header:
 @final
 @dataclass(frozen=True)
 class Part:
-    """Some documents on end: their tokens, and their lengths as raw i32 at an offset of another file."""
+    """Some documents on end: a file of tokens, and their lengths, i32 from an offset of another."""
 
     bin_path: Path
     lengths_path: Path

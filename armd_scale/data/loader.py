@@ -9,14 +9,15 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.data.stream import SampleStream, collate
+from armd_scale.data.samples import SampleStream, collate
 from armd_scale.errors import ArmdError, TrainingError
 
 BATCHES_AHEAD = 4
@@ -93,17 +94,20 @@ class MicroBatches:
             made = _in_workers(maker, requests, self._workers)
         else:
             made = (maker[request] for request in requests)
-        for batch in made:
-            if isinstance(batch, ArmdError):
-                raise batch
-            yield batch
+        # Closed here and now, whatever ends the iteration: if workers were left to the garbage
+        # collector, it would tear down their queues first and then wait seconds for each.
+        with closing(made):
+            for batch in made:
+                if isinstance(batch, ArmdError):
+                    raise batch
+                yield batch
 
 
 class _Maker(Dataset[ArmdBatch | ArmdError]):
     """Makes requested micro-batches, in this process or in a worker."""
 
     def __init__(self, stream: SampleStream) -> None:
-        self.stream = stream
+        self._stream, self._process = stream, os.getpid()
 
     def __getitem__(self, request: Request) -> ArmdBatch | ArmdError:
         """The micro-batch, or the error that whoever asked for it should raise.
@@ -111,7 +115,10 @@ class _Maker(Dataset[ArmdBatch | ArmdError]):
         DataLoader would raise it with a worker's traceback in its text; users get one sentence.
         """
         try:
-            return collate([self.stream.sample(k, step=request.step) for k in request.samples])
+            if self._process != os.getpid():
+                self._stream.reopen()
+                self._process = os.getpid()
+            return collate([self._stream.sample(k, step=request.step) for k in request.samples])
         except ArmdError as error:
             return error
 
@@ -136,18 +143,27 @@ def _in_workers(
     while failure is None:
         try:
             batch = next(workers)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
+        except (RuntimeError, EOFError, OSError) as error:
+            if not _tells_of_death(error):
                 raise
-            failure = str(error)
+            failure = str(error) or type(error).__name__
         else:
             yield batch
-    # Raised outside the handler, so that no traceback keeps the other workers alive.
+    # Raised outside the handler, so that no traceback keeps the other workers.
     del workers
     raise TrainingError(
         f"data loading processes must live as long as the run, got '{failure}': "
         "check that memory suffices and resume, with data.workers=0 if it happens again"
     )
+
+
+def _tells_of_death(error: Exception) -> bool:
+    """Whether DataLoader raised this for a worker that died, not for what one raised.
+
+    Death is noticed either by a look at the process or by a connection that breaks in mid-transfer.
+    """
+    broken = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
+    return "exited unexpectedly" in str(error) or (broken and "Caught" not in str(error))
 
 
 def _start_quietly(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -168,16 +184,12 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Sets up a worker process: files and signals of its own.
+    """Sets up the signals of a worker process.
 
     Ctrl-C and a scheduler's SIGTERM go to every process of a job, but it is the trainer that
     answers them: it finishes its step and saves, for which it still needs batches. So a worker
     ignores both, except for a SIGTERM from its own parent, which is how Python ends its children.
     """
-    info = get_worker_info()
-    assert info is not None
-    assert isinstance(info.dataset, _Maker)
-    info.dataset.stream.reopen()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,4 +1,4 @@
-"""The manifest beside a pair of shards: what was counted, from which files, with which tokenizer."""
+"""The manifest beside a pair of shards: counts, digests, source files, tokenizer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,7 @@ class Skipped:
 
     def plus(self, other: "Skipped") -> "Skipped":
         """Both, this one first."""
-        return Skipped(
-            self.count + other.count, (self.examples + other.examples)[:MAX_EXAMPLES]
-        )
+        return Skipped(self.count + other.count, (self.examples + other.examples)[:MAX_EXAMPLES])
 
 
 @final
@@ -103,6 +101,32 @@ class Manifest:
         return Path(prefix).parent / self.tokenizer.folder
 
 
+def pair_prefix(prefix: str, side: str) -> str:
+    """Prefix of the pair of a side of a split; the prefix itself for the empty side."""
+    return f"{prefix}_{side}" if side else prefix
+
+
+def existing_pairs(prefix: str) -> dict[str, str]:
+    """Prefixes by side of what is there at `prefix`: one pair, or those of a split.
+
+    Raises:
+        ShardError: neither is.
+    """
+    for sides in (("",), ("train", "valid", "test")):
+        pairs = {side: pair_prefix(prefix, side) for side in sides}
+        there = {
+            side: pair
+            for side, pair in pairs.items()
+            if any(Path(pair + suffix).exists() for suffix in (".bin", ".idx", ".json"))
+        }
+        if there:
+            return there
+    raise ShardError(
+        f"neither {prefix}.idx nor {prefix}_train.idx exists: check the prefix, or build the "
+        "shards with tools/preprocess.py"
+    )
+
+
 def manifest_path(prefix: str | Path) -> Path:
     """PREFIX.json."""
     return Path(f"{prefix}.json")
@@ -126,13 +150,12 @@ def load_manifest(prefix: str | Path) -> Manifest | None:
         ) from error
 
 
-def merged(manifests: Sequence[Manifest], *, sha256: Mapping[str, str], folder: str) -> Manifest:
-    """The manifest of all parts together, equal to that of a single run.
+def merged(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> Manifest:
+    """The manifest of all parts together, that of a single run but for the digests.
 
     Args:
         manifests: of all parts, in order.
-        sha256: digests of the joined files.
-        folder: the tokenizer's new place, relative to the new manifest.
+        tokenizer_folder: its new place, relative to the new manifest.
     """
     first = manifests[0]
     skipped = Skipped()
@@ -144,8 +167,8 @@ def merged(manifests: Sequence[Manifest], *, sha256: Mapping[str, str], folder: 
         tokens=sum(m.tokens for m in manifests),
         text_bytes=sum(m.text_bytes for m in manifests),
         cut_documents=sum(m.cut_documents for m in manifests),
-        tokenizer=replace(first.tokenizer, folder=folder),
-        sha256=sha256,
+        tokenizer=replace(first.tokenizer, folder=tokenizer_folder),
+        sha256={},
         skipped=skipped,
         shard=None,
     )

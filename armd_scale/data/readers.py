@@ -1,33 +1,29 @@
-"""Documents out of units of work: text and JSON lines here, tables and hub datasets through their modules.
+"""Documents out of units of work: text and JSON lines here, tables and hub in their own modules.
 
-Files are read without the `datasets` library, which serves hub names: a bad line must be named by file and line,
-counted and passed over, a huge file must be read from the middle, and no worker should spend a second on imports
-it does not need. Memory is bounded, by `_MAX_LINE_BYTES` for a line and by the size of a document otherwise.
+Files are read without the `datasets` library, which serves hub names: a bad line must be named by
+file and line, counted and passed over, a huge file must be read from the middle, and no worker
+should spend a second on imports it does not need. Memory is bounded, by `_MAX_LINE_BYTES` for a
+line and by the size of a document otherwise.
 """
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from armd_scale.data.cutting import pieces
 from armd_scale.data.documents import (
     Bad,
     Document,
     Reading,
-    Unreadable,
-    decoded,
+    UnreadableError,
+    document,
     documents,
-    json_name,
     reason_of,
 )
 from armd_scale.data.hub import read_hub
 from armd_scale.data.sources import Unit
-from armd_scale.data.tables import arrow_batches, parquet_batches, read_rows
+from armd_scale.data.streams import BROKEN_STREAM, COMPRESSED, open_stream
+from armd_scale.data.tables import read_arrow, read_parquet
 
 _MAX_LINE_BYTES = 32 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -36,37 +32,38 @@ _BOM = b"\xef\xbb\xbf"
 def read_unit(unit: Unit, reading: Reading) -> Iterator[Document | Bad]:
     """The documents of a unit in order, and in their places what could not be read."""
     for path in unit.paths:
-        match unit.kind:
-            case "lines":
-                yield from _read_lines(path, unit, reading, json_lines=True)
-            case "text" if reading.text_documents == "line":
-                yield from _read_lines(path, unit, reading, json_lines=False)
-            case "text" if reading.text_documents == "paragraph":
-                yield from _read_paragraphs(path, reading)
-            case "text":
+        match unit.kind, reading.text_documents:
+            case "parquet", _:
+                yield from read_parquet(path, unit, reading)
+            case "arrow", _:
+                yield from read_arrow(path, reading)
+            case "hub", _:
+                yield from read_hub(path, unit, reading)
+            case "text", "file":
                 yield from _read_text(path, unit, reading)
-            case "parquet":
-                yield from read_rows(path, parquet_batches(path, unit, reading), reading)
-            case "arrow":
-                yield from read_rows(path, arrow_batches(path, reading), reading)
-            case "hub":
-                yield from read_hub(path, unit.start, unit.stop, reading)
+            case "text", "paragraph":
+                yield from _read_paragraphs(path, reading)
+            case _:
+                yield from _read_lines(path, unit, reading)
 
 
-def _read_lines(
-    path: str, unit: Unit, reading: Reading, *, json_lines: bool
-) -> Iterator[Document | Bad]:
-    take = _text_of_json if json_lines else _text_of_line
+def _read_lines(path: str, unit: Unit, reading: Reading) -> Iterator[Document | Bad]:
+    """A document a line, JSON or plain; blank lines are none."""
     place: dict[str, int] = {}
     try:
-        with _open(path) as stream:
+        with open_stream(path) as stream:
             for number, (offset, line) in enumerate(_lines(stream, unit.start, unit.stop), 1):
-                place = {"line": number} if _compressed(path) else {"offset": offset}
+                # In the middle of a file a line's number is only looked up when it is to be shown.
+                place = {"line": number} if path.endswith(COMPRESSED) else {"offset": offset}
+                if line is not None and not line.strip():
+                    continue
                 try:
-                    yield from documents(take(line, reading.text_key), reading)
-                except Unreadable as error:
+                    line = _not_too_long(line)
+                    text = _json_text(line, reading) if unit.kind == "lines" else _chomp(line)
+                    yield from documents(text, reading)
+                except UnreadableError as error:
                     yield Bad(path, str(error), **place)
-    except _broken_stream_errors() as error:
+    except BROKEN_STREAM as error:
         yield Bad(path, f"cannot be read on from here ({reason_of(error)})", **place)
 
 
@@ -99,108 +96,77 @@ def _skip_line(stream: BinaryIO) -> int:
     return num_bytes
 
 
-def _text_of_line(line: bytes | None, key: str) -> bytes | None:
-    del key  # shares its form with _text_of_json
-    if line is None:
-        raise Unreadable(f"a line longer than {_MAX_LINE_BYTES >> 20} MiB")
-    return line.rstrip(b"\r\n") if line.strip() else None
-
-
-def _text_of_json(line: bytes | None, key: str) -> object | None:
-    """The text of a JSON line; None for a blank one."""
-    if line is None:
-        raise Unreadable(f"a line longer than {_MAX_LINE_BYTES >> 20} MiB")
-    if not line.strip():
-        return None
+def _json_text(line: bytes, reading: Reading) -> object:
+    key = reading.text_key
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Unreadable(f"not UTF-8 (byte {error.start} of the line)") from error
-    except (ValueError, RecursionError) as error:
-        detail = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise Unreadable(f"not JSON ({detail})") from error
+        raise UnreadableError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"not JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 1,000 deep
+        raise UnreadableError(f"not JSON that can be read ({reason_of(error)})") from error
     if not isinstance(record, dict):
-        raise Unreadable(f"holds a JSON {json_name(record)}, not an object with the key {key!r}")
+        raise UnreadableError(f"not a JSON object with the key {key!r}")
     if key not in record:
-        keys = ", ".join(map(repr, list(record)[:8])) or "none"
-        raise Unreadable(f"no key {key!r} (its keys: {keys})")
-    if record[key] is None:
-        raise Unreadable(f"the key {key!r} holds null, not a string")
+        raise UnreadableError(f"no key {key!r} (its keys: {', '.join(map(repr, record))[:200]})")
     return record[key]
 
 
 def _read_text(path: str, unit: Unit, reading: Reading) -> Iterator[Document | Bad]:
     """The file as one document, or cut near multiples of `document_bytes` when it is longer."""
     try:
-        with _open(path) as stream:
+        with open_stream(path) as stream:
             for offset, utf8, begins_cut in pieces(
                 stream, reading.document_bytes, start=unit.start, stop=unit.stop
             ):
                 try:
-                    yield decoded(utf8.removeprefix(_BOM) if offset == 0 else utf8, begins_cut)
-                except UnicodeDecodeError as error:
-                    where = None if _compressed(path) else offset + error.start
-                    yield Bad(path, f"not UTF-8 ({error.reason})", offset=where)
-    except _broken_stream_errors() as error:
+                    text = utf8.removeprefix(_BOM) if offset == 0 else utf8
+                    yield document(text, reading, begins_cut=begins_cut)
+                except UnreadableError as error:
+                    where = None if path.endswith(COMPRESSED) else offset + error.byte
+                    yield Bad(path, str(error), offset=where)
+    except BROKEN_STREAM as error:
         yield Bad(path, f"cannot be read ({reason_of(error)})")
 
 
 def _read_paragraphs(path: str, reading: Reading) -> Iterator[Document | Bad]:
+    """Runs of lines between blank ones; a run too long to hold ends where it is."""
     held, first_line = bytearray(), 1
     try:
-        with _open(path) as stream:
+        with open_stream(path) as stream:
             for number, (_, line) in enumerate(_lines(stream, 0, None), 1):
-                if line is None:
-                    yield Bad(path, f"a line longer than {_MAX_LINE_BYTES >> 20} MiB", line=number)
+                try:
+                    line = _not_too_long(line)
+                except UnreadableError as error:
+                    yield Bad(path, str(error), line=number)
                     continue
+                if held and (not line.strip() or len(held) > _MAX_LINE_BYTES):
+                    yield from _paragraph(path, held, first_line, reading)
+                    held.clear()
                 if line.strip():
                     first_line = first_line if held else number
                     held += line
-                if held and (not line.strip() or len(held) > _MAX_LINE_BYTES):
-                    yield from _paragraph(held, path, first_line, reading)
-                    held.clear()
             if held:
-                yield from _paragraph(held, path, first_line, reading)
-    except _broken_stream_errors() as error:
+                yield from _paragraph(path, held, first_line, reading)
+    except BROKEN_STREAM as error:
         yield Bad(path, f"cannot be read ({reason_of(error)})")
 
 
 def _paragraph(
-    held: bytearray, path: str, first_line: int, reading: Reading
+    path: str, held: bytearray, first_line: int, reading: Reading
 ) -> Iterator[Document | Bad]:
     try:
-        yield from documents(bytes(held).rstrip(b"\r\n"), reading)
-    except Unreadable as error:
+        yield from documents(_chomp(bytes(held)), reading)
+    except UnreadableError as error:
         yield Bad(path, str(error), line=first_line)
 
 
-@contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
-    if path.endswith(".gz"):
-        with gzip.open(path) as stream:
-            yield cast("BinaryIO", stream)
-    elif path.endswith(".zst"):
-        import zstandard
-
-        with (
-            Path(path).open("rb") as file,
-            zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream,
-            io.BufferedReader(cast("io.RawIOBase", stream), 1 << 20) as buffered,
-        ):
-            yield cast("BinaryIO", buffered)
-    else:
-        with Path(path).open("rb") as stream:
-            yield stream
+def _not_too_long(line: bytes | None) -> bytes:
+    if line is None:
+        raise UnreadableError(f"a line longer than {_MAX_LINE_BYTES >> 20} MiB")
+    return line
 
 
-def _broken_stream_errors() -> tuple[type[Exception], ...]:
-    """What a missing, unreadable or damaged file raises."""
-    import zstandard
-
-    return (OSError, EOFError, zlib.error, zstandard.ZstdError)
-
-
-def _compressed(path: str) -> bool:
-    return path.endswith((".gz", ".zst"))
-
-
+def _chomp(lines: bytes) -> bytes:
+    return lines.rstrip(b"\r\n")

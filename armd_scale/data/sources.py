@@ -1,7 +1,7 @@
 """Which files an input names, in what order, and how they are cut into units of work.
 
-Everything here is a pure function of the input (names and sizes), never of the number of workers or shards:
-that is what makes a sharded, resumed or differently parallel run produce the same bytes.
+Everything here is a pure function of the input (names and sizes), never of the number of workers
+or shards: that is what makes a sharded, resumed or differently parallel run give the same bytes.
 """
 
 import glob
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
+from armd_scale.data.documents import TextDocuments
+from armd_scale.data.hub import num_hub_shards
+from armd_scale.data.streams import COMPRESSED
 from armd_scale.errors import CorpusError
 
 Kind = Literal["lines", "text", "parquet", "arrow", "hub"]
-TextDocuments = Literal["file", "line", "paragraph"]
 
-COMPRESSED = (".gz", ".zst")
 _KINDS: dict[str, Kind] = {
     ".jsonl": "lines",
     ".ndjson": "lines",
@@ -27,17 +28,19 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-# What a folder contributes besides the above. A file that is named or globbed is read whatever its extension.
+# What a folder contributes besides the above; a file named or globbed is read whatever its name.
 _TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .rst .tex .html .htm .xml .csv .tsv .srt "
-    ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .cu .cuh .rs .go .java .kt .scala .cs .swift .m .js .jsx .ts "
-    ".tsx .rb .php .pl .pm .lua .r .jl .hs .ml .lisp .el .vim .sh .bash .bat .ps1 .sql .css .scss "
-    ".yaml .yml .toml .ini .cfg .cmake .proto".split()
+    """
+    .txt .text .md .rst .tex .html .htm .xml .csv .tsv .srt .py .pyi .pyx .c .h .cc .cpp .cxx .hpp
+    .cu .cuh .rs .go .java .kt .scala .cs .swift .m .js .jsx .ts .tsx .rb .php .pl .pm .lua .r .jl
+    .hs .ml .lisp .el .vim .sh .bash .bat .ps1 .sql .css .scss .yaml .yml .toml .ini .cfg .cmake
+    .proto
+    """.split()  # noqa: SIM905 (a column of forty lines says no more)
 )
 _SAVED_DATASET = "state.json"  # what `Dataset.save_to_disk` leaves beside its .arrow files
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}")
-# Some hundreds of units keep many workers evenly busy; the bounds keep the overhead of a unit small against
-# its encoding, and the loss small when a run is killed.
+# Some hundreds of units keep many workers evenly busy; the bounds keep the overhead of a unit small
+# against its encoding, and the loss small when a run is killed.
 _UNITS_WANTED = 256
 _MIN_UNIT_BYTES = 1 << 20
 _MAX_UNIT_BYTES = 32 << 20
@@ -63,7 +66,8 @@ class Source:
 class Unit:
     """A piece of work: several small files, or a part of one.
 
-    `start` and `stop` count bytes (lines, text), row groups (parquet) or shards (hub); `stop` None is the end.
+    `start` and `stop` count bytes (lines, text), row groups (parquet) or shards (hub); a `stop` of
+    None is the end.
     """
 
     kind: Kind
@@ -73,17 +77,18 @@ class Unit:
     stop: int | None = None
 
     def __str__(self) -> str:
-        if len(self.paths) > 1:
-            return f"{self.paths[0]} and {len(self.paths) - 1} files after it"
+        first, *others = self.paths
+        if others:
+            return f"{first} and the {len(others)} files after it"
         what = {"parquet": "row groups", "hub": "shards"}.get(self.kind, "bytes")
-        return self.paths[0] + ("" if self.stop is None else f" {what} {self.start}-{self.stop}")
+        return first if self.stop is None else f"{first} {what} {self.start}-{self.stop}"
 
 
 def find_sources(inputs: Sequence[str]) -> tuple[list[Source], Mapping[str, int]]:
     """The files of all inputs, in the order given and sorted within a folder or glob.
 
     Returns:
-        the sources, and the number of files by extension that folders hold and no reader is known for.
+        the sources, and by extension the number of files in folders that no reader is known for.
 
     Raises:
         CorpusError: an input that names nothing.
@@ -139,7 +144,7 @@ def _expand(name: str, ignored: Counter[str]) -> Iterator[Source]:
     elif path.is_dir():
         yield from map(_source, _walk(path, ignored))
     elif glob.has_magic(name):
-        matches = sorted(glob.glob(str(path), recursive=True))
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
         yield from (_source(match) for match in matches if Path(match).is_file())
     elif _HUB_NAME.fullmatch(name) and _suffix(name) not in {*_KINDS, *_TEXT_SUFFIXES}:
         yield Source(name, 0, "hub")
@@ -155,7 +160,7 @@ def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:
             continue
         for name in sorted(names):
             if _suffix(name) in _KINDS or _suffix(name) in _TEXT_SUFFIXES:
-                # A DatasetDict keeps the names of its parts here; the parts are folders of their own.
+                # The names of a saved DatasetDict's parts; the parts are folders of their own.
                 if name != "dataset_dict.json":
                     yield str(Path(root, name))
             else:
@@ -168,8 +173,8 @@ def _saved_arrow_files(folder: Path) -> Iterator[str]:
         names = [entry["filename"] for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(
-            f"{folder / _SAVED_DATASET} must list the .arrow files of a saved dataset, but does not "
-            f"({error!r}): save the dataset again, or give a glob of its .arrow files"
+            f"{folder / _SAVED_DATASET} must list the .arrow files of a saved dataset, but does "
+            f"not ({error!r}): save the dataset again, or give a glob of its .arrow files"
         ) from error
     yield from (str(folder / name) for name in names)
 
@@ -206,7 +211,7 @@ def _cut(
     by_size = source.kind == "text" and text_documents == "file"
     if source.compressed or not (by_line or by_size):
         return [_whole([source])]
-    # Pieces of a long text are cut at multiples of document_bytes, so a unit takes a whole number of them.
+    # A long text is cut near multiples of document_bytes, so a unit takes some of them whole.
     step = unit_bytes if by_line else max(1, unit_bytes // document_bytes) * document_bytes
     return [
         Unit(source.kind, (source.path,), min(step, source.size - start), start, start + step)
@@ -217,9 +222,7 @@ def _cut(
 def _cut_by_count(source: Source, count: int | None) -> list[Unit]:
     if count is None:
         return [_whole([source])]
-    return [
-        Unit(source.kind, (source.path,), source.size // count, i, i + 1) for i in range(count)
-    ]
+    return [Unit(source.kind, (source.path,), source.size // count, i, i + 1) for i in range(count)]
 
 
 def _num_row_groups(path: str) -> int | None:

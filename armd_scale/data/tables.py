@@ -3,53 +3,53 @@
 from collections.abc import Iterator
 from typing import Any
 
-from armd_scale.data.documents import Bad, Document, Reading, Unreadable, documents, reason_of
+from armd_scale.data.documents import Bad, Document, Reading, UnreadableError, documents, reason_of
 from armd_scale.data.sources import Unit
 
 _ROWS = 256
 
 
+def read_parquet(path: str, unit: Unit, reading: Reading) -> Iterator[Document | Bad]:
+    """The documents of a unit's row groups."""
+    return _read_rows(path, _parquet_batches(path, unit, reading.text_key), reading)
 
-def read_rows(
-    path: str, batches: Iterator[Any], reading: Reading
+
+def read_arrow(path: str, reading: Reading) -> Iterator[Document | Bad]:
+    """The documents of an arrow file, in the form `datasets` saves or the one with a footer."""
+    return _read_rows(path, _arrow_batches(path, reading.text_key), reading)
+
+
+def _read_rows(
+    path: str, batches: Iterator[tuple[int, Any]], reading: Reading
 ) -> Iterator[Document | Bad]:
-    """Documents of the batches of one column, each value taken as bytes so that one bad row is only one."""
     import pyarrow
 
-    row = 0
     try:
         for first_row, column in batches:
             for row, value in enumerate(column, first_row):
                 try:
-                    text = value.as_py()
-                    if text is None:
-                        raise Unreadable(f"the column {reading.text_key!r} holds null, not a string")
-                    yield from documents(text, reading)
-                except Unreadable as error:
+                    yield from documents(value.as_py(), reading)
+                except UnreadableError as error:
                     yield Bad(path, str(error), row=row)
-    except (pyarrow.ArrowException, OSError, Unreadable) as error:
+    except (pyarrow.ArrowException, OSError, UnreadableError) as error:
         yield Bad(path, f"cannot be read ({reason_of(error)})")
 
 
-def parquet_batches(path: str, unit: Unit, reading: Reading) -> Iterator[tuple[int, Any]]:
+def _parquet_batches(path: str, unit: Unit, key: str) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-        _check_column(file.schema_arrow, reading.text_key)
+        _check_column(file.schema_arrow, key)
         stop = file.num_row_groups if unit.stop is None else unit.stop
         row = sum(file.metadata.row_group(i).num_rows for i in range(unit.start))
         for batch in file.iter_batches(
-            batch_size=_ROWS,
-            row_groups=list(range(unit.start, stop)),
-            columns=[reading.text_key],
-            use_threads=False,
+            _ROWS, list(range(unit.start, stop)), columns=[key], use_threads=False
         ):
-            yield row, _as_binary(batch.column(0))
+            yield row, _as_bytes(batch.column(0))
             row += batch.num_rows
 
 
-def arrow_batches(path: str, reading: Reading) -> Iterator[tuple[int, Any]]:
-    """Batches of an arrow file in either form: the stream that `datasets` writes, or the file with a footer."""
+def _arrow_batches(path: str, key: str) -> Iterator[tuple[int, Any]]:
     import pyarrow
 
     # Not memory-mapped: mapped pages would count as ours and grow with the file.
@@ -59,11 +59,11 @@ def arrow_batches(path: str, reading: Reading) -> Iterator[tuple[int, Any]]:
             batches = iter(reader)
         except pyarrow.ArrowInvalid:
             reader = pyarrow.ipc.open_file(file)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        _check_column(reader.schema, reading.text_key)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        _check_column(reader.schema, key)
         row = 0
         for batch in batches:
-            yield row, _as_binary(batch.column(batch.schema.get_field_index(reading.text_key)))
+            yield row, _as_bytes(batch.column(batch.schema.get_field_index(key)))
             row += batch.num_rows
 
 
@@ -71,13 +71,16 @@ def _check_column(schema: Any, key: str) -> None:
     import pyarrow
 
     if key not in schema.names:
-        raise Unreadable(f"no column {key!r}, its columns: {', '.join(map(repr, schema.names))}")
+        names = ", ".join(map(repr, schema.names))
+        raise UnreadableError(f"no column {key!r}, its columns: {names[:200]}")
     kind = schema.field(key).type
-    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-        raise Unreadable(f"the column {key!r} holds {kind}, not strings")
+    if kind not in (pyarrow.string(), pyarrow.large_string()):
+        raise UnreadableError(f"the column {key!r} holds {kind}, not strings")
 
 
-def _as_binary(column: Any) -> Any:
+def _as_bytes(column: Any) -> Any:
+    """The column as binary, so that a row that is not UTF-8 is one bad row and no more."""
     import pyarrow
 
-    return column.cast(pyarrow.large_string()).cast(pyarrow.large_binary())
+    large = pyarrow.types.is_large_string(column.type)
+    return column.view(pyarrow.large_binary() if large else pyarrow.binary())

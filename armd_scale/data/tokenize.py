@@ -1,7 +1,7 @@
 """Tokenizers behind one small protocol: sentencepiece models and HF `tokenizers` files.
 
-`transformers` is not needed: a folder's `tokenizer.json` holds everything that encoding takes, and leaving the
-rest out lets a preprocessing worker start in a tenth of a second.
+`transformers` is not needed: a folder's `tokenizer.json` holds everything that encoding takes, and
+leaving the rest out lets a preprocessing worker start in a tenth of a second.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ class HFTokenizer:
     """The `tokenizer.json` of a Hugging Face folder, through the `tokenizers` library.
 
     Args:
-        folder: holds `tokenizer.json` and, for the names of the special tokens, `tokenizer_config.json`.
+        folder: holds `tokenizer.json`, and `tokenizer_config.json` to name the special tokens.
     """
 
     kind = "hf"
@@ -134,8 +134,8 @@ class HFTokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
         except Exception as error:  # the library raises bare Exception and ValueError alike
             raise TokenizerError(
-                f"{folder / HF_FILE} cannot be read as a tokenizer ({error}): save the folder again "
-                "with save_pretrained"
+                f"{folder / HF_FILE} cannot be read as a tokenizer ({error}): save the folder "
+                "again with save_pretrained"
             ) from error
         # Both may be left in the file by the one who saved it, and would change the documents.
         self._tokenizer.no_padding()
@@ -210,10 +210,11 @@ def vocab_to_train(spec: str) -> int | None:
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """A byte-pair vocabulary whose decoding gives back every character of the text.
+    r"""A byte-pair vocabulary whose decoding gives back every character of the text.
 
-    Nothing is normalised, blanks and newlines are kept and may be part of a token (`:\\n`, four blanks), and
-    what the vocabulary lacks falls back to bytes. UNK is 0, BOS 1, EOS 2. The same texts give the same model.
+    Nothing is normalised, blanks and newlines are kept and may be part of a token (`:\n`, four
+    blanks), and what the vocabulary lacks falls back to bytes. UNK is 0, BOS 1, EOS 2. The same
+    texts give the same model.
 
     Args:
         texts: a sample that fits in memory some five times.
@@ -253,7 +254,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
 
 
 def use_one_thread() -> None:
-    """Keeps the `tokenizers` library to the calling thread, for workers that are one process a core.
+    """Keeps the `tokenizers` library to the calling thread, for workers that are one a core.
 
     The library takes this from the environment of the process only, read at each call.
     """
@@ -261,9 +262,9 @@ def use_one_thread() -> None:
 
 
 def _training_chunks(texts: Iterable[str], num_characters: int = 1000) -> Iterator[str]:
-    """The texts in pieces below the trainer's limit of 4192 bytes, beyond which it drops a sentence.
+    """The texts in pieces below the trainer's limit of 4192 bytes, beyond which it drops them.
 
-    A tab is the trainer's own boundary mark and would drop the sentence as well; encoding spells it as a byte.
+    A tab is the trainer's own boundary mark; encoding spells it as a byte.
     """
     for text in texts:
         for start in range(0, len(text), num_characters):

@@ -1,0 +1,168 @@
+"""Checkpoint folders on disk: committed by one rename, checked against their manifest.
+
+A checkpoint is written under a name that starts with a dot. Its manifest, which holds the size and
+SHA-256 of every file, is written last, and the folder is renamed after that: what has a checkpoint's
+name is whole, and a file that changed since is found out.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from armd_scale.errors import CheckpointError
+from armd_scale.log import get_logger
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{8})")
+
+
+def folder_name(step: int) -> str:
+    """Name of the checkpoint taken after `step` optimizer steps."""
+    return f"step_{step:08d}"
+
+
+def begin(checkpoints: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into; leftovers of a broken save are removed.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    partial = checkpoints / f".{folder_name(step)}.partial"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        for old in checkpoints.glob(".step_*"):
+            shutil.rmtree(old)
+        partial.mkdir()
+    except OSError as error:
+        raise _unwritable(checkpoints, error) from error
+    return partial
+
+
+def commit(partial: Path, *, keep: int) -> Path:
+    """Makes what was written into a checkpoint, then removes all but the newest `keep`.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    step = int(partial.name.split("_")[1].split(".")[0])
+    final = partial.parent / folder_name(step)
+    files = {
+        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    try:
+        manifest = {"format": FORMAT, "step": step, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _flush(partial)
+        # A checkpoint of the same step is replaced: set aside first, because a rename cannot
+        # overwrite a folder.
+        replaced = partial.parent / f".{final.name}.replaced"
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(partial.parent, error) from error
+    if keep > 0:
+        for old in committed(partial.parent)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(p for p in checkpoints.iterdir() if _NAME.fullmatch(p.name))
+
+
+def newest_sound(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files all match its manifest; damaged ones are named and passed by."""
+    for folder in reversed(committed(checkpoints)):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            get_logger(__name__).warning("%s; trying the one before it", error)
+            continue
+        return folder
+    return None
+
+
+def verify(folder: Path, *, inside: str = "") -> None:
+    """Compares files with the manifest: all of them, or those under one subfolder.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or a file is missing, cut short or changed.
+    """
+    for name, expected in read_manifest(folder)["files"].items():
+        if not name.startswith(inside):
+            continue
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(path, "is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise _damaged(path, f"has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if _sha256(path) != expected["sha256"]:
+            raise _damaged(path, "has other contents than when it was written")
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    if folder.name.endswith(".partial"):
+        raise CheckpointError(
+            f"a checkpoint must be whole, and {folder} is a save that was interrupted: "
+            "use an older checkpoint; the next save removes this one"
+        )
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"a checkpoint folder must hold {MANIFEST}, and {folder} does not: "
+            "give a checkpoint, a run folder, or its checkpoints folder"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, f"cannot be read ({error})") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} must have format {FORMAT}, got {manifest.get('format')}: "
+            "read it with the version of armd_scale that wrote it"
+        )
+    return manifest
+
+
+def _damaged(path: Path, how: str) -> CheckpointError:
+    return CheckpointError(
+        f"a checkpoint must be as it was written, and {path} {how}: use another checkpoint"
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoints must be written to {folder}, and that failed ({error.strerror}): "
+        "free space or mend permissions there, then start again to resume"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    """Brings every file to disk, so that a power cut cannot leave a renamed but empty folder."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

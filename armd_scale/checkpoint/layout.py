@@ -1,0 +1,106 @@
+"""Tensors by parameter name, as shards of full tensors that any layout can read back.
+
+A section is a set of tensors with one entry per parameter: the weights, the optimizer's master copy,
+each of its moments. megatron-core's `dist_checkpointing` writes each rank's part and reads whatever
+part another layout asks for.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from armd_scale.errors import CheckpointError
+from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
+from armd_scale.parallel.shard import split_of
+
+Sections = Mapping[str, Mapping[str, Tensor]]
+
+
+def write_sections(
+    sections: Sections, folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
+) -> None:
+    """Writes this process's part of every section into `folder` (collective; it must be empty)."""
+    shards: dict[str, ShardedTensor] = {}
+    for section, tensors in sections.items():
+        shards |= _shards(section, tensors, network=network, groups=groups)
+    with cpu_stands_in_for_cuda():
+        dist_checkpointing.save(shards, str(folder))
+
+
+def read_sections(
+    names: Iterable[str], folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
+) -> dict[str, dict[str, Tensor]]:
+    """Reads this process's part of the named sections, in the types they were written in.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape: another model's checkpoint.
+    """
+    stored = dist_checkpointing.load_tensors_metadata(str(folder))
+    sections = {}
+    wanted: dict[str, ShardedTensor] = {}
+    for section in names:
+        empty = {
+            name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
+            for name, parameter in network.named_parameters()
+        }
+        shards = _shards(section, empty, network=network, groups=groups)
+        for key, shard in shards.items():
+            _check(key, shard, stored, folder)
+        wanted |= shards
+        sections[section] = empty
+    with cpu_stands_in_for_cuda():
+        loaded = dist_checkpointing.load(wanted, str(folder))
+    for key, shard in wanted.items():
+        assert shard.data is not None
+        shard.data.copy_(loaded[key])
+    return sections
+
+
+def _shards(
+    section: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    network: nn.Module,
+    groups: ProcessGroupCollection,
+) -> dict[str, ShardedTensor]:
+    """Each tensor as megatron-core describes a part of a whole.
+
+    A tensor of stride 2 (gate and up halves of a gated MLP) is two wholes, each split by itself.
+    """
+    shards = {}
+    for name, parameter in network.named_parameters():
+        split = split_of(parameter, groups.tp)
+        offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
+        copies = split.rank if split.dim is None else 0
+        for number, part in enumerate(tensors[name].detach().chunk(split.stride, split.dim or 0)):
+            key = f"{section}.{name}" + (f".{number}" if split.stride > 1 else "")
+            shards[key] = ShardedTensor.from_rank_offsets(
+                key, part, *offsets, replica_id=(0, copies, groups.dp.rank())
+            )
+    return shards
+
+
+def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:
+    found = stored.get(key) or stored.get(f"{key}.0")
+    return torch.float32 if found is None else found.dtype
+
+
+def _check(
+    key: str, shard: ShardedTensor, stored: Mapping[str, ShardedTensor], folder: Path
+) -> None:
+    if key not in stored:
+        raise CheckpointError(
+            f"the checkpoint must hold the network's tensor {key}, and {folder} does not: "
+            "it is of another model; give the recipe that it was trained with"
+        )
+    if tuple(stored[key].global_shape) != tuple(shard.global_shape):
+        raise CheckpointError(
+            f"the network's tensor {key} must have the shape {tuple(shard.global_shape)}, got "
+            f"{tuple(stored[key].global_shape)} in {folder}: it is of another model; give the "
+            "recipe that it was trained with"
+        )

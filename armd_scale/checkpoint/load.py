@@ -1,0 +1,129 @@
+"""Opens a checkpoint, and rebuilds from it the network or the whole training state."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from armd_scale.checkpoint.folder import MANIFEST, committed, newest_sound, verify
+from armd_scale.checkpoint.layout import read_sections
+from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
+from armd_scale.config.derive import max_positions
+from armd_scale.config.load import load_recipe
+from armd_scale.config.schema import ParallelConfig, Recipe
+from armd_scale.errors import CheckpointError
+from armd_scale.model.armd import ArmdModel
+from armd_scale.model.spec import transformer_config
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk, its small files read."""
+
+    folder: Path
+    recipe: Recipe
+    state: dict[str, Any]
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The tokenizer that came with the training data, where there was one."""
+        folder = self.folder / TOKENIZER
+        return folder if folder.is_dir() else None
+
+
+def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkpoint:
+    """Opens a checkpoint folder, or the newest sound one of a run folder or its checkpoints folder.
+
+    Args:
+        path: a checkpoint, a run folder, or a folder of checkpoints.
+        with_optimizer: check the optimizer's files against the manifest too, not the weights alone.
+
+    Raises:
+        CheckpointError: there is none, or the one that was named is damaged.
+    """
+    path = Path(path)
+    folder = _choose(path)
+    if folder is None:
+        raise CheckpointError(
+            f"{path} must be a checkpoint, or a folder that holds one, and holds none that is "
+            "sound: give the path of a checkpoint (step_...) or of a run"
+        )
+    for inside in (RECIPE, STATE, TOKENIZER, WEIGHTS) if not with_optimizer else ("",):
+        verify(folder, inside=inside)
+    return Checkpoint(
+        folder=folder,
+        recipe=load_recipe(folder / RECIPE),
+        state=json.loads((folder / STATE).read_text()),
+    )
+
+
+def _choose(path: Path) -> Path | None:
+    if path.name.endswith(".partial") or (path / MANIFEST).is_file():
+        return path
+    for checkpoints in (path, path / "checkpoints"):
+        if committed(checkpoints):
+            return newest_sound(checkpoints)
+    return None
+
+
+def load_network(
+    checkpoint: Checkpoint,
+    *,
+    groups: ProcessGroupCollection,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> ArmdModel:
+    """The network of a checkpoint, for evaluation and decoding.
+
+    Args:
+        checkpoint: from `open_checkpoint`.
+        groups: the process groups of the layout to load into, which may differ from the writer's.
+        dtype: of the weights.
+        device: where the network lives.
+    """
+    recipe = checkpoint.recipe
+    parallel = ParallelConfig(tensor=groups.tp.size(), pipeline=groups.pp.size())
+    network = ArmdModel(
+        recipe.model,
+        transformer_config(recipe.model, parallel, dtype=dtype),
+        groups=groups,
+        max_positions=max_positions(recipe),
+    )
+    load_weights(checkpoint, network, groups=groups)
+    return network.to(device).eval()
+
+
+@torch.no_grad()
+def load_weights(
+    checkpoint: Checkpoint, network: nn.Module, *, groups: ProcessGroupCollection
+) -> None:
+    """Copies a checkpoint's weights into the network, converting their type where it differs.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    folder = checkpoint.folder / WEIGHTS
+    tensors = read_sections(["weights"], folder, network=network, groups=groups)["weights"]
+    for name, parameter in network.named_parameters():
+        parameter.copy_(tensors[name])
+
+
+def load_optimizer(
+    checkpoint: Checkpoint, names: list[str], *, network: nn.Module, groups: ProcessGroupCollection
+) -> dict[str, dict[str, Tensor]]:
+    """The named sections of the optimizer's tensors.
+
+    Raises:
+        CheckpointError: the checkpoint has no optimizer state, or is of another model.
+    """
+    folder = checkpoint.folder / OPTIMIZER
+    if not any(folder.iterdir()):
+        raise CheckpointError(
+            f"a run resumes from a checkpoint with optimizer state, and {checkpoint.folder} has "
+            "none: start from its weights instead, with model.init_from"
+        )
+    return read_sections(names, folder, network=network, groups=groups)

@@ -1,0 +1,1 @@
+"""How weights are updated: learning rate, parameter groups, ZeRO, running averages."""

@@ -1,0 +1,236 @@
+"""AdamW under DeepSpeed's ZeRO: the only module that knows DeepSpeed.
+
+megatron-core's schedules call autograd themselves. DeepSpeed's `coalesce_grad_reduction` lets them:
+inside it every backward leaves its gradient on the parameter, and its exit reduces once.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.utils import clip_grad_norm_
+from deepspeed.utils import (
+    logger,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from armd_scale.config.schema import OptimConfig
+from armd_scale.optim.groups import parameter_groups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+logger.setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What AdamW remembers, free of any layout: full tensors by parameter name, all float32."""
+
+    steps: int
+    """Updates made so far."""
+    master: dict[str, Tensor]
+    """The weights as the optimizer keeps them."""
+    moments: dict[str, dict[str, Tensor]]
+    """First and second moment, by moment name, then parameter name."""
+
+
+class ZeroEngine:
+    """A network with its optimizer, split over the data-parallel group as the ZeRO stage says.
+
+    Args:
+        network: this process's part of the network, on its device.
+        optim: the recipe's optim section.
+        precision: "fp32" or "bf16": the type of the weights in forward and backward.
+        groups: the process groups of the layout.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optim: OptimConfig,
+        *,
+        precision: str,
+        groups: ProcessGroupCollection,
+    ) -> None:
+        adam = torch.optim.AdamW(
+            parameter_groups(network, optim), lr=optim.lr, betas=optim.betas, eps=optim.epsilon
+        )
+        self._stage = optim.zero_stage
+        self._clip_grad = optim.clip_grad or math.inf
+        self._engine, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=adam,
+            mpu=_Mpu(groups),
+            dist_init_required=False,
+            config=_deepspeed_config(optim, precision=precision, groups=groups),
+        )
+        self.network = network
+        self._make_room(steps=0)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's forward.
+
+        Through the engine, whose hooks ZeRO needs; at stage 0 around it, because there the engine
+        refuses any backward pass that it does not start itself.
+        """
+        return self.network(*inputs) if self._stage == 0 else self._engine(*inputs)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Backward passes inside add their gradients up; the exit averages over data parallelism."""
+        if self._stage > 0:
+            with self._engine.coalesce_grad_reduction():
+                yield
+            return
+        yield
+        self._engine.allreduce_gradients()
+
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates, clears the gradients; returns the global gradient norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._stage > 0:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        # The engine's own clipping at stage 0 keeps the norm to itself.
+        norm = clip_grad_norm_(self.network.parameters(), self._clip_grad, mpu=self._engine.mpu)
+        self._engine.step()
+        return float(norm)
+
+    def export_state(self) -> OptimizerState:
+        """The optimizer's state as full tensors (a collective over data parallelism)."""
+        named = dict(self.network.named_parameters())
+        return OptimizerState(
+            steps=self._updates(),
+            master={name: self._get(p, None) for name, p in named.items()},
+            moments={
+                key: {name: self._get(p, key) for name, p in named.items()} for key in MOMENTS
+            },
+        )
+
+    def import_state(self, state: OptimizerState) -> None:
+        """Continues from a state that any layout exported."""
+        self._make_room(state.steps)
+        for name, parameter in self.network.named_parameters():
+            self._set(parameter, state.master[name], None)
+            for key in MOMENTS:
+                self._set(parameter, state.moments[key][name], key)
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        """The AdamW that DeepSpeed drives; from stage 1 on, DeepSpeed's optimizer wraps it."""
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    def _updated_tensors(self) -> list[Tensor]:
+        """What AdamW updates: parameters, or this rank's flat partitions of them."""
+        wrapper = self._engine.optimizer
+        if self._stage == 0:
+            return [p for group in self._adam.param_groups for p in group["params"]]
+        if self._stage == 3:
+            return wrapper.fp32_partitioned_groups_flat
+        return wrapper.single_partition_of_fp32_groups
+
+    def _updates(self) -> int:
+        return int(self._adam.state[self._updated_tensors()[0]]["step"])
+
+    def _make_room(self, steps: int) -> None:
+        """Creates AdamW's state before the first update.
+
+        DeepSpeed links parameters to their moments right after the first group's first update, when
+        the other groups have none yet, and never again; so all of them must exist before it.
+        """
+        for tensor in self._updated_tensors():
+            self._adam.state[tensor] = {
+                "step": torch.tensor(float(steps)),
+                **{key: torch.zeros_like(tensor) for key in MOMENTS},
+            }
+        link = getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            link()
+
+    def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        if self._stage == 0:
+            return parameter.detach() if key is None else self._adam.state[parameter][key]
+        if key is None:
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, key)
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        if self._stage == 0:
+            self._get(parameter, key).copy_(value)
+        elif key is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _deepspeed_config(
+    optim: OptimConfig, *, precision: str, groups: ProcessGroupCollection
+) -> dict[str, Any]:
+    """DeepSpeed's configuration; batch sizes are nominal, because the schedule feeds micro-batches."""
+    config: dict[str, Any] = {
+        "train_batch_size": groups.dp.size(),
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.clip_grad if optim.zero_stage > 0 else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": optim.zero_stage},
+        "bf16": {"enabled": precision == "bf16"},
+    }
+    if optim.offload == "optimizer":
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    return config
+
+
+class _Mpu:
+    """The process groups under the names that DeepSpeed asks for."""
+
+    def __init__(self, groups: ProcessGroupCollection) -> None:
+        self._groups = groups
+
+    def get_model_parallel_group(self) -> Any:
+        return self._groups.mp
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._groups.mp.size()
+
+    def get_model_parallel_rank(self) -> int:
+        return self._groups.mp.rank()
+
+    def get_data_parallel_group(self) -> Any:
+        return self._groups.dp
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._groups.dp.size()
+
+    def get_data_parallel_rank(self) -> int:
+        return self._groups.dp.rank()
+
+    def get_tensor_model_parallel_group(self) -> Any:
+        return self._groups.tp
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._groups.tp.size()
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self._groups.tp.rank()
+
+    def get_pipeline_model_parallel_group(self) -> Any:
+        return self._groups.pp
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return self._groups.pp.size()
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return self._groups.pp.rank()

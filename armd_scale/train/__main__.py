@@ -1,0 +1,29 @@
+"""`python -m armd_scale.train RECIPE.yaml [section.key=value ...]`: trains what the recipe says."""
+
+import argparse
+
+from armd_scale.config.load import load_recipe
+from armd_scale.errors import run_command
+from armd_scale.parallel.environment import read_environment
+
+
+def main() -> int:
+    """Reads the command line and runs the job."""
+    parser = argparse.ArgumentParser(
+        prog="python -m armd_scale.train",
+        description="Train an ARMD language model. One process; under torchrun or srun, many.",
+        epilog="example: python -m armd_scale.train recipes/demo_cpu.yaml train.steps=100",
+    )
+    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changed keys")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    environment = read_environment()
+
+    from armd_scale.train.run import train  # after the environment: DeepSpeed reads it on import
+
+    return train(recipe, environment)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,62 @@
+"""The loop: verbs only."""
+
+from collections.abc import Iterator, Sequence
+
+from armd_scale.config.derive import accumulation_steps
+from armd_scale.data.batch import ArmdBatch
+from armd_scale.errors import TrainingError
+from armd_scale.optim.schedule import learning_rate
+from armd_scale.parallel.schedule import ScheduledStage
+from armd_scale.train.parts import Parts
+from armd_scale.train.periodic import Periodic
+from armd_scale.train.signals import StopRequest
+from armd_scale.train.state import TrainState
+from armd_scale.train.step import train_step
+
+
+def train_loop(
+    parts: Parts,
+    batches: Iterator[ArmdBatch],
+    state: TrainState,
+    *,
+    periodic: Sequence[Periodic],
+    stop: StopRequest,
+) -> int | None:
+    """Takes steps until the run is done or somebody asks it to stop.
+
+    Args:
+        parts: what the job is made of.
+        batches: this rank's micro-batches, from `state.consumed_samples` on.
+        state: where the run stands.
+        periodic: what to do after steps.
+        stop: the signals that end the loop early.
+
+    Returns:
+        The signal that ended it, or None.
+    """
+    recipe = parts.recipe
+    stage = ScheduledStage(parts.engine, parts.network.config)
+    count = accumulation_steps(recipe.train, parts.groups.dp.size())
+    stopped_by = None
+    while state.step < recipe.train.steps and stopped_by is None:
+        taken = [next(batches).to(parts.device) for _ in range(count)]
+        rate = learning_rate(recipe.optim, recipe.train, state.step)
+        try:
+            result = train_step(
+                parts.engine, stage, taken, learning_rate=rate, groups=parts.groups
+            )
+        except TrainingError:
+            # Every process sees the same loss, and the weights are as the last good step left them.
+            _finish(periodic, state)
+            raise
+        state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
+        for task in periodic:
+            task.after_step(state, result)
+        stopped_by = stop.agreed(parts.device)
+    _finish(periodic, state)
+    return stopped_by
+
+
+def _finish(periodic: Sequence[Periodic], state: TrainState) -> None:
+    for task in periodic:
+        task.finish(state)

@@ -1,0 +1,183 @@
+"""What a run does every so many steps: log, evaluate, save. The loop calls each after every step."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch.distributed as dist
+
+from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.config.derive import model_flops_per_token
+from armd_scale.data.dataset import TokenWindows
+from armd_scale.eval.likelihood import evaluate
+from armd_scale.log import Track, get_logger
+from armd_scale.optim.average import WeightAverage
+from armd_scale.optim.schedule import learning_rate
+from armd_scale.order.curriculum import order_at
+from armd_scale.order.policies import parse_spec
+from armd_scale.train.hardware import memory_gib, peak_flops
+from armd_scale.train.metrics import MetricsWriter
+from armd_scale.train.parts import Parts
+from armd_scale.train.state import TrainState
+from armd_scale.train.step import StepResult
+
+
+class Periodic(Protocol):
+    """Something to do after steps."""
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Called after every step."""
+        ...
+
+    def finish(self, state: TrainState) -> None:
+        """Called once when the loop ends with sound weights."""
+        ...
+
+
+def is_due(step: int, every_steps: int) -> bool:
+    """Whether a step is one of every `every_steps`; 0 means never."""
+    return every_steps > 0 and step % every_steps == 0
+
+
+class LogProgress:
+    """A progress line for people, metrics for files."""
+
+    def __init__(
+        self, parts: Parts, writers: Sequence[MetricsWriter], start: TrainState, *, track: Track
+    ) -> None:
+        self._parts, self._writers, self._track = parts, writers, track
+        recipe = parts.recipe
+        model, data = recipe.model, recipe.data
+        assert model.vocab_size is not None
+        self._flops_per_token = model_flops_per_token(model, data.seq_length, model.vocab_size)
+        self._peak = peak_flops(parts.device, parts.dtype) * dist.get_world_size()
+        self._mark(start)
+
+    def _mark(self, state: TrainState) -> None:
+        self._since, self._tokens, self._step = (
+            time.perf_counter(),
+            state.consumed_tokens,
+            state.step,
+        )
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Advances the progress; writes a line of metrics when one is due."""
+        recipe = self._parts.recipe
+        seconds = time.perf_counter() - self._since
+        rate = (state.consumed_tokens - self._tokens) / seconds
+        if self._parts.is_main:
+            self._track.advance(note=f"loss {result.loss:.4f}  {rate:,.0f} tokens/s")
+        if not is_due(state.step, recipe.log.every_steps):
+            return
+        line = {
+            "step": state.step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": learning_rate(recipe.optim, recipe.train, state.step - 1),
+            "tokens": state.consumed_tokens,
+            "tokens_per_second": rate,
+            "step_seconds": seconds / (state.step - self._step),
+            "mfu": rate * self._flops_per_token / self._peak,
+            "order": str(order_at(recipe.order, state.step - 1)),
+            "memory_gib": memory_gib(self._parts.device),
+        }
+        for writer in self._writers:
+            writer.write(line)
+        self._mark(state)
+
+    def finish(self, state: TrainState) -> None:
+        """The progress line belongs to whoever opened it."""
+
+
+class Evaluate:
+    """Likelihood of held-out text under every order that the recipe names."""
+
+    def __init__(self, parts: Parts, writers: Sequence[MetricsWriter]) -> None:
+        self._parts, self._writers = parts, writers
+        recipe = parts.recipe
+        self._orders = [parse_spec(text) for text in recipe.eval.orders]
+        self._windows = None
+        if recipe.data.valid is not None and recipe.eval.every_steps > 0:
+            self._windows = TokenWindows(
+                recipe.data.valid, recipe.data.seq_length, packing=recipe.data.packing
+            )
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Evaluates when it is due, and after the last step."""
+        recipe = self._parts.recipe
+        every = recipe.eval.every_steps
+        last = every > 0 and state.step == recipe.train.steps
+        if self._windows is None or not (last or is_due(state.step, every)):
+            return
+        for order in self._orders:
+            found = evaluate(
+                self._parts.network,
+                self._windows,
+                order,
+                samples=recipe.eval.samples,
+                seed=recipe.run.seed,
+                micro_batch=recipe.train.micro_batch,
+                groups=self._parts.groups,
+            )
+            get_logger(__name__).info(
+                "step %d  %s  %.4f nats/token  perplexity %.2f",
+                state.step,
+                found.order,
+                found.nll_nats_per_token,
+                found.perplexity,
+            )
+            for writer in self._writers:
+                writer.write(
+                    {
+                        "step": state.step,
+                        "eval_order": found.order,
+                        "nll_nats_per_token": found.nll_nats_per_token,
+                        "perplexity": found.perplexity,
+                    }
+                )
+
+    def finish(self, state: TrainState) -> None:
+        """Nothing is left open."""
+
+
+class SaveCheckpoints:
+    """Checkpoints at their interval, and one wherever the loop ends."""
+
+    def __init__(
+        self, parts: Parts, *, average: WeightAverage | None, tokenizer: Path | None
+    ) -> None:
+        self._parts, self._average, self._tokenizer = parts, average, tokenizer
+        self._saved_step: int | None = None
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Saves when it is due."""
+        if self._average is not None:
+            self._average.update()
+        if is_due(state.step, self._parts.recipe.checkpoint.every_steps):
+            self._save(state)
+
+    def finish(self, state: TrainState) -> None:
+        """Saves what the last checkpoint does not have yet."""
+        if self._parts.recipe.checkpoint.every_steps > 0 and state.step != self._saved_step:
+            self._save(state)
+
+    def _save(self, state: TrainState) -> None:
+        parts = self._parts
+        optimizer = parts.engine.export_state()
+        sections = {"master": optimizer.master, **optimizer.moments}
+        if self._average is not None:
+            sections["average"] = self._average.average
+        folder = save_checkpoint(
+            Path(parts.recipe.run.folder) / "checkpoints",
+            step=state.step,
+            network=parts.network,
+            recipe=parts.recipe,
+            state=state.to_json(),
+            optimizer=sections,
+            tokenizer=self._tokenizer,
+            groups=parts.groups,
+        )
+        self._saved_step = state.step
+        get_logger(__name__).info("saved %s", folder)
+

@@ -1,0 +1,57 @@
+"""A recipe that holds every rule, to be bent by tests."""
+
+from dataclasses import replace
+from typing import Any
+
+from armd_scale.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    LeftToRightConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    Recipe,
+    RunConfig,
+    TrainConfig,
+)
+
+SMALL = Recipe(
+    run=RunConfig(name="small", folder="runs/small"),
+    data=DataConfig(train="shards/train", valid="shards/valid", seq_length=64),
+    order=LeftToRightConfig(),
+    model=ModelConfig(layers=4, hidden=32, ffn_hidden=64, heads=4, kv_heads=2),
+    parallel=ParallelConfig(),
+    optim=OptimConfig(warmup_steps=10, schedule="cosine"),
+    train=TrainConfig(steps=100, micro_batch=2, global_batch=16, precision="fp32"),
+    checkpoint=CheckpointConfig(every_steps=50),
+    eval=EvalConfig(every_steps=50, orders=("l2r",), samples=8),
+    log=LogConfig(every_steps=10),
+)
+
+SMALL_YAML = """\
+run: {name: small, folder: runs/small}
+data: {train: shards/train, valid: shards/valid, seq_length: 64}
+order: {policy: l2r}
+model:
+  layers: 4
+  hidden: 32
+  ffn_hidden: 64
+  heads: 4
+  kv_heads: 2
+optim: {warmup_steps: 10, schedule: cosine}
+train: {steps: 100, micro_batch: 2, global_batch: 16, precision: fp32}
+checkpoint: {every_steps: 50}
+eval: {every_steps: 50, orders: [l2r], samples: 8}
+log: {every_steps: 10}
+"""
+
+
+def bend(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with other values at `section.key` or `section`, rules not applied."""
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        whole = replace(getattr(recipe, section), **{key: value}) if key else value
+        recipe = replace(recipe, **{section: whole})
+    return recipe

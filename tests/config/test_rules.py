@@ -1,0 +1,298 @@
+"""Every rule broken once, its sentence read; and the limits just inside."""
+
+from typing import Any
+
+import pytest
+
+from armd_scale.config import layout_rules, order_rules, rules
+from armd_scale.config.schema import (
+    DiffusionConfig,
+    GroupsConfig,
+    LeftToRightConfig,
+    MixtureConfig,
+    OrderConfig,
+    PermutedGroupsConfig,
+    ProgressiveConfig,
+    RandomConfig,
+    RopeScaling,
+    Stage,
+    StagesConfig,
+    StridedConfig,
+    WeightedOrder,
+    WeightedPath,
+)
+from armd_scale.errors import RecipeError
+from tests.config.examples import SMALL, bend
+
+
+def scaling(**changes: Any) -> RopeScaling:
+    llama = {
+        "factor": 8.0,
+        "low_frequency_factor": 1.0,
+        "high_frequency_factor": 4.0,
+        "original_max_positions": 8192,
+    }
+    return RopeScaling(**{**llama, **changes})
+
+
+L2R, RANDOM = LeftToRightConfig(), RandomConfig()
+LEARNED = {"model.positions": "learned"}
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"train.steps": 0}, "train.steps must be at least 1, got 0; raise it"),
+    ({"model.kv_heads": 0}, "model.kv_heads must be at least 1, got 0"),
+    ({"model.heads": 0}, "model.heads must be at least 1, got 0"),
+    ({"optim.lr": 0.0, "optim.min_lr": 0.0}, "optim.lr must be above 0, got 0.0; raise it"),
+    ({"run.name": " "}, "run.name must not be blank, got ' '; name it"),
+    ({"checkpoint.resume": ""}, "checkpoint.resume must not be blank, got ''"),
+    ({"data.train": ()}, "data.train must name at least one source, got []"),
+    (
+        {"data.train": (WeightedPath(path="a", weight=0.0),)},
+        "data.train.0.weight must be above 0, got 0.0; raise it or take the source out",
+    ),
+    ({"model.kv_heads": 3}, "model.heads must be a multiple of model.kv_heads (3), got 4"),
+    ({"model.hidden": 30}, "model.hidden must be a multiple of model.heads (4), got 30"),
+    ({"model.head_dim": 5}, "model.head_dim must be even with rotary positions, got 5"),
+    ({"model.hidden": 36}, "model.head_dim must be even with rotary positions, got 9"),
+    (
+        {"model.rope_scaling": scaling(), **LEARNED},
+        "model.positions must be rotary when model.rope_scaling is given, got 'learned'",
+    ),
+    (
+        {"model.rope_scaling": scaling(factor=0.5)},
+        "model.rope_scaling.factor must be at least 1, got 0.5",
+    ),
+    (
+        {"model.rope_scaling": scaling(low_frequency_factor=4.0)},
+        "model.rope_scaling.low_frequency_factor must lie between 0 and high_frequency_factor",
+    ),
+    (
+        {"model.rope_scaling": scaling(original_max_positions=0)},
+        "model.rope_scaling.original_max_positions must be at least 1, got 0",
+    ),
+    (
+        {"model.two_stream_layers": 5},
+        "model.two_stream_layers must lie between 0 and model.layers (4), got 5",
+    ),
+    (
+        {"model.two_stream_layers": 0, "model.query": "prefix"},
+        "model.query must be anchor when model.two_stream_layers is 0, got 'prefix'",
+    ),
+    (
+        {"model.max_positions": 64, **LEARNED},
+        "model.max_positions must be at least data.seq_length + 1 (65), got 64",
+    ),
+    (
+        {"model.max_positions": 64, "model.query": "anchor+prefix"},
+        "model.max_positions must be at least data.seq_length + 1 (65), got 64",
+    ),
+    ({"parallel.tensor": 8}, "model.heads must be a multiple of parallel.tensor (8), got 4"),
+    ({"parallel.tensor": 4}, "model.kv_heads must be a multiple of parallel.tensor (4), got 2"),
+    (
+        {"parallel.tensor": 2, "model.ffn_hidden": 65},
+        "model.ffn_hidden must be a multiple of parallel.tensor (2), got 65",
+    ),
+    (
+        {"parallel.sequence": True},
+        "parallel.tensor must be above 1 for parallel.sequence, got 1; raise it or set",
+    ),
+    (
+        {"parallel.sequence": True, "parallel.tensor": 2, "data.seq_length": 65},
+        "data.seq_length must be a multiple of parallel.tensor (2) for parallel.sequence, got 65",
+    ),
+    (
+        {"parallel.pipeline": 2, "parallel.virtual_pipeline": 3},
+        "model.layers must be at least parallel.pipeline x parallel.virtual_pipeline (6), got 4",
+    ),
+    (
+        {"parallel.virtual_pipeline": 2},
+        "parallel.virtual_pipeline must be 1 without a pipeline (parallel.pipeline is 1), got 2",
+    ),
+    ({"parallel.context": 2}, "parallel.context must be 1, because one sample cannot be shared"),
+    (
+        {"parallel.pipeline": 2, "optim.zero_stage": 3},
+        "optim.zero_stage must be at most 2 with a pipeline (parallel.pipeline is 2), got 3",
+    ),
+    (
+        {"optim.zero_stage": 0, "train.precision": "bf16"},
+        "train.precision must be fp32 with optim.zero_stage 0, got 'bf16'",
+    ),
+    (
+        {"optim.zero_stage": 0, "optim.offload": "optimizer"},
+        "optim.offload must be none with optim.zero_stage 0, got 'optimizer'",
+    ),
+    ({"optim.min_lr": 1e-3}, "optim.min_lr must be at most optim.lr (0.0003), got 0.001"),
+    ({"optim.warmup_steps": 100}, "optim.warmup_steps must be below train.steps (100), got 100"),
+    (
+        {"optim.decay_steps": 5},
+        "optim.decay_steps must be null unless optim.schedule is wsd, got 5; leave it out",
+    ),
+    (
+        {"optim.schedule": "wsd", "optim.decay_steps": 91},
+        "optim.decay_steps must be at most train.steps - optim.warmup_steps (90), got 91",
+    ),
+    (
+        {"optim.schedule": "wsd", "optim.warmup_steps": 91},
+        "optim.decay_steps must be at most train.steps - optim.warmup_steps (9), got 10",
+    ),
+    ({"optim.betas": (0.9, 1.0)}, "optim.betas.1 must lie between 0 and 1, got 1.0"),
+    ({"optim.ema_decay": 1.0}, "optim.ema_decay must lie between 0 and 1, got 1.0"),
+    ({"optim.ema_decay": 0.0}, "optim.ema_decay must lie between 0 and 1, got 0.0"),
+    (
+        {"train.micro_batch": 3},
+        "train.global_batch must be a multiple of train.micro_batch (3), got 16",
+    ),
+    ({"data.valid": None}, "data.valid must name held-out shards to evaluate on, got null"),
+    ({"eval.orders": ()}, "eval.orders must name an order to evaluate under, got []"),
+]
+
+BROKEN_ORDERS: list[tuple[OrderConfig, str]] = [
+    (
+        ProgressiveConfig(ar_steps=-1, ramp_end=2, rho=3),
+        "order.ar_steps must be at least 0, got -1",
+    ),
+    (
+        ProgressiveConfig(ar_steps=3, ramp_end=2, rho=3),
+        "order.ar_steps must be at most ramp_end (2), got 3",
+    ),
+    (
+        ProgressiveConfig(ar_steps=1, ramp_end=2, rho=65),
+        "order.rho must lie between 1 and data.seq_length (64), got 65",
+    ),
+    (StridedConfig(streams=()), "order.streams must hold at least one number, got []; add one"),
+    (
+        StridedConfig(streams=(1, 65)),
+        "order.streams.1 must lie between 1 and data.seq_length (64), got 65",
+    ),
+    (GroupsConfig(sizes=(0,)), "order.sizes.0 must lie between 1 and data.seq_length (64), got 0"),
+    (GroupsConfig(sizes=(1,), ramp_end=-1), "order.ramp_end must be at least 0, got -1"),
+    (PermutedGroupsConfig(sizes=()), "order.sizes must hold at least one number, got []"),
+    (DiffusionConfig(times=0), "order.times must be at least 1, got 0"),
+    (MixtureConfig(parts=()), "order.parts must hold at least one order, got []"),
+    (
+        MixtureConfig(parts=(WeightedOrder(weight=0.0, order=L2R),)),
+        "order.parts.0.weight must be above 0, got 0.0",
+    ),
+    (StagesConfig(parts=()), "order.parts must hold at least one order, got []"),
+    (
+        StagesConfig(parts=(Stage(until=5, order=L2R),)),
+        "order.parts.0.until must be left out in the last stage, got 5; remove it",
+    ),
+    (
+        StagesConfig(parts=(Stage(order=L2R), Stage(order=L2R))),
+        "order.parts.0.until must be a step after 0, got null; stages end one after another",
+    ),
+    (
+        StagesConfig(
+            parts=(Stage(until=5, order=L2R), Stage(until=5, order=L2R), Stage(order=L2R))
+        ),
+        "order.parts.1.until must be a step after 5, got 5",
+    ),
+    (
+        StagesConfig(
+            parts=(
+                Stage(until=5, order=L2R),
+                Stage(
+                    order=MixtureConfig(
+                        parts=(WeightedOrder(weight=1.0, order=DiffusionConfig(times=0)),)
+                    )
+                ),
+            )
+        ),
+        "order.parts.1.parts.0.times must be at least 1, got 0",
+    ),
+]
+
+INSIDE: list[dict[str, Any]] = [
+    {},
+    {"model.hidden": 30, "model.head_dim": 6},
+    {"model.head_dim": 5, **LEARNED},
+    {"model.two_stream_layers": 0},
+    {"model.two_stream_layers": 4, "order": StridedConfig(streams=(1, 64))},
+    {"model.max_positions": 65, **LEARNED},
+    {"model.max_positions": 8},
+    {"model.rope_scaling": scaling()},
+    {"parallel.tensor": 2, "parallel.sequence": True, "optim.zero_stage": 3},
+    {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2, "optim.zero_stage": 2},
+    {"optim.zero_stage": 0},
+    {"optim.schedule": "wsd", "optim.decay_steps": 90},
+    {"optim.warmup_steps": 0, "optim.min_lr": 3e-4, "optim.clip_grad": 0.0},
+    {"data.valid": None, "eval.every_steps": 0, "eval.orders": ()},
+    {"order": ProgressiveConfig(ar_steps=0, ramp_end=0, rho=64)},
+]
+
+BROKEN_WORLDS: list[tuple[dict[str, Any], int, str]] = [
+    (
+        {"parallel.tensor": 2, "parallel.pipeline": 2},
+        6,
+        "processes must be a multiple of parallel.tensor x pipeline x context (4), got 6",
+    ),
+    ({"parallel.tensor": 2}, 1, "the number of processes must be a multiple of parallel.tensor"),
+    ({}, 3, "train.global_batch must be a multiple of 6 (train.micro_batch x 3 processes), got 16"),
+    ({}, 16, "train.global_batch must be a multiple of 32 (train.micro_batch x 16 processes)"),
+    (
+        {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2},
+        16,
+        "must be a multiple of parallel.pipeline (2) when interleaved, got 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), BROKEN)
+def test_a_broken_rule_says_so(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        rules.check(bend(SMALL, changes))
+    assert str(caught.value).startswith(sentence)
+    assert "; " in str(caught.value)
+
+
+@pytest.mark.parametrize(("order", "sentence"), BROKEN_ORDERS)
+def test_a_broken_order_says_so(order: OrderConfig, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        rules.check(bend(SMALL, {"order": order}))
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("changes", INSIDE)
+def test_what_just_holds_is_let_through(changes: dict[str, Any]) -> None:
+    rules.check(bend(SMALL, changes))
+
+
+@pytest.mark.parametrize("order", [RANDOM, GroupsConfig(sizes=(2,)), StridedConfig()])
+def test_a_plain_stack_takes_no_other_order_than_l2r(order: OrderConfig) -> None:
+    plain = bend(SMALL, {"model.two_stream_layers": 0})
+    staged = StagesConfig(parts=(Stage(until=5, order=L2R), Stage(order=order)))
+    for path, whole in (("order", order), ("order.parts.1", staged)):
+        with pytest.raises(RecipeError, match=f"^{path}.policy must be l2r when"):
+            rules.check(bend(plain, {"order": whole}))
+
+
+@pytest.mark.parametrize(("changes", "world_size", "sentence"), BROKEN_WORLDS)
+def test_a_world_that_does_not_fit_says_so(
+    changes: dict[str, Any], world_size: int, sentence: str
+) -> None:
+    recipe = bend(SMALL, changes)
+    rules.check(recipe)
+    with pytest.raises(RecipeError) as caught:
+        rules.check_world(recipe, world_size)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_worlds_that_share_the_batch_equally_fit(world_size: int) -> None:
+    rules.check_world(SMALL, world_size)
+
+
+def test_every_rule_is_applied() -> None:
+    for module, applied in (
+        (rules, rules.RULES),
+        (layout_rules, layout_rules.LAYOUT_RULES + layout_rules.WORLD_RULES),
+        (order_rules, order_rules.RULES),
+    ):
+        written = [
+            value
+            for name, value in vars(module).items()
+            if callable(value) and value.__module__ == module.__name__
+            if not name.startswith(("_", "check"))
+        ]
+        assert list(applied) == written

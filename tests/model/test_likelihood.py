@@ -1,0 +1,171 @@
+"""What one forward pass computes: the chain rule over blocks, and the AR loss where blocks are text order."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from armd_scale.data.batch import ArmdBatch
+from armd_scale.model.armd import ArmdModel
+from tests.support.networks import GPT2, LLAMA, QWEN3, batch_of, build
+from tests.support.oracle import Oracle
+from tests.support.samples import VOCAB, Windows, draw_windows, logits_by_index
+
+QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
+BLOCKS = ["strided-joint:3", "permuted_groups:3", "diffusion:4", "given"]
+DOCUMENTS = [(16,), (4, 1, 8, 3)]
+
+
+def nll_of(logits: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
+    picked = logits.log_softmax(-1).gather(-1, torch.from_numpy(labels).unsqueeze(-1))
+    return -picked.squeeze(-1)
+
+
+def summed_nll(network: ArmdModel, batch: ArmdBatch) -> torch.Tensor:
+    return network(batch).double().where(batch.is_target, 0.0).sum()
+
+
+def batch_of_visible(windows: Windows, tokens: np.ndarray, last_block: int) -> ArmdBatch:
+    """One window without any token of a later block than `last_block`; positions stay."""
+    assert len(windows.block) == 1
+    kept = np.flatnonzero(windows.block[0] <= last_block)
+    lengths = np.bincount(windows.document[kept])
+    short = batch_of(
+        tokens[:, kept], windows.block[:, kept], [tuple(int(length) for length in lengths)]
+    )
+    position = torch.from_numpy(windows.position[kept])[short.order]
+    # Within the short window an anchor has the index that it has in the whole one.
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]))
+    document = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))[short.order[:, 1:]]
+    anchor = starts[document] + short.label_positions - 1 - short.anchor_gaps
+    anchor_position = torch.from_numpy(windows.position[kept])[anchor]
+    label_positions = position[:, 1:].clamp(min=1)
+    return dataclasses.replace(
+        short,
+        positions=position[:, :-1],
+        label_positions=label_positions,
+        anchor_gaps=label_positions - 1 - anchor_position,
+        left_to_right=False,
+    )
+
+
+def nll_of_block(network: ArmdModel, windows: Windows, block: int, *, shorter: bool) -> torch.Tensor:
+    """Nats of one block from a pass that holds no token of it, nor of a later one."""
+    hidden = windows.block >= block
+    garbage = np.random.default_rng(block).integers(0, VOCAB, size=hidden.shape)
+    tokens = np.where(hidden, garbage, windows.tokens)
+    asked = torch.from_numpy(windows.block == block)
+    if not shorter:
+        logits = logits_by_index(network, windows.batch(tokens))
+        return nll_of(logits, windows.tokens)[asked].double().sum()
+    kept = windows.block[0] <= block
+    logits = logits_by_index(network, batch_of_visible(windows, tokens, block))
+    return nll_of(logits, windows.tokens[:, kept])[asked[:, kept]].double().sum()
+
+
+def assert_one_pass_is_all_passes(network, windows, tolerance):
+    with torch.no_grad():
+        once = summed_nll(network, windows.batch())
+        for shorter in (False, True):
+            blocks = range(1, windows.block.max() + 1)
+            each = [nll_of_block(network, windows, t, shorter=shorter) for t in blocks]
+            torch.testing.assert_close(sum(each), once, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("lengths", DOCUMENTS)
+@pytest.mark.parametrize("upper", ["block", "self"])
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("order", BLOCKS)
+def test_one_pass_equals_a_pass_a_block(groups, order, query, upper, lengths):
+    model = dataclasses.replace(LLAMA, query=query, upper_visibility=upper)
+    network = build(model, groups, dtype=torch.float64)
+    assert_one_pass_is_all_passes(network, draw_windows(order, lengths, count=1), 1e-10)
+
+
+@pytest.mark.parametrize("order", [*BLOCKS, "l2r", "random"])
+def test_one_pass_equals_a_pass_a_block_in_float32(groups, order):
+    network = build(LLAMA, groups)
+    assert_one_pass_is_all_passes(network, draw_windows(order, (16,), count=1), 1e-5)
+
+
+@pytest.mark.parametrize("model", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
+@pytest.mark.parametrize("two_stream_layers", [1, 3])
+def test_one_pass_equals_a_pass_a_block_for_other_architectures(groups, model, two_stream_layers):
+    model = dataclasses.replace(model, two_stream_layers=two_stream_layers)
+    network = build(model, groups, dtype=torch.float64)
+    assert_one_pass_is_all_passes(network, draw_windows("given", (4, 9), count=1), 1e-10)
+
+
+def loss_and_gradient(network, batch):
+    network.zero_grad()
+    loss = network(batch).where(batch.is_target, 0.0).sum() / batch.is_target.sum()
+    loss.backward()
+    gradient = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in network.named_parameters()
+    }
+    return loss.detach(), gradient
+
+
+def assert_same_loss(mine, theirs):
+    torch.testing.assert_close(mine[0], theirs[0], atol=1e-10, rtol=0)
+    assert mine[1].keys() == theirs[1].keys()
+    for name, gradient in theirs[1].items():
+        torch.testing.assert_close(
+            mine[1][name], gradient, atol=1e-10, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("lengths", DOCUMENTS)
+@pytest.mark.parametrize("model", [LLAMA, QWEN3, GPT2], ids=["llama", "qwen3", "gpt2"])
+def test_left_to_right_with_anchor_is_the_auto_regressive_loss(groups, model, lengths):
+    network = build(model, groups, dtype=torch.float64)
+    plain_model = dataclasses.replace(model, two_stream_layers=0)
+    plain = build(plain_model, groups, dtype=torch.float64, seed=7)
+    plain.load_state_dict(network.state_dict())
+    windows = draw_windows("l2r", lengths)
+    batch = windows.batch()
+    assert batch.left_to_right
+    expected = loss_and_gradient(plain, batch)
+
+    assert_same_loss(loss_and_gradient(network, batch), expected)
+    two_streams = dataclasses.replace(batch, left_to_right=False)
+    assert not network.runs_one_stream(two_streams)
+    assert_same_loss(loss_and_gradient(network, two_streams), expected)
+    masked = dataclasses.replace(two_streams, causal=False)
+    assert_same_loss(loss_and_gradient(network, masked), expected)
+
+    oracle = Oracle(plain_model, dict(plain.named_parameters()))
+    rows = [
+        oracle.log_probs(*(torch.from_numpy(x) for x in (tokens, block, windows.document)))
+        for tokens, block in zip(windows.tokens, windows.block, strict=True)
+    ]
+    log_probs = torch.stack([p for row in rows for p in row.values()])
+    torch.testing.assert_close(-log_probs.mean().detach(), expected[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("query", ["prefix", "learned", "anchor+prefix"])
+def test_other_query_starts_run_both_streams_left_to_right(groups, query):
+    network = build(dataclasses.replace(LLAMA, query=query), groups, dtype=torch.float64)
+    batch = draw_windows("l2r", (16,)).batch()
+    assert not network.runs_one_stream(batch)
+    forced = dataclasses.replace(batch, left_to_right=False, causal=False)
+    torch.testing.assert_close(network(batch), network(forced), atol=1e-10, rtol=0)
+
+
+def test_the_gap_table_says_nothing_left_to_right(groups):
+    network = build(LLAMA, groups, dtype=torch.float64)
+    batch = dataclasses.replace(draw_windows("l2r", (16,)).batch(), left_to_right=False)
+    before = network(batch)
+    with torch.no_grad():
+        network.query_start.gap.weight.normal_()
+    assert torch.equal(network(batch), before)
+
+
+def test_recomputed_layers_give_the_same_loss_and_gradient(groups):
+    network = build(LLAMA, groups, dtype=torch.float64)
+    batch = draw_windows("strided-joint:3", (16,)).batch()
+    expected = loss_and_gradient(network, batch)
+    network.recompute = True
+    assert_same_loss(loss_and_gradient(network, batch), expected)

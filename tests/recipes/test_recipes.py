@@ -1,0 +1,129 @@
+"""Every shipped recipe loads, passes the rules, fits its machines and is what its name says."""
+
+from pathlib import Path
+
+import pytest
+
+from armd_scale.config import derive, rules
+from armd_scale.config.load import load_recipe
+from armd_scale.config.schema import ProgressiveConfig, Recipe, StagesConfig, StridedConfig
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+SECTIONS = [
+    "run",
+    "data",
+    "order",
+    "model",
+    "parallel",
+    "optim",
+    "train",
+    "checkpoint",
+    "eval",
+    "log",
+]
+MILLION = 1e6
+
+# Weights in millions with a vocabulary, and numbers of processes the recipe is written for.
+EXPECTED: dict[str, tuple[float, int, tuple[int, ...]]] = {
+    "a3_stages": (8030, 128256, (4, 8, 16)),
+    "armd_125m_lm1b": (124, 50257, (1, 8)),
+    "armd_125m_owt": (124, 50257, (1, 8, 32)),
+    "armd_125m_owt_strided": (124, 50257, (1, 8, 32)),
+    "armd_345m_owt": (354, 50257, (1, 8, 64)),
+    "demo_cpu": (5.3, 2048, (1,)),
+    "pretrain_1b": (1047, 50257, (1, 8, 64)),
+    "pretrain_7b": (7392, 50257, (64, 512)),
+}
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, *overrides: str) -> Recipe:
+    return load_recipe(FOLDER / f"{name}.yaml", overrides)
+
+
+def test_every_recipe_is_expected_here() -> None:
+    assert sorted(EXPECTED) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_size_is_what_the_name_says(name: str) -> None:
+    millions, vocab_size, _ = EXPECTED[name]
+    recipe = load(name)
+    padded = derive.padded_vocab_size(vocab_size, recipe.parallel.tensor)
+    count = derive.parameter_count(recipe.model, padded, max_positions=derive.max_positions(recipe))
+    assert count / MILLION == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_fits_its_machines(name: str) -> None:
+    for world_size in EXPECTED[name][2]:
+        rules.check_world(load(name), world_size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_short_and_in_the_order_of_the_data(name: str) -> None:
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 100
+    keys = [line.split(":")[0] for line in lines if line[:1].isalpha()]
+    sections = [key for key in keys if key != "extends"]
+    assert sections == [section for section in SECTIONS if section in sections]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_has_a_name_and_a_folder_of_its_own(name: str) -> None:
+    run = load(name).run
+    assert run.name == name
+    assert [load(other).run.folder for other in NAMES].count(run.folder) == 1
+
+
+def test_openwebtext_follows_the_paper() -> None:
+    for name in ("armd_125m_owt", "armd_345m_owt"):
+        recipe = load(name)
+        assert recipe.order == ProgressiveConfig(ar_steps=9_000, ramp_end=48_000, rho=32)
+        assert derive.tokens_per_step(recipe) == 512 * 1024
+        assert derive.two_stream_layers(recipe.model) * 2 == recipe.model.layers
+        assert recipe.model.query == "prefix"
+    assert (load("armd_125m_owt").train.steps, recipe.train.steps) == (180_000, 300_000)
+
+
+def test_one_billion_words_follows_the_paper() -> None:
+    recipe = load("armd_125m_lm1b")
+    assert recipe.order == ProgressiveConfig(ar_steps=100_000, ramp_end=300_000, rho=8)
+    assert (recipe.data.seq_length, recipe.train.steps) == (128, 300_000)
+
+
+def test_strided_fine_tuning_changes_the_order_and_starts_from_the_first_run() -> None:
+    first, second = load("armd_125m_owt"), load("armd_125m_owt_strided")
+    assert second.order == StridedConfig(streams=(1, 2, 4), joint=True)
+    assert second.data == first.data
+    assert second.model.init_from is not None
+    assert second.model.init_from.startswith(first.run.folder)
+    assert 10_000 <= second.train.steps <= 80_000
+
+
+def test_a3_goes_from_text_order_to_permuted_groups() -> None:
+    recipe = load("a3_stages")
+    assert isinstance(recipe.order, StagesConfig)
+    policies = [part.order.policy for part in recipe.order.parts]
+    assert policies == ["l2r", "groups", "permuted_groups"]
+    assert (recipe.model.query, recipe.model.two_stream_layers) == ("learned", recipe.model.layers)
+    tokens = derive.tokens_per_step(recipe) * recipe.train.steps
+    assert 2e9 <= tokens <= 8e9
+
+
+def test_large_recipes_read_the_tokens_they_say() -> None:
+    for name, billions in (("pretrain_1b", 52.4), ("pretrain_7b", 146.8)):
+        recipe = load(name)
+        tokens = derive.tokens_per_step(recipe) * recipe.train.steps
+        assert tokens / 1e9 == pytest.approx(billions, abs=0.1)
+        assert isinstance(recipe.order, StagesConfig)
+        decay_start = recipe.train.steps - derive.decay_steps(recipe.optim, recipe.train)
+        assert recipe.order.parts[0].until == decay_start
+
+
+def test_the_7b_recipe_fits_one_node_with_the_overrides_it_names() -> None:
+    text = (FOLDER / "pretrain_7b.yaml").read_text()
+    line = "parallel.pipeline=1 parallel.virtual_pipeline=1 optim.zero_stage=2"
+    assert line in text
+    rules.check_world(load("pretrain_7b", *line.split()), 8)
