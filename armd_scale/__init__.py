@@ -1,3 +1,3 @@
-"""ARMD language models at scale: pretraining, conversion from AR weights, decoding and evaluation."""
+"""ARMD language models at scale: pretraining, conversion, decoding and evaluation."""
 
 __version__ = "0.1.0"

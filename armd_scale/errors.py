@@ -1,6 +1,7 @@
 """Errors that a user can cause, and the one place where a command turns them into an exit status.
 
-Every message is one sentence that says what must hold, what was got (file, line or key) and what to do.
+Every message is one sentence that says what must hold, what was got (file, line or key) and what to
+do.
 """
 
 import sys
@@ -45,7 +46,7 @@ class GenerationError(ArmdError):
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command's `main` and exits: 0 or its return value, 2 for a user's error, 130 for Ctrl-C."""
+    """Runs a command's `main` and exits: with its status, 2 for a user's error, 130 for Ctrl-C."""
     try:
         status = main() or 0
     except ArmdError as error:

@@ -17,7 +17,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def configure(*, level: int = logging.INFO, prefix: str = "") -> None:
-    """Sends log lines to stderr, one per event, with the time and an optional prefix such as `[rank 3] `."""
+    """Sends log lines to stderr with the time and an optional prefix such as `[rank 3] `."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
     root = logging.getLogger("armd_scale")

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of targets from logits whose vocabulary is split over tensor-parallel ranks."""
+"""Likelihood of targets from logits whose vocabulary is split over tensor-parallel ranks."""
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ def vocabulary_parallel_nll(
     first_token: int,
     group: dist.ProcessGroup,
 ) -> Float[Tensor, "*rows"]:
-    """-log softmax(logits)[label] without gathering the logits: three reductions of one number a row.
+    """-log softmax(logits)[label] without gathering logits: three reductions of a number a row.
 
     Computed in float32, or in float64 where the logits are. megatron-core's own loss works in place
     and in float32 only, which would rule out the float64 proofs of exactness.

@@ -1,1 +1,1 @@
-"""Checkpoint folders: whole or absent, checked when read, and free of the layout that wrote them."""
+"""Checkpoint folders: whole or absent, checked when read, free of the layout that wrote them."""

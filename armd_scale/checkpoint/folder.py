@@ -1,8 +1,8 @@
 """Checkpoint folders on disk: committed by one rename, checked against their manifest.
 
 A checkpoint is written under a name that starts with a dot. Its manifest, which holds the size and
-SHA-256 of every file, is written last, and the folder is renamed after that: what has a checkpoint's
-name is whole, and a file that changed since is found out.
+SHA-256 of every file, is written last, and the folder is renamed after that: what has a
+checkpoint's name is whole, and a file that changed since is found out.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def committed(checkpoints: Path) -> list[Path]:
 
 
 def newest_sound(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose files all match its manifest; damaged ones are named and passed by."""
+    """The newest checkpoint that matches its manifest; damaged ones are named and passed by."""
     for folder in reversed(committed(checkpoints)):
         try:
             verify(folder)

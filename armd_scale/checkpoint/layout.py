@@ -1,12 +1,13 @@
 """Tensors by parameter name, as shards of full tensors that any layout can read back.
 
-A section is a set of tensors with one entry per parameter: the weights, the optimizer's master copy,
-each of its moments. megatron-core's `dist_checkpointing` writes each rank's part and reads whatever
-part another layout asks for.
+A section is a set of tensors with one entry per parameter: the weights, the optimizer's master
+copy, each of its moments. megatron-core's `dist_checkpointing` writes each rank's part and reads
+whatever part another layout asks for.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -40,7 +41,11 @@ def read_sections(
     Raises:
         CheckpointError: a tensor is missing or has another shape: another model's checkpoint.
     """
-    stored = dist_checkpointing.load_tensors_metadata(str(folder))
+    stored = {
+        key: tensor
+        for key, tensor in dist_checkpointing.load_tensors_metadata(str(folder)).items()
+        if isinstance(tensor, ShardedTensor)
+    }
     sections = {}
     wanted: dict[str, ShardedTensor] = {}
     for section in names:
@@ -54,7 +59,7 @@ def read_sections(
         wanted |= shards
         sections[section] = empty
     with cpu_stands_in_for_cuda():
-        loaded = dist_checkpointing.load(wanted, str(folder))
+        loaded: Any = dist_checkpointing.load(wanted, str(folder))
     for key, shard in wanted.items():
         assert shard.data is not None
         shard.data.copy_(loaded[key])

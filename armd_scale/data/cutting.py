@@ -1,14 +1,14 @@
 """Cutting what is too long for one document, or for memory, where only nearby bytes decide."""
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedIOBase
 
 # How far after its nominal place a cut may look for a line end before it takes any character.
 _SLACK = 4096
 
 
 def pieces(
-    stream: BinaryIO, limit: int, *, start: int = 0, stop: int | None = None
+    stream: BufferedIOBase, limit: int, *, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, bytes, bool]]:
     """Cuts a stream near the multiples of `limit` in [start, stop).
 

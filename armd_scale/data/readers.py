@@ -8,7 +8,7 @@ line and by the size of a document otherwise.
 
 import json
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedIOBase
 
 from armd_scale.data.cutting import pieces
 from armd_scale.data.documents import (
@@ -67,7 +67,9 @@ def _read_lines(path: str, unit: Unit, reading: Reading) -> Iterator[Document | 
         yield Bad(path, f"cannot be read on from here ({reason_of(error)})", **place)
 
 
-def _lines(stream: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, bytes | None]]:
+def _lines(
+    stream: BufferedIOBase, start: int, stop: int | None
+) -> Iterator[tuple[int, bytes | None]]:
     """Lines that begin in [start, stop), with their offsets; None for one too long to hold."""
     offset = start
     if start:
@@ -86,7 +88,7 @@ def _lines(stream: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int
         offset += num_bytes
 
 
-def _skip_line(stream: BinaryIO) -> int:
+def _skip_line(stream: BufferedIOBase) -> int:
     """Reads up to the next line end; returns the number of bytes passed."""
     num_bytes = 0
     while chunk := stream.readline(1 << 20):
@@ -103,7 +105,7 @@ def _json_text(line: bytes, reading: Reading) -> object:
     except UnicodeDecodeError as error:
         raise UnreadableError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     except json.JSONDecodeError as error:
-        raise UnreadableError(f"not JSON ({error.msg}, column {error.colno})") from error
+        raise UnreadableError(f"not JSON (column {error.colno}: {error.msg})") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 1,000 deep
         raise UnreadableError(f"not JSON that can be read ({reason_of(error)})") from error
     if not isinstance(record, dict):

@@ -146,10 +146,18 @@ def _expand(name: str, ignored: Counter[str]) -> Iterator[Source]:
     elif glob.has_magic(name):
         matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
         yield from (_source(match) for match in matches if Path(match).is_file())
-    elif _HUB_NAME.fullmatch(name) and _suffix(name) not in {*_KINDS, *_TEXT_SUFFIXES}:
+    elif _may_be_hub_name(name):
         yield Source(name, 0, "hub")
     else:
         raise CorpusError(f"input {name} does not exist: check the path")
+
+
+def _may_be_hub_name(name: str) -> bool:
+    """Whether what names no file could name a dataset; asking the hub takes long without a network."""
+    looks_like_file = _suffix(name) in {*_KINDS, *_TEXT_SUFFIXES} or (
+        "/" in name and Path(name).parent.is_dir()
+    )
+    return _HUB_NAME.fullmatch(name) is not None and not looks_like_file
 
 
 def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast, final
+from typing import Any, final
 
 COMPRESSED = (".gz", ".zst")
 BROKEN_STREAM = (OSError, EOFError, zlib.error)
@@ -15,11 +15,11 @@ _READ_BYTES = 1 << 18
 
 
 @contextmanager
-def open_stream(path: str) -> Iterator[BinaryIO]:
+def open_stream(path: str) -> Iterator[io.BufferedIOBase]:
     """The content of a file; seekable unless it is compressed."""
     if path.endswith(".gz"):
         with gzip.open(path) as stream:
-            yield cast("BinaryIO", stream)
+            yield stream
         return
     with Path(path).open("rb") as file:
         yield io.BufferedReader(_ZstdStream(file), _READ_BYTES) if path.endswith(".zst") else file
@@ -29,7 +29,7 @@ def open_stream(path: str) -> Iterator[BinaryIO]:
 class _ZstdStream(io.RawIOBase):
     """The frames of a zstd file on end; the library's own reader takes truncation for the end."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         import zstandard
 
         self._file, self._library = file, zstandard

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ _USUAL_BOS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
 _SPACE_MARK = "\u2581"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back; ids are below `vocab_size`."""
 

@@ -1,10 +1,12 @@
 """The ARMD network: from a sorted batch to the likelihood of every target, in one forward pass.
 
-Rows are [rows, batch, hidden]. The lower, two-stream layers carry content rows, then query rows; the
-last of them drops the content; the upper layers carry the query rows alone, as an ordinary causal
-stack. Hidden information is hidden by attention only: no mask token, no time conditioning
+Rows are [rows, batch, hidden]. The lower, two-stream layers carry content rows, then query rows;
+the last of them drops the content; the upper layers carry the query rows alone, as an ordinary
+causal stack. Hidden information is hidden by attention only: no mask token, no time conditioning
 (Karami & Ghodsi, arXiv 2601.16971, section 3).
 """
+
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +64,7 @@ class ArmdModel(MegatronModule):
         assert model.vocab_size is not None, (
             "the vocabulary must be known before the model is built"
         )
+        assert config.init_method is not None
         self.vocab_size = model.vocab_size
         padded = padded_vocab_size(self.vocab_size, config.tensor_model_parallel_size)
         self.embedding = VocabParallelEmbedding(
@@ -78,10 +81,11 @@ class ArmdModel(MegatronModule):
             )
         self.query_start = QueryStart(model, config, max_positions=max_positions)
         spec = layer_spec(config)
-        self.layers = nn.ModuleList(
-            build_module(spec, config=config, layer_index=index, pg_collection=groups)
-            for index in range(model.layers)
-        )
+        self.layers = nn.ModuleList()
+        for index in range(model.layers):
+            self.layers.append(
+                build_module(spec, config=config, layer_index=index, pg_collection=groups)  # pyright: ignore[reportArgumentType]
+            )
         self.final_norm = Norm(config, model.hidden)
         self.output_layer = ColumnParallelLinear(
             model.hidden,
@@ -104,10 +108,12 @@ class ArmdModel(MegatronModule):
         hidden = self.hidden_states(batch)
         labels = batch.labels.t()
         rows = max(1, LOGITS_PER_CHUNK // (labels.shape[1] * self.vocab_size))
-        chunks = zip(hidden.split(rows), labels.split(rows), strict=True)
         if rows >= hidden.shape[0]:
             return self._nll(hidden, labels).t()
-        nll = [checkpoint(self._nll, *chunk, use_reentrant=False) for chunk in chunks]
+        nll = [
+            checkpoint(self._nll, *chunk, use_reentrant=False)
+            for chunk in zip(hidden.split(rows), labels.split(rows), strict=True)
+        ]
         return torch.cat(nll).t()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def logits(
@@ -166,7 +172,8 @@ class ArmdModel(MegatronModule):
         self, layer: nn.Module, rows: Tensor, rotation: Rotation | None, **arguments: object
     ) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(layer, rows, rotation, use_reentrant=False, **arguments)  # pyright: ignore
+            call = partial(layer, **arguments)
+            return checkpoint(call, rows, rotation, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return layer(rows, rotation, **arguments)
 
     def _rotation(
@@ -227,8 +234,9 @@ def masks_of(
 ) -> LayerMasks:
     """The masks of a batch whose rows do not all see plain causal prefixes.
 
-    Under `upper_visibility: self` an upper row sees the rows of earlier blocks and itself: row i holds
-    target slot i + 1, so earlier blocks end one row before the first slot of its own, `query.stop`.
+    Under `upper_visibility: self` an upper row sees the rows of earlier blocks and itself: row i
+    holds target slot i + 1, so earlier blocks end one row before the first slot of its own,
+    `query.stop`.
     """
     cached_content, cached_queries = (cache.num_content, cache.num_queries) if cache else (0, 0)
     num_queries = batch.labels.shape[1]

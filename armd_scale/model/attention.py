@@ -1,8 +1,9 @@
 """Attention of one layer: content and query rows against one set of keys.
 
-With singleton blocks, content row i and query row i see the same keys 0..i. Both streams are then one
-causal attention call with twice the query heads on the same key/value heads, and no mask exists. With
-larger blocks the streams see different prefixes and the rows are stacked instead, under a mask.
+With singleton blocks, content row i and query row i see the same keys 0..i. Both streams are then
+one causal attention call with twice the query heads on the same key/value heads, and no mask
+exists. With larger blocks the streams see different prefixes and the rows are stacked instead,
+under a mask.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class KeyValueCache(Protocol):
     """Query rows of earlier rounds."""
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends new rows of a layer and returns all of them, [batch, kv_heads, rows, head_dim]."""
+        """Appends rows of a layer; returns all of them, [batch, kv_heads, rows, head_dim]."""
         ...
 
 
@@ -52,8 +53,8 @@ class StreamAttentionSubmodules:
 class StreamAttention(MegatronModule):
     """Multi-head (grouped-query) attention for rows that are content, then queries.
 
-    Keys and values are projected apart from queries: a query row has a key only in the upper layers,
-    where the query stream attends to itself.
+    Keys and values are projected apart from queries: a query row has a key only in the upper
+    layers, where the query stream attends to itself.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class StreamAttention(MegatronModule):
             **linear,
         )
         self.q_norm = self.k_norm = None
-        if submodules.q_norm is not None:
+        if submodules.q_norm is not None and submodules.k_norm is not None:
             self.q_norm = build_module(submodules.q_norm, config, self.head_dim)
             self.k_norm = build_module(submodules.k_norm, config, self.head_dim)
 
@@ -165,7 +166,7 @@ def attend_causally(
     k: Float[Tensor, "batch kv_heads rows head_dim"],
     v: Float[Tensor, "batch kv_heads rows head_dim"],
 ) -> Float[Tensor, "streams rows batch heads head_dim"]:
-    """Row i of every stream attends to keys 0..i: one causal call, heads laid [kv head, stream, group]."""
+    """Row i of every stream attends to keys 0..i; one call, heads laid [kv head, stream, group]."""
     kv_heads = k.shape[1]
     streams, _, _, heads, _ = q.shape
     grouped = q.unflatten(3, (kv_heads, heads // kv_heads)).permute(2, 3, 0, 4, 1, 5)
@@ -184,8 +185,8 @@ def attend_masked(
 ) -> Float[Tensor, "rows batch heads head_dim"]:
     """Every row attends to its interval of keys: FlexAttention on CUDA, a dense mask on CPU.
 
-    FlexAttention has no backward on CPU; a dense mask on CUDA would fall to the quadratic kernel, so
-    it serves there only where rows are few (a round of decoding), with groups folded into rows.
+    FlexAttention has no backward on CPU; a dense mask on CUDA would fall to the quadratic kernel,
+    so it serves there only where rows are few (a round of decoding), with groups folded into rows.
     """
     rows, _, heads, _ = q.shape
     group = heads // k.shape[1]

@@ -1,7 +1,7 @@
 """Initial weights, drawn by parameter name.
 
-Every tensor is drawn whole from a generator seeded by (run seed, name), and a rank keeps its part: the
-network a run starts from does not depend on the layout, and adding a parameter moves no other.
+Every tensor is drawn whole from a generator seeded by (run seed, name), and a rank keeps its part:
+the network a run starts from does not depend on the layout, and adding a parameter moves no other.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ from armd_scale.parallel.shard import split_of
 def initialise(network: ArmdModel, *, seed: int) -> None:
     """Fills every parameter of the network in place.
 
-    Matrices and embeddings are normal with `model.init_std`; those that write to the residual stream
-    are narrower by sqrt(2 x layers) (GPT-2). Norms are one, biases zero. The gap table starts at
-    zero, so that a hidden token between anchor and target changes nothing until it is learned.
+    Matrices and embeddings are normal with `model.init_std`; those that write to the residual
+    stream are narrower by sqrt(2 x layers) (GPT-2). Norms are one, biases zero. The gap table
+    starts at zero, so that a hidden token between anchor and target changes nothing until it is
+    learned.
     """
     for name, parameter in network.named_parameters():
         split = split_of(parameter, network.groups.tp)

@@ -25,7 +25,7 @@ class ArmdLayerSubmodules:
 
 
 class ArmdLayer(MegatronModule):
-    """Attention and MLP with the standard residual; both streams share every weight (ARMD, section 3)."""
+    """Attention and MLP with the standard residual; both streams share every weight (ARMD)."""
 
     def __init__(
         self,

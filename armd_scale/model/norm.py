@@ -6,12 +6,13 @@ from jaxtyping import Float
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
+from armd_scale.parallel.shard import mark_sequence_parallel
+
 
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension, as the configuration says.
 
-    Under sequence parallelism each rank sees its own rows only, so the gradient of the weight must
-    be summed over the tensor-parallel group: the `sequence_parallel` mark asks for that.
+    megatron-core's own norm without CUDA extensions refuses sequence parallelism.
     """
 
     def __init__(self, config: TransformerConfig, width: int) -> None:
@@ -20,8 +21,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=config.params_dtype))
         has_bias = config.normalization == "LayerNorm"
         self.bias = nn.Parameter(torch.empty_like(self.weight)) if has_bias else None
-        for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+        mark_sequence_parallel(self, config.sequence_parallel)
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """Normalises each row."""

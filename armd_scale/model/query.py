@@ -2,11 +2,12 @@
 
 A row may know where it is and what is visible to it, never the token it predicts.
 
-* `anchor`: the embedding of the nearest visible token to the left, plus a learned vector for the number
-  of hidden tokens between. Under left-to-right singleton blocks that is the row an AR model would have
-  at the position before, which is why a pretrained AR model is exactly an ARMD with this start.
-* `prefix` (ARMD, Eq. 6): visible embeddings weighted by <PE_p, PE_j>, divided by their number, which
-  the paper leaves out: without it the size grows with the prefix.
+* `anchor`: the embedding of the nearest visible token to the left, plus a learned vector for the
+  number of hidden tokens between. Under left-to-right singleton blocks that is the row an AR model
+  would have at the position before, which is why a pretrained AR model is exactly an ARMD with this
+  start.
+* `prefix` (ARMD, Eq. 6): visible embeddings weighted by <PE_p, PE_j>, divided by their number,
+  which the paper leaves out: without it the size grows with the prefix.
 * `learned` (A3, XLNet): one vector for all targets.
 * `anchor+prefix`: the sum, the prefix scale starting at zero.
 """
@@ -16,10 +17,12 @@ from jaxtyping import Float, Int
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
+from armd_scale.config.derive import two_stream_layers
 from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.visible import RowMask
+from armd_scale.parallel.shard import mark_sequence_parallel
 
 PREFIX_CACHE_LAYER = -1
 
@@ -40,7 +43,9 @@ class QueryStart(nn.Module):
         kinds = model.query.split("+")
         self.sees_anchor = "anchor" in kinds
         self.sees_content = "prefix" in kinds
-        self.gap = GapEmbedding(model.gap_rows, config) if self.sees_anchor else None
+        # A plain auto-regressive stack runs left to right, where there is never a gap.
+        has_gaps = self.sees_anchor and two_stream_layers(model) > 0
+        self.gap = GapEmbedding(model.gap_rows, config) if has_gaps else None
         self.prefix = (
             PrefixQuery(max_positions, model.prefix_width, config) if self.sees_content else None
         )
@@ -49,8 +54,7 @@ class QueryStart(nn.Module):
             if "learned" in kinds
             else None
         )
-        for parameter in self.parameters():
-            parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+        mark_sequence_parallel(self, config.sequence_parallel)
 
     def forward(
         self,
@@ -65,7 +69,8 @@ class QueryStart(nn.Module):
 
         Args:
             batch: positions and gaps of the targets.
-            content: token embeddings of the content rows, without positions; read if `sees_content`.
+            content: token embeddings of the content rows, without positions; read if
+                `sees_content`.
             anchors: token embeddings of the anchors, one a query row; read if `sees_anchor`.
             mask: content keys that each query row sees; None for causal.
             cache: content rows of earlier rounds.
@@ -74,8 +79,8 @@ class QueryStart(nn.Module):
             batch_size, num_queries = batch.labels.shape
             return self.vector.expand(num_queries, batch_size, -1)
         parts = []
-        if self.gap is not None:
-            parts.append(anchors + self.gap(batch.anchor_gaps))
+        if self.sees_anchor:
+            parts.append(anchors if self.gap is None else anchors + self.gap(batch.anchor_gaps))
         if self.prefix is not None:
             parts.append(self.prefix(batch, content=content, mask=mask, cache=cache))
         return sum(parts[1:], start=parts[0])
@@ -84,7 +89,8 @@ class QueryStart(nn.Module):
 class GapEmbedding(nn.Module):
     """A vector for the number of hidden tokens between a target and its anchor; none for none.
 
-    Row 0 stays zero whatever the optimizer does, so that the left-to-right path stays a plain AR model.
+    Row 0 stays zero whatever the optimizer does, so that the left-to-right path stays a plain AR
+    model.
     """
 
     def __init__(self, largest_gap: int, config: TransformerConfig) -> None:
@@ -116,7 +122,7 @@ class PrefixQuery(nn.Module):
         mask: RowMask | None,
         cache: KeyValueCache | None,
     ) -> Float[Tensor, "queries batch hidden"]:
-        """One unnormalised attention head whose keys are positions and whose values are embeddings."""
+        """One linear attention head: its keys are positions, its values embeddings."""
         queries = nn.functional.embedding(batch.label_positions, self.position_embedding)
         keys = nn.functional.embedding(batch.positions, self.position_embedding).unsqueeze(1)
         values = content.transpose(0, 1).unsqueeze(1)

@@ -34,7 +34,7 @@ class Rotation:
 
 
 def inverse_frequencies(model: ModelConfig) -> Float[Tensor, " half_head_dim"]:
-    """Radians per position of each pair, float64; with the Llama 3.1 scaling where the recipe has it."""
+    """Radians per position of each pair, float64; with Llama 3.1's scaling where asked for."""
     dim = head_dim(model)
     frequencies = model.rope_base ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     scaling = model.rope_scaling

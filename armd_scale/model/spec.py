@@ -1,4 +1,4 @@
-"""From a recipe's model section to megatron-core's TransformerConfig and the specs of our modules."""
+"""From a recipe's model section to megatron-core's TransformerConfig and module specs."""
 
 from functools import partial
 

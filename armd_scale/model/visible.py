@@ -1,4 +1,4 @@
-"""Which keys a row of queries sees, as intervals of slots, and the masks that attention kernels want.
+"""Which keys a row of queries sees, as intervals of slots, and as the masks kernels want.
 
 Rows are sorted by slot, so the keys that a row sees are one interval start <= key < stop (a prefix,
 but for packed documents, which start late). Two integers a row are the whole mask. The fast path

@@ -25,6 +25,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from armd_scale.config.schema import OptimConfig
+from armd_scale.model.armd import ArmdModel
 from armd_scale.optim.groups import parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -55,7 +56,7 @@ class ZeroEngine:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: ArmdModel,
         optim: OptimConfig,
         *,
         precision: str,
@@ -66,13 +67,14 @@ class ZeroEngine:
         )
         self._stage = optim.zero_stage
         self._clip_grad = optim.clip_grad or math.inf
-        self._engine, *_ = deepspeed.initialize(
+        engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=adam,
             mpu=_Mpu(groups),
             dist_init_required=False,
             config=_deepspeed_config(optim, precision=precision, groups=groups),
         )
+        self._engine: Any = engine  # DeepSpeed's own annotations name neither half of what it is
         self.network = network
         self._make_room(steps=0)
 
@@ -86,7 +88,7 @@ class ZeroEngine:
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Backward passes inside add their gradients up; the exit averages over data parallelism."""
+        """Backward passes inside add up; the exit averages gradients over data parallelism."""
         if self._stage > 0:
             with self._engine.coalesce_grad_reduction():
                 yield
@@ -95,7 +97,7 @@ class ZeroEngine:
         self._engine.allreduce_gradients()
 
     def step(self, learning_rate: float) -> float:
-        """Clips, updates, clears the gradients; returns the global gradient norm before clipping."""
+        """Clips, updates and clears; returns the global gradient norm before clipping."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._stage > 0:
@@ -162,8 +164,11 @@ class ZeroEngine:
         if self._stage == 0:
             return parameter.detach() if key is None else self._adam.state[parameter][key]
         if key is None:
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, key)
+            value = safe_get_full_fp32_param(parameter)
+        else:
+            value = safe_get_full_optimizer_state(parameter, key)
+        assert value is not None, "every parameter belongs to the optimizer"
+        return value
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
         if self._stage == 0:
@@ -177,7 +182,7 @@ class ZeroEngine:
 def _deepspeed_config(
     optim: OptimConfig, *, precision: str, groups: ProcessGroupCollection
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration; batch sizes are nominal, because the schedule feeds micro-batches."""
+    """DeepSpeed's configuration; batch sizes are nominal, as the schedule feeds micro-batches."""
     config: dict[str, Any] = {
         "train_batch_size": groups.dp.size(),
         "train_micro_batch_size_per_gpu": 1,

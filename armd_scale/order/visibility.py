@@ -17,8 +17,8 @@ plain causal attention.
 Rows and slots. `order[slot]` is the position in the window of the token that sorts to `slot`.
 There are N rows of each kind:
 
-* content row i is slot i. It may see its own block: slots [document, end of own block). The token
-  of the last slot N is context for nobody, so it has no content row and spans end at N.
+* content row i is slot i. It may see its own block: slots [document, end of own block). The last
+  block of a window is context for nobody, so its last slot, N, needs no row and spans end at N.
 * query row i predicts the token of slot i + 1, from content rows. It must not see its own block:
   slots [document, begin of own block). A label one slot ahead of its row is what makes both spans
   equal to [0, i + 1) for singleton blocks, so one causal kernel serves both streams.

@@ -1,1 +1,1 @@
-"""Where a run lives: the launcher's environment, process groups, schedule, and the CPU stand-in for CUDA."""
+"""Where a run lives: launcher's environment, process groups, schedule, CPU stand-in for CUDA."""

@@ -2,8 +2,8 @@
 
 Three habits of megatron-core stand in the way: it asks CUDA for the current device, it synchronises
 CUDA, and its schedules build small tensors with `device="cuda"`. All three are answered here, only
-while a schedule runs and only where there is no CUDA, so that a CPU test runs the very schedule that
-a GPU run uses.
+while a schedule runs and only where there is no CUDA, so that a CPU test runs the very schedule
+that a GPU run uses.
 """
 
 from collections.abc import Iterator

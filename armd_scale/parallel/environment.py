@@ -50,8 +50,8 @@ def read_environment() -> Environment:
         )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    # DeepSpeed reads both for itself: the accelerator as it is imported, the local rank as an engine
-    # is made, which only torchrun sets.
+    # DeepSpeed reads both for itself: the accelerator as it is imported, the local rank as an
+    # engine is made, which only torchrun sets.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
     return Environment(rank=rank, world_size=world_size, local_rank=local_rank, device=device)

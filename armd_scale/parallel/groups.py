@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch._C._distributed_c10d import HashStore
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import Environment
@@ -55,6 +56,6 @@ def join(environment: Environment) -> None:
         environment.backend,
         rank=environment.rank,
         world_size=environment.world_size,
-        store=dist.HashStore() if alone else None,
+        store=HashStore() if alone else None,
         timeout=COLLECTIVE_TIMEOUT,
     )

@@ -1,7 +1,7 @@
 """Runs a step's micro-batches through megatron-core's schedules.
 
-The same call serves one process and a pipeline: megatron-core picks the schedule from the layout, and
-on a machine without CUDA runs the very same code.
+The same call serves one process and a pipeline: megatron-core picks the schedule from the layout,
+and on a machine without CUDA runs the very same code.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,8 +53,8 @@ def run_micro_batches(
     Args:
         stage: this process's part of the network.
         batches: the micro-batches of one step.
-        loss_of: from a stage output and its batch to (loss, anything to report). The step's gradient
-            is that of the sum of the losses.
+        loss_of: from a stage output and its batch to (loss, anything to report). The step's
+            gradient is that of the sum of the losses.
         groups: the process groups of the layout.
         forward_only: leave the backward pass out.
 

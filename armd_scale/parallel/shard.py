@@ -6,10 +6,11 @@ MLP, which every rank holds its share of).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,24 @@ class TensorSplit:
         return torch.cat(mine, dim=self.dim)
 
 
-def split_of(parameter: Tensor, group: dist.ProcessGroup) -> TensorSplit:
-    """How `parameter` is split over `group`, read from megatron-core's marks."""
+def split_of(parameter: Any, group: dist.ProcessGroup) -> TensorSplit:
+    """How `parameter` is split over `group`, read from megatron-core's marks on it."""
     is_split = getattr(parameter, "tensor_model_parallel", False)
     return TensorSplit(
-        dim=parameter.partition_dim if is_split else None,  # pyright: ignore[reportAttributeAccessIssue]
-        stride=parameter.partition_stride if is_split else 1,  # pyright: ignore[reportAttributeAccessIssue]
+        dim=parameter.partition_dim if is_split else None,
+        stride=parameter.partition_stride if is_split else 1,
         rank=dist.get_rank(group),
         size=dist.get_world_size(group) if is_split else 1,
     )
+
+
+def mark_sequence_parallel(module: nn.Module, is_on: bool) -> None:
+    """Marks a module's parameters as used on each rank's own rows.
+
+    Under sequence parallelism a rank sees its share of the rows only, so gradients of parameters
+    that every rank holds whole must be summed over the tensor-parallel group; megatron-core finds
+    them by this mark.
+    """
+    for parameter in module.parameters():
+        mark: Any = parameter
+        mark.sequence_parallel = is_on

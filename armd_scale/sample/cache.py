@@ -1,8 +1,9 @@
 """The exact cache of decoding: keys and values of all rows of earlier rounds.
 
-Two-stream layers keep those of content rows, upper layers those of query rows, and the `prefix` query
-its positions and embeddings. A row's keys never change once its token is known, because nothing that it
-sees is ever added to: decoding with the cache computes what teacher forcing computes.
+Two-stream layers keep those of content rows, upper layers those of query rows, and the `prefix`
+query its positions and embeddings. A row's keys never change once its token is known, because
+nothing that it sees is ever added to: decoding with the cache computes what teacher forcing
+computes.
 """
 
 from typing import final
@@ -14,8 +15,8 @@ from torch import Tensor
 class SlotCache:
     """Keys and values in buffers made once for the whole text; row i of a layer is at place i.
 
-    Where a round's rows go follows from the counters alone, so that taking rounds back is setting the
-    counters back. Buffers take dtype, device and width from the first rows of their layer.
+    Where a round's rows go follows from the counters alone, so that taking rounds back is setting
+    the counters back. Buffers take dtype, device and width from the first rows of their layer.
 
     Args:
         capacity: rows of each kind that the text can have.

@@ -1,8 +1,8 @@
 """From logits to tokens: temperature, top-k, top-p, with random numbers that belong to their place.
 
-A token is drawn by inverting the cumulative distribution at one uniform number, and that number is a
-pure function of (seed, sample number, slot). So a sample does not depend on which others share its
-batch, on how many tokens a round asks for, or on the rank that computes it.
+A token is drawn by inverting the cumulative distribution at one uniform number, and that number is
+a pure function of (seed, sample number, slot). So a sample does not depend on which others share
+its batch, on how many tokens a round asks for, or on the rank that computes it.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Generation: one forward per round, every row computed once.
 
-The text that comes out carries the blocks it was generated in, so that re-scoring it by teacher forcing
-under those blocks gives the log-probabilities that decoding reported.
+The text that comes out carries the blocks it was generated in, so that re-scoring it by teacher
+forcing under those blocks gives the log-probabilities that decoding reported.
 """
 
 import time
@@ -29,11 +29,11 @@ class Sample:
     generated: Bool[np.ndarray, " P"]
     """Which tokens were generated; the others were known."""
     logprob: Float[np.ndarray, " P"]
-    """Log-probability in nats of each generated token given all earlier blocks, under the model's own
-    distribution whatever the sampling; 0 where a token was known."""
+    """Log-probability in nats of each generated token given all earlier blocks, under the model's
+    own distribution whatever the sampling; 0 where a token was known."""
 
     def until(self, end: int) -> "Sample":
-        """The sample before its first generated token `end`, in text order; all of it without one."""
+        """The sample before its first generated token `end` in text order; all of it without."""
         found = np.flatnonzero(self.generated & (self.tokens == end))
         stop = int(found[0]) if len(found) else len(self.tokens)
         return Sample(
@@ -71,10 +71,10 @@ def generate(
 
     Args:
         network: the model, on any tensor-parallel layout; every rank of it must make the same call.
-        prompts: tokens of each text so far, of any lengths, each from the token that opens a document
-            (position 0) on.
+        prompts: tokens of each text so far, of any lengths, each from the token at position 0 on,
+            which opens a document.
         num_tokens: tokens to generate for each.
-        streams: 1 decodes left to right; S takes S + ceil(num_tokens / S) - 1 rounds.
+        streams: 1 decodes left to right; S takes S + ceil(num_tokens / S) - 1 rounds at most.
         sampling: how tokens are drawn; by default from the model's distribution, seed 0.
         sample_numbers: key of each sample's random numbers; by default its place in the list.
         on_round: called after each round with the number of tokens it added to each sample.
@@ -106,8 +106,8 @@ def complete(
 ) -> Generation:
     """Fills in what is not known of each outline, one round for each of its blocks.
 
-    Arguments and errors are those of `generate`. All outlines have as many unknown tokens, in blocks of
-    the same sizes; their known parts may be of any lengths.
+    Arguments and errors are those of `generate`. All outlines have as many unknown tokens, in
+    blocks of the same sizes; their known parts may be of any lengths.
     """
     _require_fit(network, outlines)
     began = time.perf_counter()
@@ -145,8 +145,8 @@ def _uniform(plan: Plan, numbers: Sequence[int], seed: int) -> Float64[np.ndarra
 def _samples(plan: Plan, outlines: Sequence[Outline], logprob: np.ndarray) -> list[Sample]:
     if not np.isfinite(logprob).all():
         raise GenerationError(
-            "the model's predictions must be finite, got NaN or infinity: its weights are damaged or "
-            "its training diverged, so use an earlier checkpoint"
+            "the model's predictions must be finite, got NaN or infinity: its weights are damaged "
+            "or its training diverged, so use an earlier checkpoint"
         )
     text = plan.text.cpu().numpy()
     return [
@@ -164,12 +164,12 @@ def _require_fit(network: ArmdModel, outlines: Sequence[Outline]) -> None:
     """Refuses texts that the network's tables have no rows for."""
     longest = max((len(outline.tokens) for outline in outlines), default=0)
     if longest == 0:
-        raise GenerationError("there must be a text to complete, got none: give one prompt a sample")
+        raise GenerationError("there must be a sample to generate, got none: ask for at least 1")
     for table in _position_tables(network):
         if longest > len(table):
             raise GenerationError(
                 f"a text may hold at most {len(table)} tokens, as many as the model has positions, "
-                f"got {longest} with its prompt: ask for at least {longest - len(table)} fewer tokens"
+                f"got {longest} with its prompt: ask for at least {longest - len(table)} fewer"
             )
     for outline in outlines:
         known = outline.tokens[outline.known]

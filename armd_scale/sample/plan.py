@@ -1,10 +1,10 @@
 """What is generated when: a text with holes and a block for every token, cut into rounds.
 
-Every way of decoding is an outline: which tokens are known, and in which block each of the others is
-predicted. Given text is block 0, or known targets of the earliest blocks. A round predicts the tokens of
-one block together, each from all earlier blocks; it feeds the content rows of what has become known since
-the round before and the query rows of its own block, in one forward. Sequential, strided, group-wise
-decoding and infilling differ in their outlines only.
+Every way of decoding is an outline: which tokens are known, and in which block each of the others
+is predicted. Given text is block 0, or known targets of the earliest blocks. A round predicts the
+tokens of one block together, each from all earlier blocks; it feeds the content rows of what has
+become known since the round before and the query rows of its own block, in one forward.
+Sequential, strided, group-wise decoding and infilling differ in their outlines only.
 """
 
 import dataclasses
@@ -36,14 +36,15 @@ class Outline:
 def continuation(prompt: Int[np.ndarray, " m"], *, num_tokens: int, streams: int) -> Outline:
     """A prompt, then `num_tokens` tokens in `streams` contiguous segments side by side.
 
-    The heads of the segments are predicted one at a time, left to right; then every round predicts the
-    tokens at one offset of all segments, independently of one another: S + ceil(N / S) - 1 rounds for N
-    tokens in S streams (Karami & Ghodsi, arXiv 2601.16971). One stream is left-to-right decoding.
+    The heads of the segments are predicted one at a time, left to right; then every round predicts
+    the tokens at one offset of all segments, independently of one another: S + ceil(N / S) - 1
+    rounds for N tokens in S streams, fewer where ceil(N / S) tokens a segment fill fewer than S of
+    them (Karami & Ghodsi, arXiv 2601.16971). One stream is left-to-right decoding.
 
-    The first token of the prompt is given, the others are targets that happen to be known, one block
-    each, left to right. As one given block they would see each other in both directions and leave no
-    query rows in the upper layers; read left to right, they make a network that was converted from an
-    AR model exactly that model on its prompt.
+    The first token of the prompt is given, the others are targets that happen to be known, one
+    block each, left to right. As one given block they would see each other in both directions and
+    leave no query rows in the upper layers; read left to right, they make a network that was
+    converted from an AR model exactly that model on its prompt.
 
     Args:
         prompt: tokens from position 0 on, so at least one: what opens a document.
@@ -59,7 +60,9 @@ def continuation(prompt: Int[np.ndarray, " m"], *, num_tokens: int, streams: int
             "the tokenizer's end-of-document token"
         )
     if num_tokens < 1:
-        raise GenerationError(f"the number of tokens must be at least 1, got {num_tokens}: ask for 1")
+        raise GenerationError(
+            f"the number of tokens must be at least 1, got {num_tokens}: ask for 1"
+        )
     if not 1 <= streams <= num_tokens:
         raise GenerationError(
             f"streams must be between 1 and the {num_tokens} tokens to generate, got {streams}: "
@@ -92,9 +95,10 @@ class Round:
 class Plan:
     """Outlines laid out side by side, and the text as far as it is known.
 
-    A round is a slice of the batch that teacher forcing of the finished text would run: slots, spans and
-    anchors are the same, only the tokens are read when the round comes. A shorter outline has padding
-    before it, as a document of its own: nothing sees across documents, so it changes nothing.
+    A round is a slice of the batch that teacher forcing of the finished text would run: slots,
+    spans and anchors are the same, only the tokens are read when the round comes. A shorter
+    outline has padding before it, as a document of its own: nothing sees across documents, so it
+    changes nothing.
 
     Args:
         outlines: as many unknown tokens in each, in blocks of the same sizes.

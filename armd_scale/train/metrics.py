@@ -1,7 +1,6 @@
 """Where numbers about a run go: metrics.jsonl, and Weights & Biases beside it."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +27,8 @@ class JsonLines:
 
     Args:
         path: the file.
-        last_step: lines of later steps are dropped: they belong to steps that a resumed run repeats.
+        last_step: lines of later steps are dropped: they belong to steps that a resumed run
+            repeats.
     """
 
     def __init__(self, path: Path, *, last_step: int) -> None:
@@ -64,7 +64,7 @@ def _drop_after(path: Path, last_step: int) -> None:
             kept.append(line)
     new = path.with_suffix(".new")
     new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(new, path)
+    new.replace(path)
 
 
 class WandbWriter:

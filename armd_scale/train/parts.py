@@ -73,8 +73,8 @@ def with_vocabulary(recipe: Recipe) -> Recipe:
     given = recipe.model.vocab_size
     if given is None and largest is None:
         raise RecipeError(
-            f"model.vocab_size must be given where data.train has no manifest, and {recipe.data.train}"
-            ".json does not exist: set it to the number of tokens of the tokenizer"
+            "model.vocab_size must be given where data.train has no manifest, and "
+            f"{recipe.data.train}.json does not exist: set it to the tokenizer's number of tokens"
         )
     if given is not None and largest is not None and largest > given:
         raise TokenizerError(
@@ -111,8 +111,8 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     if resume == "never":
         if committed(checkpoints):
             raise CheckpointError(
-                f"checkpoint.resume=never needs a run.folder without checkpoints, and {checkpoints} "
-                "has some: choose another run.folder, or remove them"
+                "checkpoint.resume=never needs a run.folder without checkpoints, and "
+                f"{checkpoints} has some: choose another run.folder, or remove them"
             )
         return None
     if resume == "auto":
@@ -141,7 +141,7 @@ def build_network(
     groups: ProcessGroupCollection,
     device: torch.device,
 ) -> ArmdModel:
-    """The network with its first weights: a resumed run's, those of `model.init_from`, or drawn ones."""
+    """The network with its first weights: resumed, those of `model.init_from`, or drawn."""
     network = ArmdModel(
         recipe.model,
         transformer_config(recipe.model, recipe.parallel),

@@ -1,4 +1,4 @@
-"""What a run does every so many steps: log, evaluate, save. The loop calls each after every step."""
+"""What a run does every so many steps: log, evaluate, save."""
 
 import time
 from collections.abc import Sequence
@@ -180,4 +180,3 @@ class SaveCheckpoints:
         )
         self._saved_step = state.step
         get_logger(__name__).info("saved %s", folder)
-

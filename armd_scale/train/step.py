@@ -38,8 +38,8 @@ def train_step(
 ) -> StepResult:
     """Updates the weights with the mean loss over the targets of the global batch.
 
-    The targets are counted first, over all data-parallel ranks, because documents differ in how many
-    they have: every target weighs the same, whichever rank and micro-batch it is in.
+    The targets are counted first, over all data-parallel ranks, because documents differ in how
+    many they have: every target weighs the same, whichever rank and micro-batch it is in.
 
     Raises:
         TrainingError: the loss is not finite; the weights are then as before the step.

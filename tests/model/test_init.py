@@ -21,6 +21,11 @@ WIDE = ModelConfig(
 )  # fmt: skip
 
 
+def weights(model, groups, **how):
+    """Parameters by name of a fresh network (state dicts hold megatron-core's empty extras too)."""
+    return {name: p.detach() for name, p in fresh(model, groups, **how).named_parameters()}
+
+
 def fresh(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
     config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
     network = ArmdModel(model, config, groups=groups, max_positions=64)
@@ -33,7 +38,7 @@ def fresh(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
 
 @pytest.mark.parametrize("model", [LLAMA, QWEN3, GPT2, PREFIX, WIDE])
 def test_the_same_seed_gives_the_same_weights_and_another_others(groups, model):
-    one, same, other = (fresh(model, groups, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (weights(model, groups, seed=seed) for seed in (1, 1, 2))
     for name, tensor in one.items():
         assert tensor.isfinite().all(), name
         assert torch.equal(tensor, same[name]), name
@@ -48,7 +53,7 @@ def test_no_two_tensors_share_their_draws(groups):
 
 def test_a_parameter_more_moves_no_other(groups):
     plain, normed = (
-        fresh(dataclasses.replace(LLAMA, qk_norm=qk_norm, query=query), groups).state_dict()
+        weights(dataclasses.replace(LLAMA, qk_norm=qk_norm, query=query), groups)
         for qk_norm, query in ((False, "learned"), (True, "anchor"))
     )
     shared = plain.keys() & normed.keys()
@@ -57,7 +62,7 @@ def test_a_parameter_more_moves_no_other(groups):
 
 
 def test_spreads_and_constants(groups):
-    for name, weight in fresh(WIDE, groups).named_parameters():
+    for name, weight in weights(WIDE, groups).items():
         if name.endswith("norm.weight"):
             assert (weight == 1).all(), name
         elif name.endswith("bias") or "gap" in name or name.endswith("prefix.scale"):
@@ -80,8 +85,8 @@ def test_a_prefix_alone_starts_the_row_and_beside_an_anchor_does_not(groups):
 
 
 def test_lower_precision_rounds_the_same_draws(groups):
-    full = fresh(LLAMA, groups).state_dict()
-    for name, tensor in fresh(LLAMA, groups, dtype=torch.bfloat16).state_dict().items():
+    full = weights(LLAMA, groups)
+    for name, tensor in weights(LLAMA, groups, dtype=torch.bfloat16).items():
         assert torch.equal(tensor, full[name].bfloat16()), name
 
 
@@ -103,7 +108,7 @@ def test_weights_do_not_depend_on_the_layout(groups, tmp_path):
     )
     for rank, networks in enumerate(ranks):
         for model, parts in zip(models, networks, strict=True):
-            whole = dict(fresh(model, groups).named_parameters())
+            whole = weights(model, groups)
             assert parts.keys() == whole.keys()
             for name, (split, part) in parts.items():
                 assert split.rank == rank

@@ -93,9 +93,7 @@ def decode_without_cache(network, prompt, *, num_tokens, streams):
 def test_cached_equals_uncached(groups, query, upper, streams, prompt_length):
     network = build(dataclasses.replace(LLAMA, query=query, upper_visibility=upper), groups)
     (prompt,) = random_prompts(prompt_length, seed=1)
-    tokens, logprob, sample = decode_without_cache(
-        network, prompt, num_tokens=10, streams=streams
-    )
+    tokens, logprob, sample = decode_without_cache(network, prompt, num_tokens=10, streams=streams)
     assert (sample.tokens == tokens).all()
     np.testing.assert_allclose(sample.logprob, logprob, atol=1e-4)
 
@@ -178,9 +176,7 @@ def test_given_evidence_anywhere_and_any_blocks(groups, query, upper):
 
 def test_every_round_is_told(groups):
     told = []
-    generate(
-        build(LLAMA, groups), random_prompts(1), num_tokens=9, streams=4, on_round=told.append
-    )
+    generate(build(LLAMA, groups), random_prompts(1), num_tokens=9, streams=4, on_round=told.append)
     assert told == [1, 1, 1, 3, 3]
 
 
@@ -215,7 +211,7 @@ def test_rotary_positions_have_no_end(groups):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([], "there must be a text to complete, got none"),
+        ([], "there must be a sample to generate, got none"),
         ([np.array([3, VOCAB])], "below the model's vocabulary of 101, got 101"),
         ([np.array([-1, 4])], "below the model's vocabulary of 101, got -1"),
     ],

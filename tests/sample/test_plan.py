@@ -21,7 +21,8 @@ def test_a_prompt_is_read_left_to_right_and_streams_share_the_rest():
 
 @pytest.mark.parametrize("prompt_length", [1, 5])
 @pytest.mark.parametrize(
-    ("num_tokens", "streams", "rounds"), [(8, 1, 8), (8, 2, 5), (8, 4, 5), (1024, 4, 259), (18, 4, 8)]
+    ("num_tokens", "streams", "rounds"),
+    [(8, 1, 8), (8, 2, 5), (8, 4, 5), (1024, 4, 259), (18, 4, 8)],
 )
 def test_the_promised_number_of_rounds(prompt_length, num_tokens, streams, rounds):
     plan = plan_of(continuation(np.arange(prompt_length), num_tokens=num_tokens, streams=streams))
