@@ -101,7 +101,7 @@ def _skip_line(stream: BufferedIOBase) -> int:
 def _json_text(line: bytes, reading: Reading) -> object:
     key = reading.text_key
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(_chomp(line).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UnreadableError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     except json.JSONDecodeError as error:

@@ -153,7 +153,7 @@ def _expand(name: str, ignored: Counter[str]) -> Iterator[Source]:
 
 
 def _may_be_hub_name(name: str) -> bool:
-    """Whether what names no file could name a dataset; asking the hub takes long without a network."""
+    """Whether what names no file could name a dataset; without a network, asking takes long."""
     looks_like_file = _suffix(name) in {*_KINDS, *_TEXT_SUFFIXES} or (
         "/" in name and Path(name).parent.is_dir()
     )

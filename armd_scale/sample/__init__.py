@@ -1,6 +1,6 @@
 """Generation of text: what is asked when, an exact cache, and how tokens are drawn.
 
-generation = generate(network, [prompt], num_tokens=256, streams=4, sampling=Sampling(top_p=0.9))
+made = generate(network, [prompt], num_tokens=256, streams=4, sampling=Sampling(top_p=0.9))
 """
 
 from armd_scale.sample.choose import Sampling

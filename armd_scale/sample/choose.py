@@ -1,4 +1,4 @@
-"""From logits to tokens: temperature, top-k, top-p, with random numbers that belong to their place.
+"""From logits to tokens: temperature, top-k, top-p, with a random number for every place.
 
 A token is drawn by inverting the cumulative distribution at one uniform number, and that number is
 a pure function of (seed, sample number, slot). So a sample does not depend on which others share

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from armd_scale.errors import GenerationError
 from armd_scale.model.armd import ArmdModel
@@ -188,7 +188,7 @@ def _position_tables(network: ArmdModel) -> list[torch.Tensor]:
     return [table for table in tables if table is not None]
 
 
-def entropy_bits(tokens: Int64[np.ndarray, " n"]) -> float:
+def entropy_bits(tokens: Int[np.ndarray, " n"]) -> float:
     """Entropy of the tokens of one sample as draws from one distribution, in bits per token.
 
     The unigram entropy by which the literature on diffusion language models accompanies generative

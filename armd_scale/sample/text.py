@@ -14,9 +14,9 @@ from armd_scale.sample.decode import Generation, Sample, entropy_bits
 
 JSON_HELP = (
     "one JSON object a line and sample: text (prompt included), tokens (generated), block, logprob "
-    "(nats), entropy_bits (of the sample's own unigram frequencies, bits per token, as the literature "
-    "on diffusion language models reports it); and, of all samples together, rounds, seconds, "
-    "tokens_per_second"
+    "(nats), entropy_bits (of the sample's own unigram frequencies, in bits per token, as the "
+    "literature on diffusion language models reports it); and, of all samples together, rounds, "
+    "seconds, tokens_per_second"
 )
 
 
@@ -70,8 +70,9 @@ def text_records(
     """A record of each sample; without a tokenizer the text is its token ids.
 
     Args:
-        generation: from `generate` or `complete`. tokenizer: the model's. cut_at_end: end each
-        text before the first end of a document that was generated, in text order.
+        generation: from `generate` or `complete`.
+        tokenizer: the model's.
+        cut_at_end: end each text before the first end of a document that was generated.
     """
     end = tokenizer.eod if tokenizer is not None and cut_at_end else None
     samples = generation.samples if end is None else [s.until(end) for s in generation.samples]

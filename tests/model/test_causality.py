@@ -101,7 +101,9 @@ def reslotted(windows: Windows, *, seed: int) -> ArmdBatch:
 
     def moved_queries(queries: Tensor) -> Tensor:
         # Slot 0 is no query row's; whatever a given token brings to another slot is never read.
-        return torch.take_along_dim(torch.cat((queries[:, :1], queries), dim=1), slots, dim=1)[:, 1:]
+        return torch.take_along_dim(torch.cat((queries[:, :1], queries), dim=1), slots, dim=1)[
+            :, 1:
+        ]
 
     tokens = moved(batch.tokens, batch.labels)
     positions = moved(batch.positions, batch.label_positions)

@@ -1,4 +1,4 @@
-"""What one forward pass computes: the chain rule over blocks, and the AR loss where blocks are text order."""
+"""What one forward pass computes: the chain rule over blocks, and the AR loss in text order."""
 
 import dataclasses
 
@@ -50,7 +50,9 @@ def batch_of_visible(windows: Windows, tokens: np.ndarray, last_block: int) -> A
     )
 
 
-def nll_of_block(network: ArmdModel, windows: Windows, block: int, *, shorter: bool) -> torch.Tensor:
+def nll_of_block(
+    network: ArmdModel, windows: Windows, block: int, *, shorter: bool
+) -> torch.Tensor:
     """Nats of one block from a pass that holds no token of it, nor of a later one."""
     hidden = windows.block >= block
     garbage = np.random.default_rng(block).integers(0, VOCAB, size=hidden.shape)

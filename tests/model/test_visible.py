@@ -77,7 +77,13 @@ def assert_sound(mask: RowMask) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows=SIZES, keys=SIZES, batch=st.integers(1, 2), seed=st.integers(0, 2**32 - 1), own=st.booleans())
+@given(
+    rows=SIZES,
+    keys=SIZES,
+    batch=st.integers(1, 2),
+    seed=st.integers(0, 2**32 - 1),
+    own=st.booleans(),
+)
 def test_any_intervals(rows, keys, batch, seed, own):
     rng = np.random.default_rng(seed)
     ends = np.sort(rng.integers(0, keys + 1, size=(2, batch, rows)), axis=0)

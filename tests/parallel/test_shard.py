@@ -1,4 +1,4 @@
-"""Parts of tensors over tensor-parallel ranks: disjoint, complete, halves of a gated MLP kept together."""
+"""Parts of tensors over tensor-parallel ranks: disjoint, complete, gate and up halves together."""
 
 import dataclasses
 

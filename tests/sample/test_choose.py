@@ -1,4 +1,4 @@
-"""Tokens are drawn from the distribution that was asked for, with numbers that belong to their place."""
+"""Tokens come from the distribution that was asked for, by numbers that belong to their place."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Decoding with the cache is teacher forcing of the text that comes out, at every step of the way."""
+"""Decoding with the cache is teacher forcing of the text that comes out."""
 
 import dataclasses
 

@@ -1,5 +1,7 @@
 """Outlines and the rounds that they are cut into."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def test_rounds_feed_every_row_once_and_in_order():
     plan = plan_of(continuation(np.arange(4), num_tokens=9, streams=3))
     for rows in ([r.content for r in plan.rounds], [r.queries for r in plan.rounds]):
         assert rows[0].start == 0
-        assert all(a.stop == b.start for a, b in zip(rows, rows[1:], strict=False))
+        assert all(a.stop == b.start for a, b in itertools.pairwise(rows))
     assert plan.rounds[-1].queries.stop == 12
     # The tokens of the last round are context for nobody.
     assert plan.rounds[-1].content.stop == plan.rounds[-1].slots.start

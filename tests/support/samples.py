@@ -42,9 +42,7 @@ class Windows:
         return batch_of(tokens, self.block, [self.lengths] * len(tokens))
 
 
-def draw_windows(
-    order: str, lengths: Sequence[int], *, count: int = 2, seed: int = 0
-) -> Windows:
+def draw_windows(order: str, lengths: Sequence[int], *, count: int = 2, seed: int = 0) -> Windows:
     """Random tokens under drawn orders; `given` draws blocks with given tokens anywhere."""
     lengths = tuple(lengths)
     tokens = np.random.default_rng(seed).integers(0, VOCAB, size=(count, sum(lengths)))

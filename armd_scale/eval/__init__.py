@@ -1,0 +1,1 @@
+"""How good a network is: the likelihood of held-out text under an order."""

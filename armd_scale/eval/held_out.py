@@ -1,0 +1,66 @@
+"""Held-out data opened for a checkpoint, once it is known to fit it."""
+
+from armd_scale.checkpoint.load import Checkpoint
+from armd_scale.config.derive import max_positions
+from armd_scale.data.dataset import TokenWindows
+from armd_scale.data.shards import Shards, open_shards
+from armd_scale.data.tokenize import load_tokenizer
+from armd_scale.errors import CheckpointError, ShardError, TokenizerError
+
+
+def open_held_out(
+    prefix: str, checkpoint: Checkpoint, *, seq_length: int | None = None
+) -> TokenWindows:
+    """Windows of the data, packed as the checkpoint's training data were.
+
+    Args:
+        prefix: of the .bin/.idx pair.
+        checkpoint: whose network will read them.
+        seq_length: N, targets of a window; None: as in training.
+
+    Raises:
+        ShardError: the data is missing, damaged or shorter than a window.
+        TokenizerError: it was tokenized with another vocabulary.
+        CheckpointError: the network has fewer positions than a window has tokens.
+    """
+    recipe = checkpoint.recipe
+    length = recipe.data.seq_length if seq_length is None else seq_length
+    shards = open_shards(prefix)
+    _require_same_tokenizer(shards, checkpoint)
+    if length + 1 > max_positions(recipe):
+        raise CheckpointError(
+            f"a window of --seq-length {length} plus 1 tokens must fit the positions of the model, "
+            f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with --seq-length "
+            f"{max_positions(recipe) - 1} or less"
+        )
+    if length + 1 > shards.num_tokens:
+        raise ShardError(
+            f"{prefix} must hold at least --seq-length + 1 = {length + 1} tokens, got "
+            f"{shards.num_tokens}: evaluate with a smaller --seq-length, or on more text"
+        )
+    return TokenWindows(
+        prefix, length, packing=recipe.data.packing, vocab_size=recipe.model.vocab_size
+    )
+
+
+def _require_same_tokenizer(shards: Shards, checkpoint: Checkpoint) -> None:
+    """Compares fingerprints; where one side has none, only what can be known of its size."""
+    manifest, folder = shards.manifest, checkpoint.tokenizer_folder
+    if manifest is None:
+        return
+    known = checkpoint.recipe.model.vocab_size
+    if known is not None and manifest.vocab_size > known:
+        raise TokenizerError(
+            f"{shards.prefix} must be tokenized with the vocabulary of the checkpoint, and has "
+            f"{manifest.vocab_size} tokens where {checkpoint.folder} knows {known}: preprocess it "
+            "with the tokenizer that the model was trained with"
+        )
+    if folder is None:
+        return
+    fingerprint = load_tokenizer(folder).fingerprint
+    if fingerprint != manifest.tokenizer.fingerprint:
+        raise TokenizerError(
+            f"{shards.prefix} must be tokenized with the tokenizer of the checkpoint, and its "
+            f"fingerprint is {manifest.tokenizer.fingerprint[:12]} against {fingerprint[:12]}: "
+            f"preprocess it with --tokenizer {folder}"
+        )

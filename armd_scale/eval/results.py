@@ -1,0 +1,91 @@
+"""What an evaluation leaves behind: a JSON file for its figures, safetensors for every token's."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+from safetensors.torch import save_file
+
+from armd_scale.errors import ArmdError
+from armd_scale.eval.likelihood import Likelihood, Scores
+
+
+def require_folder(path: Path | None, flag: str) -> None:
+    """Makes sure, before the work is done, that its result can be put somewhere.
+
+    Args:
+        path: the file to be, or None where it was not asked for.
+        flag: the option that names it.
+
+    Raises:
+        ArmdError: the file's folder does not exist.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ArmdError(
+            f"{flag} must name a file in a folder that exists, got {path}: make the folder first"
+        )
+
+
+def summary(likelihood: Likelihood) -> str:
+    """The figures as one line for people."""
+    error, bits = likelihood.standard_error, likelihood.bits_per_byte
+    parts = [
+        likelihood.order,
+        f"{likelihood.nll_nats_per_token:.4f} nats/token"
+        + ("" if error is None else f" (standard error {error:.4f})"),
+        f"perplexity {likelihood.perplexity:.2f}",
+        *([] if bits is None else [f"{bits:.4f} bits/byte"]),
+        f"{likelihood.num_tokens} tokens",
+    ]
+    return "  ".join(parts)
+
+
+def write_json(path: Path, likelihood: Likelihood) -> None:
+    """Writes the figures as one JSON object; the file appears whole or not at all.
+
+    Raises:
+        ArmdError: the file cannot be written.
+    """
+    text = json.dumps(asdict(likelihood), indent=1) + "\n"
+    _write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
+def write_dump(path: Path, scores: Sequence[Scores], *, groups: ProcessGroupCollection) -> None:
+    """Collects the scored windows of all ranks, and writes them from the first rank.
+
+    The file holds `tokens` [n, N+1], `block` [n, N+1] and `logprob` [n, N] in nats, all in text
+    order: token p has its log-probability in column p - 1, NaN where it is given. All ranks must
+    call this together.
+
+    Raises:
+        ArmdError: the file cannot be written.
+    """
+    size, is_first = groups.dp.size(), groups.dp.rank() == 0
+    gathered: list[list[Scores]] | None = [[] for _ in range(size)] if is_first else None
+    dist.gather_object(list(scores), gathered, group=groups.dp, group_dst=0)
+    if gathered is None or dist.get_rank() != 0:
+        return
+    in_order = sorted(chain.from_iterable(gathered), key=lambda part: part.first)
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in in_order]).contiguous()
+        for name in ("tokens", "block", "logprob")
+    }
+    _write_whole(path, lambda unfinished: save_file(tensors, unfinished))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise ArmdError(
+            f"the result must be written to {path}, and that failed ({error.strerror or error}): "
+            "name a file in a folder that is writable and has space"
+        ) from error

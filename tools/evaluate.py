@@ -1,0 +1,52 @@
+"""Likelihood of held-out text under an order, by the network of a checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from armd_scale.errors import run_command
+from armd_scale.eval.results import summary
+from armd_scale.eval.run import Request, evaluate_checkpoint
+from armd_scale.log import configure
+from armd_scale.order.policies import FORMS
+from armd_scale.parallel.environment import read_environment
+
+_EXAMPLE = """example:
+  python tools/evaluate.py --checkpoint runs/demo --data corpus/valid --order strided:4
+  torchrun --nproc-per-node 8 tools/evaluate.py ...    (the processes share the windows)"""
+
+
+def main() -> None:
+    """Evaluates, writes the files that were asked for, and prints one line."""
+    request = Request(**vars(_parser().parse_args()))
+    configure()
+    environment = read_environment()
+    found = evaluate_checkpoint(request, environment)
+    if environment.is_main:
+        print(summary(found))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a checkpoint, or a run folder: its newest one")
+    add("--data", required=True, metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
+    add("--order", required=True, metavar="SPEC", help=" | ".join(FORMS.values()))
+    add("--samples", type=_positive, metavar="N", help="windows to score (default: all)")
+    add("--seq-length", type=_positive, metavar="N", help="targets of a window (default: trained)")
+    add("--micro-batch", type=_positive, metavar="N", help="windows at a time (default: trained)")
+    add("--seed", type=int, metavar="K", help="seed of drawn orders (default: the run's)")
+    add("--json", type=Path, metavar="FILE", help="where to write the figures")
+    add("--dump", type=Path, metavar="FILE", help="where to write every token's log-probability")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
