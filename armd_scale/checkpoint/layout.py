@@ -20,21 +20,22 @@ from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
 from armd_scale.parallel.shard import split_of
 
 Sections = Mapping[str, Mapping[str, Tensor]]
+Parameters = Mapping[str, nn.Parameter]
 
 
 def write_sections(
-    sections: Sections, folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
+    sections: Sections, folder: Path, *, parameters: Parameters, groups: ProcessGroupCollection
 ) -> None:
     """Writes this process's part of every section into `folder` (collective; it must be empty)."""
     shards: dict[str, ShardedTensor] = {}
     for section, tensors in sections.items():
-        shards |= _shards(section, tensors, network=network, groups=groups)
+        shards |= _shards(section, tensors, parameters=parameters, groups=groups)
     with cpu_stands_in_for_cuda():
         dist_checkpointing.save(shards, str(folder))
 
 
 def read_sections(
-    names: Iterable[str], folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
+    names: Iterable[str], folder: Path, *, parameters: Parameters, groups: ProcessGroupCollection
 ) -> dict[str, dict[str, Tensor]]:
     """Reads this process's part of the named sections, in the types they were written in.
 
@@ -50,10 +51,10 @@ def read_sections(
     wanted: dict[str, ShardedTensor] = {}
     for section in names:
         empty = {
-            name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
-            for name, parameter in network.named_parameters()
+            name: torch.empty(_shape(parameter), dtype=_stored_dtype(stored, f"{section}.{name}"))
+            for name, parameter in parameters.items()
         }
-        shards = _shards(section, empty, network=network, groups=groups)
+        shards = _shards(section, empty, parameters=parameters, groups=groups)
         for key, shard in shards.items():
             _check(key, shard, stored, folder)
         wanted |= shards
@@ -70,7 +71,7 @@ def _shards(
     section: str,
     tensors: Mapping[str, Tensor],
     *,
-    network: nn.Module,
+    parameters: Parameters,
     groups: ProcessGroupCollection,
 ) -> dict[str, ShardedTensor]:
     """Each tensor as megatron-core describes a part of a whole.
@@ -78,16 +79,24 @@ def _shards(
     A tensor of stride 2 (gate and up halves of a gated MLP) is two wholes, each split by itself.
     """
     shards = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         split = split_of(parameter, groups.tp)
         offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
-        copies = split.rank if split.dim is None else 0
+        # Of equal copies, over stages, tensor and data parallelism, the one numbered 0 is written.
+        copy = (
+            int(getattr(parameter, "is_tied_copy", False)),
+            split.rank if split.dim is None else 0,
+            groups.dp.rank(),
+        )
         for number, part in enumerate(tensors[name].detach().chunk(split.stride, split.dim or 0)):
             key = f"{section}.{name}" + (f".{number}" if split.stride > 1 else "")
-            shards[key] = ShardedTensor.from_rank_offsets(
-                key, part, *offsets, replica_id=(0, copies, groups.dp.rank())
-            )
+            shards[key] = ShardedTensor.from_rank_offsets(key, part, *offsets, replica_id=copy)
     return shards
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, which ZeRO 3 replaces by that of an empty tensor."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:

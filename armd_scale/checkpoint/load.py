@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor, nn
+from torch import Tensor
 
 from armd_scale.checkpoint.folder import MANIFEST, committed, newest_sound, verify
-from armd_scale.checkpoint.layout import read_sections
+from armd_scale.checkpoint.layout import Parameters, read_sections
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.config.derive import max_positions
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
+from armd_scale.model.naming import parameters_by_name
 from armd_scale.model.spec import transformer_config
 
 
@@ -86,34 +87,39 @@ def load_network(
         device: where the network lives.
     """
     recipe = checkpoint.recipe
-    parallel = ParallelConfig(tensor=groups.tp.size(), pipeline=groups.pp.size())
+    parallel = ParallelConfig(tensor=groups.tp.size())
     network = ArmdModel(
         recipe.model,
         transformer_config(recipe.model, parallel, dtype=dtype),
         groups=groups,
         max_positions=max_positions(recipe),
     )
-    load_weights(checkpoint, network, groups=groups)
+    load_weights(checkpoint, parameters_by_name(network), groups=groups)
     return network.to(device).eval()
 
 
 @torch.no_grad()
 def load_weights(
-    checkpoint: Checkpoint, network: nn.Module, *, groups: ProcessGroupCollection
+    checkpoint: Checkpoint, parameters: Parameters, *, groups: ProcessGroupCollection
 ) -> None:
-    """Copies a checkpoint's weights into the network, converting their type where it differs.
+    """Copies a checkpoint's weights into parameters, converting their type where it differs.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
     folder = checkpoint.folder / WEIGHTS
-    tensors = read_sections(["weights"], folder, network=network, groups=groups)["weights"]
-    for name, parameter in network.named_parameters():
+    sections = read_sections(["weights"], folder, parameters=parameters, groups=groups)
+    tensors = sections["weights"]
+    for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 
 
 def load_optimizer(
-    checkpoint: Checkpoint, names: list[str], *, network: nn.Module, groups: ProcessGroupCollection
+    checkpoint: Checkpoint,
+    names: list[str],
+    *,
+    parameters: Parameters,
+    groups: ProcessGroupCollection,
 ) -> dict[str, dict[str, Tensor]]:
     """The named sections of the optimizer's tensors.
 
@@ -126,4 +132,4 @@ def load_optimizer(
             f"a run resumes from a checkpoint with optimizer state, and {checkpoint.folder} has "
             "none: start from its weights instead, with model.init_from"
         )
-    return read_sections(names, folder, network=network, groups=groups)
+    return read_sections(names, folder, parameters=parameters, groups=groups)

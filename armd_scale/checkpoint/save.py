@@ -8,10 +8,10 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import nn
+from torch import Tensor
 
 from armd_scale.checkpoint.folder import begin, commit
-from armd_scale.checkpoint.layout import Sections, write_sections
+from armd_scale.checkpoint.layout import Parameters, Sections, write_sections
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import CheckpointError
@@ -24,7 +24,8 @@ def save_checkpoint(
     checkpoints: Path,
     *,
     step: int,
-    network: nn.Module,
+    parameters: Parameters,
+    weights: Mapping[str, Tensor],
     recipe: Recipe,
     state: Mapping[str, Any],
     optimizer: Sections,
@@ -36,7 +37,8 @@ def save_checkpoint(
     Args:
         checkpoints: the folder that holds a run's checkpoints.
         step: optimizer steps done.
-        network: whose parameters are the weights.
+        parameters: of this process by name, for how each is split.
+        weights: the tensors to write for them.
         recipe: with every derived number that rebuilds the network, such as the vocabulary.
         state: what else survives a restart; JSON values.
         optimizer: sections of the optimizer's tensors; empty for a checkpoint to start others from.
@@ -60,10 +62,9 @@ def save_checkpoint(
         if is_main:
             _write_small_files(folder, recipe=recipe, state=state, tokenizer=tokenizer)
         dist.barrier()
-        weights = {"weights": {n: p.detach() for n, p in network.named_parameters()}}
-        for name, sections in ((WEIGHTS, weights), (OPTIMIZER, optimizer)):
+        for name, sections in ((WEIGHTS, {"weights": weights}), (OPTIMIZER, optimizer)):
             if sections:
-                write_sections(sections, folder / name, network=network, groups=groups)
+                write_sections(sections, folder / name, parameters=parameters, groups=groups)
     except OSError as error:
         raise CheckpointError(
             f"a checkpoint must be written to {checkpoints}, and that failed ({error.strerror}): "

@@ -130,19 +130,29 @@ def row_flops(model: ModelConfig, seq_length: int) -> RowFlops:
     return RowFlops(keys_values=keys_values, output=projections + mlp + attention)
 
 
-def forward_flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int) -> int:
-    """Matrix products of the forward pass per target.
+def layer_flops(model: ModelConfig, seq_length: int) -> tuple[int, ...]:
+    """Matrix products of the forward pass per target, layer by layer.
 
-    Every layer computes keys and values of one row, the content row below and the query row above,
-    and the output of the query row. A content row's output only feeds the next two-stream layer,
-    so the last one leaves it out. The head reads query rows alone.
+    Every layer needs one row's keys and values: the content row's below, the query row's above.
+    Every layer computes the query row's output. Content rows need theirs only to feed the next
+    two-stream layer, so not in the last one.
     """
     row = row_flops(model, seq_length)
     content_outputs = max(0, two_stream_layers(model) - 1)
-    layers = model.layers * (row.keys_values + row.output) + content_outputs * row.output
-    # Weights <PE_p, PE_j> and the weighted sum, over half of the sequence on average.
-    pooling = seq_length * (model.prefix_width + model.hidden) if "prefix" in model.query else 0
-    return pooling + layers + 2 * model.hidden * vocab_size
+    return tuple(
+        row.keys_values + row.output * (2 if layer < content_outputs else 1)
+        for layer in range(model.layers)
+    )
+
+
+def head_flops(model: ModelConfig, vocab_size: int) -> int:
+    """Matrix product of the head per target; it reads query rows alone."""
+    return 2 * model.hidden * vocab_size
+
+
+def forward_flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int) -> int:
+    """Matrix products of the forward pass per target."""
+    return sum(layer_flops(model, seq_length)) + head_flops(model, vocab_size)
 
 
 def model_flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int) -> int:

@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     VocabParallelEmbedding,
     gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
@@ -32,12 +33,14 @@ from armd_scale.model.query import QueryStart
 from armd_scale.model.rotary import Rotation, inverse_frequencies, rotation_at
 from armd_scale.model.spec import layer_spec, mark_splits
 from armd_scale.model.visible import LayerMasks, RowMask
+from armd_scale.parallel.shard import mark_tied_copy, shared_input
+from armd_scale.parallel.stages import Stage, whole
 
 LOGITS_PER_CHUNK = 1 << 26
 
 
 class ArmdModel(MegatronModule):
-    """The whole network, or one tensor-parallel rank's share of it.
+    """The whole network, or the part of it that one process holds.
 
     Args:
         model: the recipe's model section, `vocab_size` resolved.
@@ -45,6 +48,7 @@ class ArmdModel(MegatronModule):
         groups: the process groups of the layout.
         max_positions: number of positions that a document can have.
         recompute: recompute each layer in the backward pass instead of keeping its activations.
+        stage: which part of the network this is; the whole by default.
     """
 
     def __init__(
@@ -55,24 +59,40 @@ class ArmdModel(MegatronModule):
         groups: ProcessGroupCollection,
         max_positions: int,
         recompute: bool = False,
+        stage: Stage | None = None,
     ) -> None:
         super().__init__(config=config)
         self.model = model
         self.groups = groups
         self.recompute = recompute
+        self.stage = stage or whole(model)
         self.num_two_stream = two_stream_layers(model)
-        assert model.vocab_size is not None, (
-            "the vocabulary must be known before the model is built"
-        )
-        assert config.init_method is not None
+        assert model.vocab_size is not None, "the vocabulary must be known by now"
         self.vocab_size = model.vocab_size
         padded = padded_vocab_size(self.vocab_size, config.tensor_model_parallel_size)
+        if self.stage.is_first:
+            self._make_embeddings(padded, max_positions)
+        spec = layer_spec(config)
+        # By number in the whole network, so that parameters have the same names on any layout.
+        self.layers = nn.ModuleDict()
+        for index in self.stage.layers:
+            layer = build_module(spec, config=config, layer_index=index, pg_collection=groups)
+            self.layers[str(index)] = layer  # pyright: ignore[reportArgumentType]
+        if self.stage.is_last:
+            self._make_head(padded)
+        self.frequencies = inverse_frequencies(model) if model.positions == "rotary" else None
+        self._input: Tensor | None = None
+        mark_splits(self, config)
+
+    def _make_embeddings(self, padded: int, max_positions: int) -> None:
+        model, config = self.model, self.config
+        assert config.init_method is not None
         self.embedding = VocabParallelEmbedding(
             padded,
             model.hidden,
             init_method=config.init_method,
             config=config,
-            tp_group=groups.tp,
+            tp_group=self.groups.tp,
         )
         self.position_embedding = None
         if model.positions == "learned":
@@ -80,12 +100,10 @@ class ArmdModel(MegatronModule):
                 torch.empty(max_positions, model.hidden, dtype=config.params_dtype)
             )
         self.query_start = QueryStart(model, config, max_positions=max_positions)
-        spec = layer_spec(config)
-        self.layers = nn.ModuleList()
-        for index in range(model.layers):
-            self.layers.append(
-                build_module(spec, config=config, layer_index=index, pg_collection=groups)  # pyright: ignore[reportArgumentType]
-            )
+
+    def _make_head(self, padded: int) -> None:
+        model, config = self.model, self.config
+        assert config.init_method is not None
         self.final_norm = Norm(config, model.hidden)
         self.output_layer = ColumnParallelLinear(
             model.hidden,
@@ -93,26 +111,37 @@ class ArmdModel(MegatronModule):
             config=config,
             init_method=config.init_method,
             bias=False,
-            skip_weight_param_allocation=model.tie_embeddings,
-            tp_group=groups.tp,
+            # Tied to an embedding on another stage, the head is a copy that is kept equal.
+            skip_weight_param_allocation=model.tie_embeddings and self.stage.is_first,
+            disable_grad_reduce=True,  # _shared_input does it, once for all chunks of rows
+            tp_group=self.groups.tp,
         )
-        self.frequencies = inverse_frequencies(model) if model.positions == "rotary" else None
-        mark_splits(self, config)
+        self.output_layer.sequence_parallel = False
+        if model.tie_embeddings and not self.stage.is_first:
+            mark_tied_copy(self.output_layer.weight)
 
-    def forward(self, batch: ArmdBatch) -> Float[Tensor, "batch queries"]:
-        """Negative log-likelihood of every target, in nats; undefined where `is_target` is False.
+    def set_input(self, rows: Tensor | None) -> None:
+        """Takes the rows that the stage before put out."""
+        self._input = rows
 
-        The logits are computed, and in the backward pass recomputed, in chunks of rows, so that no
-        more than LOGITS_PER_CHUNK of them exist at a time.
+    def forward(self, batch: ArmdBatch) -> Tensor:
+        """The rows for the next stage; in the last one -log P of every target, [batch, queries].
+
+        In nats; undefined where `is_target` is False. The logits are computed, and in the backward
+        pass recomputed, in chunks of rows, so that no more than LOGITS_PER_CHUNK of them exist at a
+        time.
         """
-        hidden = self.hidden_states(batch)
+        rows = self.rows(batch)
+        if not self.stage.is_last:
+            return rows.contiguous()  # to be sent
+        hidden = shared_input(self.final_norm(rows), self.config, self.groups.tp)
         labels = batch.labels.t()
-        rows = max(1, LOGITS_PER_CHUNK // (labels.shape[1] * self.vocab_size))
-        if rows >= hidden.shape[0]:
+        size = max(1, LOGITS_PER_CHUNK // (labels.shape[1] * self.vocab_size))
+        if size >= hidden.shape[0]:
             return self._nll(hidden, labels).t()
         nll = [
             checkpoint(self._nll, *chunk, use_reentrant=False)
-            for chunk in zip(hidden.split(rows), labels.split(rows), strict=True)
+            for chunk in zip(hidden.split(size), labels.split(size), strict=True)
         ]
         return torch.cat(nll).t()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
@@ -120,46 +149,46 @@ class ArmdModel(MegatronModule):
         self, batch: ArmdBatch, cache: KeyValueCache | None = None
     ) -> Float[Tensor, "batch queries vocabulary"]:
         """Logits of every query row over the whole vocabulary, gathered from all ranks."""
-        local = self._local_logits(self.hidden_states(batch, cache))
+        hidden = self.final_norm(self.rows(batch, cache))
+        local = self._all_local_logits(shared_input(hidden, self.config, self.groups.tp))
         full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
         return full[..., : self.vocab_size].transpose(0, 1)
 
-    def hidden_states(
+    def rows(
         self, batch: ArmdBatch, cache: KeyValueCache | None = None
-    ) -> Float[Tensor, "queries batch hidden"]:
-        """Final hidden states of the query rows.
+    ) -> Float[Tensor, "rows batch hidden"]:
+        """The rows that leave this stage's last layer; above the two-stream ones, query rows.
 
         With a cache the batch is one round: its rows are appended to the cached ones, and its
         intervals count slots from the first cached row.
         """
         one_stream = self.runs_one_stream(batch)
         masks = self._masks(batch, cache)
-        rows = self._embed(batch, masks, cache, queries_only=one_stream)
+        num_content = 0 if one_stream else batch.tokens.shape[1]
+        if self.stage.is_first:
+            rows = self._embed(batch, masks, cache, queries_only=one_stream)
+            if self.config.sequence_parallel:
+                rows = scatter_to_sequence_parallel_region(rows, group=self.groups.tp)
+        else:
+            assert self._input is not None, "a later stage needs the rows of the one before"
+            rows = self._input
         positions = batch.label_positions - 1
-        num_content = 0
-        if not one_stream:
-            positions = torch.cat((batch.positions, positions), dim=1)
-            num_content = batch.tokens.shape[1]
-        rotation = self._rotation(positions, rows.dtype)
-        for index, layer in enumerate(self.layers):
+        both = self._rotation(torch.cat((batch.positions, positions), dim=1), rows.dtype)
+        queries = both and both.rows(batch.tokens.shape[1], both.cos.shape[0])
+        for index in self.stage.layers:
             is_lower = num_content > 0 and index < self.num_two_stream
             drops_content = is_lower and index == self.num_two_stream - 1
+            mask = masks.two_stream if is_lower else masks.upper
             rows = self._run_layer(
-                layer,
+                self.layers[str(index)],
                 rows,
-                rotation,
+                both if is_lower else queries,
                 num_content=num_content if is_lower else 0,
                 drop_content=drops_content,
-                mask=masks.query_only
-                if drops_content
-                else masks.two_stream
-                if is_lower
-                else masks.upper,
+                mask=masks.query_only if drops_content else mask,
                 cache=cache,
             )
-            if drops_content:
-                rotation = rotation and rotation.rows(num_content, num_content + rows.shape[0])
-        return self.final_norm(rows)
+        return rows
 
     def runs_one_stream(self, batch: ArmdBatch) -> bool:
         """Whether one stream gives the same function: AR stacks, and left-to-right under `anchor`.
@@ -200,7 +229,7 @@ class ArmdModel(MegatronModule):
             parts.append(batch.anchor_tokens)
         # One look-up for both streams: the table's gradient is then one scatter, and ZeRO-3 gathers
         # the table once.
-        embedded = self.embedding(torch.cat(parts, dim=1)).transpose(0, 1)
+        embedded = self.embedding(torch.cat(parts, dim=1).t())
         content, anchors = embedded[:num_content], embedded[num_content:]
         query = start(batch, content=content, anchors=anchors, mask=masks.query_only, cache=cache)
         if self.position_embedding is not None:
@@ -213,19 +242,20 @@ class ArmdModel(MegatronModule):
             return LayerMasks(two_stream=None, query_only=None, upper=None)
         return masks_of(batch, cache, upper_sees_block=self.model.upper_visibility == "block")
 
-    def _local_logits(self, hidden: Tensor) -> Tensor:
-        """This rank's columns of the logits, padding left out."""
-        weight = self.embedding.weight if self.model.tie_embeddings else None
-        logits, _ = self.output_layer(hidden, weight=weight)
-        return logits[..., : self.vocab_size - self._first_token]
-
-    @property
-    def _first_token(self) -> int:
-        return self.embedding.vocab_start_index
+    def _all_local_logits(self, hidden: Tensor) -> Tensor:
+        """This rank's columns of the logits, padding included."""
+        tied = self.model.tie_embeddings and self.stage.is_first
+        logits, _ = self.output_layer(hidden, weight=self.embedding.weight if tied else None)
+        return logits
 
     def _nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        logits = self._all_local_logits(hidden)
+        first_token = self.groups.tp.rank() * logits.shape[-1]
         return vocabulary_parallel_nll(
-            self._local_logits(hidden), labels, first_token=self._first_token, group=self.groups.tp
+            logits[..., : self.vocab_size - first_token],
+            labels,
+            first_token=first_token,
+            group=self.groups.tp,
         )
 
 

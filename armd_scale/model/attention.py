@@ -9,7 +9,7 @@ under a mask.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from armd_scale.model.rotary import Rotation
 from armd_scale.model.visible import RowMask
+from armd_scale.parallel.shard import shared_input
 
 
 @runtime_checkable
@@ -69,6 +70,7 @@ class StreamAttention(MegatronModule):
         assert config.kv_channels is not None
         assert config.num_query_groups is not None
         self.layer_index = layer_index
+        self.groups = pg_collection
         self.head_dim = config.kv_channels
         tensor_size = pg_collection.tp.size()
         self.heads = config.num_attention_heads // tensor_size
@@ -79,20 +81,16 @@ class StreamAttention(MegatronModule):
             "skip_bias_add": False,
             "tp_group": pg_collection.tp,
         }
+        # Both read the same gathered rows, so gathering and reduction are shared_input's.
+        column = {"bias": config.add_qkv_bias, "gather_output": False, "disable_grad_reduce": True}
         width = config.num_attention_heads * self.head_dim
-        bias = config.add_qkv_bias
         kv_width = 2 * config.num_query_groups * self.head_dim
-        self.linear_q = build_module(
-            submodules.linear_q, config.hidden_size, width, bias=bias, gather_output=False, **linear
+        hidden = config.hidden_size
+        self.linear_q: Any = build_module(submodules.linear_q, hidden, width, **column, **linear)
+        self.linear_kv: Any = build_module(
+            submodules.linear_kv, hidden, kv_width, **column, **linear
         )
-        self.linear_kv = build_module(
-            submodules.linear_kv,
-            config.hidden_size,
-            kv_width,
-            bias=bias,
-            gather_output=False,
-            **linear,
-        )
+        self.linear_q.sequence_parallel = self.linear_kv.sequence_parallel = False
         self.linear_proj = build_module(
             submodules.linear_proj,
             width,
@@ -104,8 +102,8 @@ class StreamAttention(MegatronModule):
         )
         self.q_norm = self.k_norm = None
         if submodules.q_norm is not None and submodules.k_norm is not None:
-            self.q_norm = build_module(submodules.q_norm, config, self.head_dim)
-            self.k_norm = build_module(submodules.k_norm, config, self.head_dim)
+            self.q_norm = build_module(submodules.q_norm, config, self.head_dim, on_heads=True)
+            self.k_norm = build_module(submodules.k_norm, config, self.head_dim, on_heads=True)
 
     def forward(
         self,
@@ -130,6 +128,7 @@ class StreamAttention(MegatronModule):
         Returns:
             The projected output of the attending rows.
         """
+        rows = shared_input(rows, self.config, self.groups.tp)
         num_rows = rows.shape[0]
         first = num_content if queries_only else 0
         num_keys = num_content or num_rows

@@ -11,19 +11,20 @@ import torch
 from torch import nn
 
 from armd_scale.model.armd import ArmdModel
+from armd_scale.model.naming import parameters_by_name
 from armd_scale.parallel.shard import split_of
 
 
 @torch.no_grad()
 def initialise(network: ArmdModel, *, seed: int) -> None:
-    """Fills every parameter of the network in place.
+    """Fills every parameter of the network, or of a part of it, in place.
 
     Matrices and embeddings are normal with `model.init_std`; those that write to the residual
     stream are narrower by sqrt(2 x layers) (GPT-2). Norms are one, biases zero. The gap table
     starts at zero, so that a hidden token between anchor and target changes nothing until it is
     learned.
     """
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters_by_name(network).items():
         split = split_of(parameter, network.groups.tp)
         full = torch.empty(split.full_shape(parameter.shape), dtype=torch.float32)
         _fill(full, name, network=network, seed=seed)

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from jaxtyping import Float
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
@@ -36,6 +40,7 @@ class ArmdLayer(MegatronModule):
         pg_collection: ProcessGroupCollection,
     ) -> None:
         super().__init__(config=config)
+        self.groups = pg_collection
         self.attention_norm = build_module(submodules.attention_norm, config, config.hidden_size)
         self.attention = build_module(
             submodules.attention,
@@ -83,6 +88,18 @@ class ArmdLayer(MegatronModule):
             mask=mask,
             cache=cache,
         )
-        rows = rows[num_content if drop_content else 0 :] + attended
+        if drop_content:
+            rows = self._without_content(rows, num_content)
+        rows = rows + attended
         output, bias = self.mlp(self.mlp_norm(rows))
         return rows + (output if bias is None else output + bias)
+
+    def _without_content(self, rows: Tensor, num_content: int) -> Tensor:
+        """The query rows alone, under sequence parallelism shared out anew among the ranks."""
+        if not self.config.sequence_parallel:
+            return rows[num_content:]
+        group = self.groups.tp
+        every = gather_from_sequence_parallel_region(
+            rows, tensor_parallel_output_grad=False, group=group
+        )
+        return scatter_to_sequence_parallel_region(every[num_content:], group=group)

@@ -22,7 +22,6 @@ from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.visible import RowMask
-from armd_scale.parallel.shard import mark_sequence_parallel
 
 PREFIX_CACHE_LAYER = -1
 
@@ -54,7 +53,6 @@ class QueryStart(nn.Module):
             if "learned" in kinds
             else None
         )
-        mark_sequence_parallel(self, config.sequence_parallel)
 
     def forward(
         self,

@@ -24,7 +24,11 @@ ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, ap
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, *, dtype: torch.dtype = torch.float32
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    message_dtype: torch.dtype | None = None,
 ) -> TransformerConfig:
     """megatron-core's configuration of the stack.
 
@@ -34,7 +38,8 @@ def transformer_config(
     Args:
         model: the recipe's model section, every derived number resolvable.
         parallel: the recipe's layout.
-        dtype: dtype of the parameters and of pipeline messages.
+        dtype: of the parameters as they are built.
+        message_dtype: of what pipeline stages send, where an engine converts the parameters later.
     """
     return TransformerConfig(
         num_layers=model.layers,
@@ -58,7 +63,12 @@ def transformer_config(
             parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
         ),
         sequence_parallel=parallel.sequence,
-        pipeline_dtype=dtype,
+        # Lower stages send content and query rows, upper ones the query alone. The dispatcher is
+        # one of experts, of which there are none; megatron-core asks for it with varying lengths.
+        variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",
+        batch_p2p_comm=False,  # batched messages cross between two ranks, on gloo silently
+        pipeline_dtype=message_dtype or dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         perform_initialization=False,

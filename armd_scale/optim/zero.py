@@ -7,7 +7,7 @@ inside it every backward leaves its gradient on the parameter, and its exit redu
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from armd_scale.config.schema import OptimConfig
-from armd_scale.model.armd import ArmdModel
+from armd_scale.model.chunks import Chunks
 from armd_scale.optim.groups import parameter_groups
+from armd_scale.parallel.reduce import sum_partial_gradients
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
@@ -34,7 +35,7 @@ logger.setLevel(logging.WARNING)
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What AdamW remembers, free of any layout: full tensors by parameter name, all float32."""
+    """What AdamW remembers, whole along data parallelism: float32 tensors by parameter name."""
 
     steps: int
     """Updates made so far."""
@@ -48,7 +49,7 @@ class ZeroEngine:
     """A network with its optimizer, split over the data-parallel group as the ZeRO stage says.
 
     Args:
-        network: this process's part of the network, on its device.
+        network: this process's parts of the network, on their device.
         optim: the recipe's optim section.
         precision: "fp32" or "bf16": the type of the weights in forward and backward.
         groups: the process groups of the layout.
@@ -56,7 +57,7 @@ class ZeroEngine:
 
     def __init__(
         self,
-        network: ArmdModel,
+        network: Chunks,
         optim: OptimConfig,
         *,
         precision: str,
@@ -76,6 +77,8 @@ class ZeroEngine:
         )
         self._engine: Any = engine  # DeepSpeed's own annotations name neither half of what it is
         self.network = network
+        self.parameters = network.by_name()
+        self._groups = groups
         self._make_room(steps=0)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -88,13 +91,15 @@ class ZeroEngine:
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Backward passes inside add up; the exit averages gradients over data parallelism."""
-        if self._stage > 0:
-            with self._engine.coalesce_grad_reduction():
-                yield
-            return
-        yield
-        self._engine.allreduce_gradients()
+        """Backward passes inside add up; the exit completes and averages the gradients."""
+        coalesce = self._engine.coalesce_grad_reduction if self._stage > 0 else nullcontext
+        with coalesce():
+            yield
+            sum_partial_gradients(
+                self.parameters, tied=self.network.tied_across_stages, groups=self._groups
+            )
+        if self._stage == 0:
+            self._engine.allreduce_gradients()
 
     def step(self, learning_rate: float) -> float:
         """Clips, updates and clears; returns the global gradient norm before clipping."""
@@ -110,22 +115,26 @@ class ZeroEngine:
 
     def export_state(self) -> OptimizerState:
         """The optimizer's state as full tensors (a collective over data parallelism)."""
-        named = dict(self.network.named_parameters())
+        named = self.parameters.items()
         return OptimizerState(
             steps=self._updates(),
-            master={name: self._get(p, None) for name, p in named.items()},
-            moments={
-                key: {name: self._get(p, key) for name, p in named.items()} for key in MOMENTS
-            },
+            master={name: self._get(p, None) for name, p in named},
+            moments={key: {name: self._get(p, key) for name, p in named} for key in MOMENTS},
         )
 
     def import_state(self, state: OptimizerState) -> None:
         """Continues from a state that any layout exported."""
         self._make_room(state.steps)
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self.parameters.items():
             self._set(parameter, state.master[name], None)
             for key in MOMENTS:
                 self._set(parameter, state.moments[key][name], key)
+
+    def weights(self, state: OptimizerState) -> dict[str, Tensor]:
+        """The weights of forward and backward by name; under ZeRO 3 no process holds them whole."""
+        if self._stage < 3:
+            return {name: p.detach() for name, p in self.parameters.items()}
+        return {name: state.master[name].to(p.dtype) for name, p in self.parameters.items()}
 
     @property
     def _adam(self) -> torch.optim.Optimizer:

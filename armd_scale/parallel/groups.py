@@ -30,7 +30,32 @@ def process_groups(
         environment: this process's place in the job.
         parallel: the layout; data parallelism takes the ranks that tensor and pipeline leave over.
     """
-    join(environment)
+    with joined(environment), laid_out(parallel) as groups:
+        yield groups
+
+
+@contextmanager
+def joined(environment: Environment) -> Iterator[None]:
+    """Starts torch.distributed; a job of one process needs no address to meet at."""
+    if environment.device.type == "cuda":
+        torch.cuda.set_device(environment.device)
+    alone = environment.world_size == 1
+    dist.init_process_group(
+        environment.backend,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        store=HashStore() if alone else None,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def laid_out(parallel: ParallelConfig) -> Iterator[ProcessGroupCollection]:
+    """The groups of a layout in a job that is joined."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -44,18 +69,3 @@ def process_groups(
         yield ProcessGroupCollection.use_mpu_process_groups()
     finally:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-
-
-def join(environment: Environment) -> None:
-    """Starts torch.distributed; a job of one process needs no address to meet at."""
-    if environment.device.type == "cuda":
-        torch.cuda.set_device(environment.device)
-    alone = environment.world_size == 1
-    dist.init_process_group(
-        environment.backend,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        store=HashStore() if alone else None,
-        timeout=COLLECTIVE_TIMEOUT,
-    )

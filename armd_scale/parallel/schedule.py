@@ -1,13 +1,14 @@
 """Runs a step's micro-batches through megatron-core's schedules.
 
-The same call serves one process and a pipeline: megatron-core picks the schedule from the layout,
-and on a machine without CUDA runs the very same code.
+The same call serves one process and a pipeline: megatron-core picks the schedule from the layout
+(none, 1F1B, interleaved 1F1B), and a machine without CUDA runs the very same code.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,25 +16,36 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
+from armd_scale.parallel.messages import StageMessages
 
 
 class ScheduledStage(nn.Module):
     """What the schedule sees of a stage: megatron-core's configuration and a forward call.
 
-    The forward may be a module wrapped in a training engine, whose own `config` attribute is
-    something else; so the schedule is handed this instead.
+    The forward may go through a training engine, whose own `config` attribute is something else; so
+    the schedule is handed this instead.
+
+    Args:
+        forward: from a micro-batch to the stage's output.
+        set_input: takes the output of the stage before; None comes before the first.
+        config: megatron-core's configuration of the network.
     """
 
     model_type = ModelType.encoder_or_decoder
 
-    def __init__(self, forward: Callable[[Any], Tensor], config: TransformerConfig) -> None:
+    def __init__(
+        self,
+        forward: Callable[[Any], Tensor],
+        set_input: Callable[[Tensor | None], None],
+        config: TransformerConfig,
+    ) -> None:
         super().__init__()
         self.config = config
-        self._call = forward
+        self._call, self._set_input = forward, set_input
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
-        """Takes the previous stage's output; a single stage has none."""
-        assert input_tensor in (None, [None]), "one pipeline stage takes its input from the batch"
+        """Takes the previous stage's output, as the schedule hands it over."""
+        self._set_input(input_tensor[0])
 
     def forward(self, batch: Any) -> Tensor:
         """The stage's output for one micro-batch."""
@@ -41,7 +53,7 @@ class ScheduledStage(nn.Module):
 
 
 def run_micro_batches(
-    stage: ScheduledStage,
+    stages: Sequence[ScheduledStage],
     batches: Sequence[Any],
     *,
     loss_of: Callable[[Tensor, Any], tuple[Tensor, Any]],
@@ -51,20 +63,20 @@ def run_micro_batches(
     """Forward and backward of every micro-batch; gradients add up on the parameters.
 
     Args:
-        stage: this process's part of the network.
-        batches: the micro-batches of one step.
-        loss_of: from a stage output and its batch to (loss, anything to report). The step's
-            gradient is that of the sum of the losses.
+        stages: this process's chunks of the network, in the order of data flow.
+        batches: the micro-batches of one step, the same on all stages of a pipeline.
+        loss_of: from the last stage's output and its batch to (loss, anything to report). The
+            step's gradient is that of the sum of the losses.
         groups: the process groups of the layout.
         forward_only: leave the backward pass out.
 
     Returns:
-        What `loss_of` reported, by micro-batch.
+        What `loss_of` reported, by micro-batch; nothing where the last stage is elsewhere.
     """
     count = len(batches)
 
     def forward_step(
-        iterator: Any, model: nn.Module
+        iterator: Any, stage: nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
         batch = next(iterator)
 
@@ -72,15 +84,38 @@ def run_micro_batches(
             value, report = loss_of(output, batch)
             return value * count, report  # the schedule divides by the number of micro-batches
 
-        return model(batch), loss
+        return stage(batch), loss
 
+    piped = {}
+    if groups.pp.size() > 1:
+        piped["p2p_communicator"] = StageMessages(groups.pp, stages[0].config)
+    run = get_forward_backward_func(pp_size=groups.pp.size(), vp_size=_chunks(stages))
     with cpu_stands_in_for_cuda(), torch.set_grad_enabled(not forward_only):
-        return get_forward_backward_func()(
+        return run(
             forward_step_func=forward_step,
-            data_iterator=iter(batches),
-            model=stage,
+            data_iterator=[iter(batches) for _ in stages],
+            model=list(stages),
             num_microbatches=count,
-            seq_length=1,  # message shapes vary by stage and travel with the messages
+            seq_length=1,  # shapes differ between stages and travel with the messages
             micro_batch_size=1,
             forward_only=forward_only,
+            pg_collection=groups,
+            **piped,
         )
+
+
+def _chunks(stages: Sequence[ScheduledStage]) -> int | None:
+    return len(stages) if len(stages) > 1 else None
+
+
+def sum_from_last_stage(values: Sequence[Tensor], groups: ProcessGroupCollection) -> Tensor:
+    """The sum of what the last stage reported, over the data-parallel ranks too, on every process."""
+    device = (
+        torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    )
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for value in values:
+        total += value.double()
+    for group in (groups.dp, groups.pp):
+        dist.all_reduce(total, group=group)
+    return total

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 
@@ -46,13 +51,34 @@ def split_of(parameter: Any, group: dist.ProcessGroup) -> TensorSplit:
     )
 
 
-def mark_sequence_parallel(module: nn.Module, is_on: bool) -> None:
-    """Marks a module's parameters as used on each rank's own rows.
+def shared_input(rows: Tensor, config: TransformerConfig, group: dist.ProcessGroup) -> Tensor:
+    """All rows, as input of column-parallel layers that leave the reduction of gradients to this.
 
-    Under sequence parallelism a rank sees its share of the rows only, so gradients of parameters
-    that every rank holds whole must be summed over the tensor-parallel group; megatron-core finds
-    them by this mark.
+    Forward: under sequence parallelism the ranks' rows are gathered, otherwise each has them all.
+    Backward: the ranks' gradients are summed, once for all layers that read the rows.
+    """
+    if config.sequence_parallel:
+        return gather_from_sequence_parallel_region(rows, group=group)
+    return copy_to_tensor_model_parallel_region(rows, group=group)
+
+
+def mark_partial(module: nn.Module, is_partial: bool) -> None:
+    """Marks parameters of which each tensor-parallel rank has a part of the gradient only.
+
+    Every rank holds such a parameter whole, but applies it to its own rows (sequence parallelism)
+    or to its own heads, so the gradients must be summed. The name is megatron-core's, whose layers
+    mark their biases with it.
     """
     for parameter in module.parameters():
         mark: Any = parameter
-        mark.sequence_parallel = is_on
+        mark.sequence_parallel = is_partial
+
+
+def mark_tied_copy(parameter: Any) -> None:
+    """Marks the head's copy of an embedding that lives on another stage.
+
+    DeepSpeed leaves parameters with the second mark out of the gradient norm, which counts the
+    embedding where it lives.
+    """
+    parameter.is_tied_copy = True
+    parameter.ds_pipe_replicated = True

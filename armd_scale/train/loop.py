@@ -6,7 +6,6 @@ from armd_scale.config.derive import accumulation_steps
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import TrainingError
 from armd_scale.optim.schedule import learning_rate
-from armd_scale.parallel.schedule import ScheduledStage
 from armd_scale.train.parts import Parts
 from armd_scale.train.periodic import Periodic
 from armd_scale.train.signals import StopRequest
@@ -35,14 +34,13 @@ def train_loop(
         The signal that ended it, or None.
     """
     recipe = parts.recipe
-    stage = ScheduledStage(parts.engine, parts.network.config)
     count = accumulation_steps(recipe.train, parts.groups.dp.size())
     stopped_by = None
     while state.step < recipe.train.steps and stopped_by is None:
         taken = [next(batches).to(parts.device) for _ in range(count)]
         rate = learning_rate(recipe.optim, recipe.train, state.step)
         try:
-            result = train_step(parts.engine, stage, taken, learning_rate=rate, groups=parts.groups)
+            result = train_step(parts.engine, parts.stages, taken, learning_rate=rate, groups=parts.groups)
         except TrainingError:
             # Every process sees the same loss, and the weights are as the last good step left them.
             _finish(periodic, state)

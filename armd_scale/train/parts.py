@@ -1,6 +1,7 @@
 """The things that a running job is made of, built in order from its recipe."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from armd_scale.config.schema import Recipe
 from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.errors import CheckpointError, RecipeError, TokenizerError
 from armd_scale.log import get_logger
-from armd_scale.model.armd import ArmdModel
+from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
 from armd_scale.model.spec import transformer_config
 from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import MOMENTS, OptimizerState, ZeroEngine
 from armd_scale.parallel.environment import Environment
+from armd_scale.parallel.schedule import ScheduledStage
+from armd_scale.parallel.stages import stages_of_rank
 from armd_scale.train.state import TrainState
 
 
@@ -35,8 +38,9 @@ class Parts:
     recipe: Recipe
     environment: Environment
     groups: ProcessGroupCollection
-    network: ArmdModel
+    network: Chunks
     engine: ZeroEngine
+    stages: Sequence[ScheduledStage]
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +55,12 @@ class Parts:
     @property
     def dtype(self) -> torch.dtype:
         """The type of weights in forward and backward."""
-        return torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+        return compute_dtype(self.recipe)
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype:
+    """The type of weights and activations in forward and backward."""
+    return torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
 
 
 def with_vocabulary(recipe: Recipe) -> Recipe:
@@ -140,11 +149,18 @@ def build_network(
     *,
     groups: ProcessGroupCollection,
     device: torch.device,
-) -> ArmdModel:
-    """The network with its first weights: resumed, those of `model.init_from`, or drawn."""
-    network = ArmdModel(
+) -> Chunks:
+    """This process's parts of the network, resumed, with `model.init_from`'s weights, or drawn."""
+    parts = stages_of_rank(
         recipe.model,
-        transformer_config(recipe.model, recipe.parallel),
+        recipe.parallel,
+        seq_length=recipe.data.seq_length,
+        rank=groups.pp.rank(),
+    )
+    network = Chunks(
+        parts,
+        recipe.model,
+        transformer_config(recipe.model, recipe.parallel, message_dtype=compute_dtype(recipe)),
         groups=groups,
         max_positions=max_positions(recipe),
         recompute=recipe.train.recompute == "full",
@@ -152,10 +168,23 @@ def build_network(
     if checkpoint is None and recipe.model.init_from is not None:
         checkpoint = open_checkpoint(recipe.model.init_from)
     if checkpoint is None:
-        initialise(network, seed=recipe.run.seed)
+        for part in network.models:
+            initialise(part, seed=recipe.run.seed)
     else:
-        load_weights(checkpoint, network, groups=groups)
+        load_weights(checkpoint, network.by_name(), groups=groups)
     return network.to(device)
+
+
+def scheduled(network: Chunks, engine: ZeroEngine) -> list[ScheduledStage]:
+    """The network's parts as the schedule sees them, each called through the engine."""
+    return [
+        ScheduledStage(
+            lambda batch, number=number: engine(batch, number),
+            part.set_input,
+            network.transformer_config,
+        )
+        for number, part in enumerate(network.models)
+    ]
 
 
 def restore(
@@ -164,7 +193,7 @@ def restore(
     """Continues the optimizer, the running average and the counters from a checkpoint."""
     names = ["master", *MOMENTS] + ([] if average is None else ["average"])
     groups = engine.network.groups
-    sections = load_optimizer(checkpoint, names, network=engine.network, groups=groups)
+    sections = load_optimizer(checkpoint, names, parameters=engine.parameters, groups=groups)
     state = TrainState.from_json(checkpoint.state)
     engine.import_state(
         OptimizerState(

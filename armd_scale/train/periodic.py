@@ -19,6 +19,7 @@ from armd_scale.order.policies import parse_spec
 from armd_scale.train.hardware import memory_gib, peak_flops
 from armd_scale.train.metrics import MetricsWriter
 from armd_scale.train.parts import Parts
+from armd_scale.train.score import Scorer
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 
@@ -96,6 +97,7 @@ class Evaluate:
     def __init__(self, parts: Parts, writers: Sequence[MetricsWriter]) -> None:
         self._parts, self._writers = parts, writers
         recipe = parts.recipe
+        self._scorer = Scorer(parts.network, parts.stages)
         self._orders = [parse_spec(text) for text in recipe.eval.orders]
         self._windows = None
         if recipe.data.valid is not None and recipe.eval.every_steps > 0:
@@ -112,7 +114,7 @@ class Evaluate:
             return
         for order in self._orders:
             found = evaluate(
-                self._parts.network,
+                self._scorer,
                 self._windows,
                 order,
                 samples=recipe.eval.samples,
@@ -171,7 +173,8 @@ class SaveCheckpoints:
         folder = save_checkpoint(
             Path(parts.recipe.run.folder) / "checkpoints",
             step=state.step,
-            network=parts.network,
+            parameters=parts.engine.parameters,
+            weights=parts.engine.weights(optimizer),
             recipe=parts.recipe,
             state=state.to_json(),
             optimizer=sections,

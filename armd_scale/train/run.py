@@ -22,6 +22,7 @@ from armd_scale.train.parts import (
     build_network,
     find_checkpoint,
     restore,
+    scheduled,
     tokenizer_folder,
     with_vocabulary,
 )
@@ -47,9 +48,10 @@ def train(recipe: Recipe, environment: Environment) -> int:
         network = build_network(recipe, checkpoint, groups=groups, device=environment.device)
         engine = ZeroEngine(network, recipe.optim, precision=recipe.train.precision, groups=groups)
         decay = recipe.optim.ema_decay
-        average = None if decay is None else WeightAverage(network, decay)
+        average = None if decay is None else WeightAverage(engine.parameters, decay)
         state = TrainState() if checkpoint is None else restore(checkpoint, engine, average)
-        parts = Parts(recipe, environment, groups, network, engine)
+        stages = scheduled(network, engine)
+        parts = Parts(recipe, environment, groups, network, engine, stages)
         batches = micro_batches(parts, state)
         writers = open_writers(recipe, last_step=state.step) if environment.is_main else []
         with (

@@ -13,7 +13,11 @@ from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import TrainingError
 from armd_scale.loss import sum_over_targets
 from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.schedule import ScheduledStage, run_micro_batches
+from armd_scale.parallel.schedule import (
+    ScheduledStage,
+    run_micro_batches,
+    sum_from_last_stage,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class StepResult:
 
 def train_step(
     engine: ZeroEngine,
-    stage: ScheduledStage,
+    stages: Sequence[ScheduledStage],
     batches: Sequence[ArmdBatch],
     *,
     learning_rate: float,
@@ -54,10 +58,8 @@ def train_step(
         return total * size / num_targets, total.detach()
 
     with engine.accumulate():
-        totals = run_micro_batches(stage, batches, loss_of=loss_of, groups=groups)
-    total = torch.stack(totals).sum().double()
-    dist.all_reduce(total, group=groups.dp)
-    loss = float(total / num_targets)
+        totals = run_micro_batches(stages, batches, loss_of=loss_of, groups=groups)
+    loss = float(sum_from_last_stage(totals, groups) / num_targets)
     if not math.isfinite(loss):
         samples = [int(k) for batch in batches for k in batch.sample_index]
         raise TrainingError(
