@@ -1,6 +1,6 @@
 """Text from a checkpoint, left to right or in parallel streams.
 
-python tools/generate.py --checkpoint runs/demo --prompt "def main" --tokens 256 --streams 4
+Example: python tools/generate.py --checkpoint runs/demo --prompt "def main" --tokens 99 --streams 4
 """
 
 import argparse
@@ -29,12 +29,11 @@ def main() -> None:
     tokenizer = None if folder is None else load_tokenizer(folder)
     opening = opening_tokens(args.prompt, tokenizer)
     outline = continuation(opening, num_tokens=args.tokens, streams=args.streams)
-    environment = read_environment()
-    with process_groups(environment, ParallelConfig()) as groups:
-        network = load_network(checkpoint, groups=groups, device=environment.device)
-        with Track("generating", args.tokens, unit="tokens") as track:
-            outlines = [outline] * args.num_samples
-            made = complete(network, outlines, sampling=sampling, on_round=track.advance)
+    outlines = [outline] * args.num_samples
+    here = read_environment()
+    with process_groups(here, ParallelConfig()) as groups, Track("generating", args.tokens) as bar:
+        network = load_network(checkpoint, groups=groups, device=here.device)
+        made = complete(network, outlines, sampling=sampling, on_round=bar.advance)
     records = text_records(made, tokenizer, cut_at_end=args.cut_at_end)
     if args.json is not None:
         write_records(args.json, records)
@@ -44,8 +43,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    title, example = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(description=title, epilog=f"example: {example}")
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="a checkpoint, or a run folder: its newest one")
     add("--prompt", metavar="TEXT", help="text to continue (default: a document's start)")

@@ -65,7 +65,6 @@ def _options(args: argparse.Namespace) -> BuildOptions:
             text_key=args.text_key,
             text_documents=args.text_documents,
             document_bytes=args.document_bytes,
-            keep_empty=not args.no_eod,
         ),
         split=args.split,
         shard=args.shard,

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from armd_scale.data.documents import Document
@@ -86,6 +87,7 @@ def _result_of(plan: Plan, options: BuildOptions) -> list[Manifest]:
             if (
                 manifest is not None
                 and (manifest.plan, manifest.shard) == (plan.digest, options.shard)
+                and not (manifest.skipped.count and options.on_error == "refuse")
                 and manifest_path(prefix).stat().st_mtime >= newest
                 and all(Path(prefix + suffix).exists() for suffix in (".bin", ".idx"))
             ):
@@ -139,7 +141,8 @@ def _make_job(folder: Path, tokenizer: Tokenizer, options: BuildOptions) -> Job:
     return Job(
         folder=folder,
         tokenizer=folder / "tokenizer",
-        reading=options.reading,
+        # An empty document is one only if its end token remains of it.
+        reading=replace(options.reading, keep_empty=options.append_eod),
         end_token=tokenizer.eod if options.append_eod else None,
         dtype=dtype_for(tokenizer.vocab_size).name,
         sides=options.sides,

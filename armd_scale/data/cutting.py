@@ -48,5 +48,6 @@ def _cut(window: bytes, slack: int) -> int:
     line_end = window.find(b"\n", 0, slack)
     if line_end >= 0:
         return line_end
-    # Continuation bytes of UTF-8 stay with their character.
-    return next((i for i, byte in enumerate(window[1:5]) if byte & 0xC0 != 0x80), 0)
+    # Continuation bytes of UTF-8 stay with their character, of which there are three at most.
+    after = window[1:4]
+    return next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), len(after))

@@ -4,11 +4,12 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from io import BufferedWriter
 from pathlib import Path
-from typing import BinaryIO, Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -35,8 +36,8 @@ class Job:
         reading: how files turn into documents.
         end_token: appended to every document, or None.
         dtype: name of the token width.
-        sides: names of the sides of the split (one empty name: no split) ...
-        bounds: ... and for each the upper end of its share of the 2^64 hashes.
+        sides: names of the sides of the split; one empty name without a split.
+        bounds: of each side, the upper end of its share of the 2^64 hashes.
         on_error: what to do about something that is no document.
     """
 
@@ -59,6 +60,13 @@ class Tally:
     tokens: int = 0
     text_bytes: int = 0
     cut_documents: int = 0
+
+    def add(self, document: Document, num_tokens: int) -> None:
+        """Counts a document of that many tokens."""
+        self.documents += 1
+        self.tokens += num_tokens
+        self.text_bytes += len(document.utf8)
+        self.cut_documents += document.begins_cut
 
 
 @final
@@ -91,19 +99,15 @@ def encode_unit(job: Job, tokenizer: Tokenizer, *, number: int, unit: Unit) -> I
         ShardError: the part files cannot be written.
     """
     report = UnitReport({side: Tally() for side in job.sides})
-    with disk_errors(job.folder), _Sides(job, number) as sides:
-        for batch in _batches(read_unit(unit, job.reading), report, job):
-            texts = [document.text for document in batch]
-            for document, ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
-                name = job.sides[side_of(document.utf8, job.bounds)] if job.bounds else job.sides[0]
-                count = sides.write(name, ids)
-                tally = report.sides[name]
-                tally.documents += 1
-                tally.tokens += count
-                tally.text_bytes += len(document.utf8)
-                tally.cut_documents += document.begins_cut
-            yield len(batch)
-        sides.close()
+    with disk_errors(job.folder):
+        with _Sides(job, number) as sides:
+            for batch in _batches(read_unit(unit, job.reading), report, job):
+                texts = [document.text for document in batch]
+                for document, ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
+                    side = job.sides[side_of(document.utf8, job.bounds)]
+                    report.sides[side].add(document, sides.write(side, ids))
+                yield len(batch)
+        # Only now, when closing the files has brought all of them to the disk.
         _write_report(job, number, report)
 
 
@@ -118,6 +122,8 @@ def finished_report(job: Job, number: int) -> UnitReport | None:
         data["skipped"],
         data["examples"],
     )
+    if report.skipped and job.on_error == "refuse":
+        return None
     width = np.dtype(job.dtype).itemsize
     # After a power cut a file may be there without its content.
     whole = all(
@@ -181,12 +187,14 @@ class _Sides:
     def __init__(self, job: Job, number: int) -> None:
         self._dtype = np.dtype(job.dtype)
         self._end = np.array([] if job.end_token is None else [job.end_token], self._dtype)
-        self._files: dict[str, tuple[BinaryIO, BinaryIO]] = {}
-        for side in job.sides:
-            part = part_of(job, number, side=side, documents=0)
-            self._files[side] = part.bin_path.open("wb"), part.lengths_path.open("wb")
+        self._parts = {side: part_of(job, number, side=side, documents=0) for side in job.sides}
+        self._stack = ExitStack()
+        self._files: dict[str, tuple[BufferedWriter, BufferedWriter]] = {}
 
     def __enter__(self) -> "_Sides":
+        for side, part in self._parts.items():
+            tokens = self._stack.enter_context(part.bin_path.open("wb"))
+            self._files[side] = tokens, self._stack.enter_context(part.lengths_path.open("wb"))
         return self
 
     def write(self, side: str, ids: np.ndarray) -> int:
@@ -197,17 +205,8 @@ class _Sides:
         lengths.write(np.int32(count).tobytes())
         return count
 
-    def close(self) -> None:
-        for file in (file for pair in self._files.values() for file in pair):
-            file.close()
-
-    def __exit__(self, *_: object) -> None:
-        for file in (file for pair in self._files.values() for file in pair):
-            try:
-                file.close()
-            except OSError:
-                # Closing flushes; the error that brought us here is the one to tell.
-                continue
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 def _write_report(job: Job, number: int, report: UnitReport) -> None:

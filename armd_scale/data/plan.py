@@ -98,7 +98,8 @@ def make_plan(options: BuildOptions, *, tokenizer: str) -> Plan:
     digest = _digest(
         [(source.path, source.size) for source in sources],
         asdict(options.reading),
-        (options.split, options.on_error, options.append_eod, tokenizer),
+        # Not on_error: finished work without a bad document is good for either choice.
+        (options.split, options.append_eod, tokenizer),
     )
     shard = options.shard or PartOfMany(0, 1)
     times = [_mtime(source) for source in sources]
@@ -114,13 +115,13 @@ def make_plan(options: BuildOptions, *, tokenizer: str) -> Plan:
 
 
 def split_bounds(fractions: Sequence[str]) -> tuple[int, ...]:
-    """Upper ends of the sides' shares of the 2^64 hashes; none without a split.
+    """Upper ends of the sides' shares of the 2^64 hashes; all of them for one without a split.
 
     Raises:
         CorpusError: not two or three positive fractions of sum 1.
     """
     if not fractions:
-        return ()
+        return (2**64,)
     try:
         values = [Fraction(text) for text in fractions]
     except (ValueError, ZeroDivisionError):

@@ -92,9 +92,14 @@ def _check_files(prefix: str, *, may_be_empty: bool = False) -> Header:
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     for path in (bin_path, idx_path):
         if not path.is_file():
+            split = Path(f"{prefix}_train.bin").is_file()
             raise ShardError(
-                f"{path} does not exist: check the prefix, or build the shards with "
-                "tools/preprocess.py"
+                f"{path} does not exist: "
+                + (
+                    f"give {prefix}_train or another side of the split"
+                    if split
+                    else "check the prefix, or build the shards with tools/preprocess.py"
+                )
             )
     header = read_header(idx_path)
     size = idx_path.stat().st_size

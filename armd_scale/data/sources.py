@@ -44,6 +44,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}")
 _UNITS_WANTED = 256
 _MIN_UNIT_BYTES = 1 << 20
 _MAX_UNIT_BYTES = 32 << 20
+_MAX_UNIT_FILES = 4096
 
 
 @final
@@ -120,13 +121,16 @@ def cut_units(
     unit_bytes = min(max(total // _UNITS_WANTED, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
     units: list[Unit] = []
     group: list[Source] = []
+    room = unit_bytes
     for source in sources:
         small = source.kind in ("text", "lines") and source.size < unit_bytes
-        if group and (not small or not _fits(group, source, unit_bytes)):
+        fits = small and group and source.kind == group[0].kind and source.size <= room
+        if group and (not fits or len(group) == _MAX_UNIT_FILES):
             units.append(_whole(group))
-            group = []
+            group, room = [], unit_bytes
         if small:
             group.append(source)
+            room -= source.size
         else:
             units += _cut(source, unit_bytes, text_documents, document_bytes)
     return units + ([_whole(group)] if group else [])
@@ -196,11 +200,6 @@ def _source(path: str) -> Source:
 
 def _suffix(name: str) -> str:
     return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-
-
-def _fits(group: Sequence[Source], source: Source, unit_bytes: int) -> bool:
-    size = sum(member.size for member in group) + source.size
-    return source.kind == group[0].kind and size <= unit_bytes
 
 
 def _whole(group: Sequence[Source]) -> Unit:

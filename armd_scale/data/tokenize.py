@@ -121,6 +121,8 @@ class SentencePieceTokenizer:
 class HFTokenizer:
     """The `tokenizer.json` of a Hugging Face folder, through the `tokenizers` library.
 
+    As everywhere with that library, a special token spelled out in a text becomes its id.
+
     Args:
         folder: holds `tokenizer.json`, and `tokenizer_config.json` to name the special tokens.
     """
@@ -143,7 +145,7 @@ class HFTokenizer:
         self._tokenizer.no_truncation()
         self._folder = folder
         # Not the count: ids may have holes, and an id must never reach vocab_size.
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         self.eod: int | None = self._special("eos_token", _USUAL_EOD)
         self.bos: int | None = self._special("bos_token", _USUAL_BOS)
         self.fingerprint = hashlib.sha256(definition).hexdigest()
@@ -287,6 +289,8 @@ def _trainer_advice(message: str) -> str:
         return f"it yields at most {upper[1]}, so ask for no more or give more text"
     if lower := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return f"its characters and bytes alone take {lower[1]}, so ask for more"
+    if "sentences_.empty()" in message:
+        return "it holds no text that can be read, so check the input and --text-key"
     return f"give more text (sentencepiece says: {' '.join(message.split())})"
 
 

@@ -34,13 +34,7 @@ def workplace(
     folder = Path(f"{prefix}.parts")
     with disk_errors(folder):
         if folder.exists() and not _belongs(folder, guard):
-            if not overwrite:
-                raise ShardError(
-                    f"{folder} must hold unfinished work of this very command, but holds that of "
-                    "other inputs, arguments or tokenizer: give those again to finish it, or pass "
-                    "--overwrite to drop it"
-                )
-            shutil.rmtree(folder)
+            _drop(folder, prefix, overwrite=overwrite)
         if not folder.exists():
             _refuse_existing(prefix, sides, overwrite=overwrite)
             folder.mkdir(parents=True)
@@ -61,6 +55,22 @@ def _belongs(folder: Path, guard: str) -> bool:
         return (folder / _GUARD).read_text() == guard
     except FileNotFoundError:
         return all(path.stem == _GUARD for path in folder.iterdir())
+
+
+def _drop(folder: Path, prefix: str, *, overwrite: bool) -> None:
+    """Removes what another command left, unless its tokens would be lost or it is still at it."""
+    guard = folder / _GUARD
+    if guard.exists():
+        with guard.open() as lock:
+            _lock(lock, prefix)
+            has_tokens = any(path.stat().st_size for path in folder.glob("*.bin"))
+            if overwrite or not has_tokens:
+                shutil.rmtree(folder)
+                return
+    raise ShardError(
+        f"{folder} must hold unfinished work of this very command, but holds that of other inputs, "
+        "arguments or tokenizer: give those again to finish it, or pass --overwrite to drop it"
+    )
 
 
 def _lock(file: TextIO, prefix: str) -> None:

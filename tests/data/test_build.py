@@ -129,7 +129,8 @@ def test_split_sides_share_no_text_and_lose_none(options: Options, tmp_path: Pat
     manifests = preprocess(options(split=SPLIT))
     sides = [set(documents_of_side(tmp_path, side)) for side in ("train", "valid", "test")]
     assert sum(manifest.documents for manifest in manifests) == 400
-    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert sides[0].isdisjoint(sides[1] | sides[2])
+    assert sides[1].isdisjoint(sides[2])
     assert all(len(side) > 20 for side in sides)
     assert len(sides[0]) > len(sides[1])
 
@@ -166,9 +167,7 @@ def test_long_documents_are_cut_and_counted(options: Options, tmp_path: Path):
 
 def test_documents_may_go_without_an_end_token(options: Options, tmp_path: Path):
     (with_end,) = preprocess(options("with"))
-    (manifest,) = preprocess(
-        options("without", append_eod=False, reading=Reading(keep_empty=False))
-    )
+    (manifest,) = preprocess(options("without", append_eod=False))
     assert manifest.eod is None
     empty = with_end.documents - manifest.documents
     assert empty == 58
@@ -190,15 +189,51 @@ def test_finished_result_is_left_alone_and_another_is_not_overwritten(
     verify(tmp_path / "out")
 
 
-def test_finished_units_are_used_again_but_not_by_another_command(options: Options, tmp_path: Path):
+def test_unfinished_work_is_not_taken_for_that_of_another_command(
+    options: Options, corpus: Path, tmp_path: Path
+):
+    inputs = (f"{corpus}/b.parquet", f"{corpus}/c.jsonl")
     with pytest.raises(CorpusError, match="mend it"):
-        preprocess(options(on_error="refuse"))
+        preprocess(options(inputs=inputs, on_error="refuse"))
     parts = tmp_path / "out.parts"
     with pytest.raises(ShardError, match=r"out\.parts must hold unfinished work of this very"):
-        preprocess(options())
+        preprocess(options(inputs=inputs, split=SPLIT))
     assert parts.exists()
-    preprocess(options(overwrite=True))
+    preprocess(options(inputs=inputs, split=SPLIT, overwrite=True))
     assert not parts.exists()
+
+
+def test_refused_run_goes_on_when_told_to_skip(
+    options: Options, corpus: Path, caplog: pytest.LogCaptureFixture
+):
+    inputs = tuple(f"{corpus}/{name}" for name in ("d0.txt", "b.parquet", "c.jsonl"))
+    with pytest.raises(CorpusError, match=r"c\.jsonl:71: no key"):
+        preprocess(options(inputs=inputs, on_error="refuse"))
+    with caplog.at_level("INFO"):
+        (manifest,) = preprocess(options(inputs=inputs))
+    assert "continuing: 1 of 12 units are left" in caplog.text
+    assert manifest.skipped.count == 1
+    with pytest.raises(ShardError, match="is there already"):
+        preprocess(options(inputs=inputs, on_error="refuse"))
+
+
+def test_run_that_wrote_nothing_is_in_nobodys_way(options: Options, tmp_path: Path):
+    (tmp_path / "x.jsonl").write_text('{"body": "some text"}\n')
+    inputs = (str(tmp_path / "x.jsonl"),)
+    with pytest.raises(CorpusError, match="holds none"):
+        preprocess(options(inputs=inputs))
+    with pytest.raises(TokenizerError, match=r"it holds no text that can be read, so check"):
+        preprocess(options(inputs=inputs, tokenizer="train:sentencepiece:300"))
+    (manifest,) = preprocess(options(inputs=inputs, reading=Reading(text_key="body")))
+    assert manifest.documents == 1
+
+
+def test_folder_of_the_users_own_is_never_dropped(options: Options, tmp_path: Path):
+    (tmp_path / "out.parts").mkdir()
+    (tmp_path / "out.parts" / "mine.txt").write_text("precious")
+    with pytest.raises(ShardError, match=r"out\.parts must hold"):
+        preprocess(options(overwrite=True))
+    assert (tmp_path / "out.parts" / "mine.txt").exists()
 
 
 def test_only_one_process_writes_a_prefix(options: Options, tmp_path: Path):
@@ -206,8 +241,9 @@ def test_only_one_process_writes_a_prefix(options: Options, tmp_path: Path):
         preprocess(options(on_error="refuse"))
     with (tmp_path / "out.parts" / "guard").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ShardError, match="out is being written by another process"):
-            preprocess(options(on_error="refuse"))
+        for changes in ({}, {"split": SPLIT}, {"split": SPLIT, "overwrite": True}):
+            with pytest.raises(ShardError, match="out is being written by another process"):
+                preprocess(options(**changes))
 
 
 @pytest.mark.parametrize(

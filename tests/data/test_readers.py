@@ -271,6 +271,14 @@ def test_units_group_small_files_and_cover_every_byte(tmp_path: Path):
     assert str(units[-1]).endswith("big.txt bytes 4194304-5242880")
 
 
+def test_many_tiny_files_make_few_units(tmp_path: Path):
+    path = tmp_path / "empty.txt"
+    path.write_text("")
+    sources = find_sources([str(path)])[0] * 10_000
+    units = cut_units(sources, text_documents="file", document_bytes=1 << 20)
+    assert [len(unit.paths) for unit in units] == [4096, 4096, 1808]
+
+
 def test_inputs_that_name_nothing(tmp_path: Path):
     for name in ("nope.jsonl", "nope/deeper/*.txt", "armd_scale/no_such_folder", "./nope"):
         with pytest.raises(CorpusError, match=r"does not exist|holds none of them"):

@@ -230,6 +230,12 @@ def test_tokenizer_of_something_else(built: Path, tmp_path: Path):
         verify(prefix)
 
 
+def test_prefix_of_a_split_needs_its_side(tmp_path: Path):
+    write_with_megatron(tmp_path / "out_train", DOCUMENTS, np.uint16)
+    with pytest.raises(ShardError, match=r"out\.bin does not exist: give .*out_train or another"):
+        open_shards(tmp_path / "out")
+
+
 def test_pair_without_tokens(tmp_path: Path):
     write_with_megatron(tmp_path / "pair", [], np.uint16)
     verify(tmp_path / "pair")

@@ -138,7 +138,7 @@ def test_vocabularies_that_cannot_be():
         train_sentencepiece(SOURCES, 40)
     with pytest.raises(TokenizerError, match=r"of 90000 tokens .* it yields at most \d+"):
         train_sentencepiece(SOURCES, 90_000)
-    with pytest.raises(TokenizerError, match="give more text"):
+    with pytest.raises(TokenizerError, match="it holds no text that can be read"):
         train_sentencepiece([], 600)
 
 

@@ -1,15 +1,14 @@
 """Runs a test's function on several processes that form one job over gloo."""
 
+import multiprocessing
 import os
 import socket
-import traceback
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
-from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
@@ -20,7 +19,6 @@ def run_on_ranks(
     function: Callable[..., Any],
     size: int,
     *arguments: object,
-    folder: Path,
     parallel: ParallelConfig | None = None,
 ) -> list[Any]:
     """What `function(groups, *arguments)` returns on each rank.
@@ -29,32 +27,42 @@ def run_on_ranks(
         function: of a module, so that it can be named to another process.
         size: number of processes.
         arguments: passed on, pickled.
-        folder: for what the ranks return.
         parallel: the layout; ranks that it leaves over are data parallel.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = (function, size, port, folder, parallel or ParallelConfig(), arguments)
-    multiprocessing.start_processes(_run, args=job, nprocs=size, start_method="spawn")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
+    job = (size, port, parallel or ParallelConfig(), function, arguments)
+    ranks = [_processes(size).submit(_run, rank, *job) for rank in range(size)]
+    try:
+        return [rank.result(timeout=120) for rank in ranks]
+    except BaseException:
+        # The others may wait for the failed one for ever, and with them the end of the tests.
+        for process in multiprocessing.active_children():
+            process.kill()
+        _processes.cache_clear()
+        raise
+
+
+@cache
+def _processes(size: int) -> ProcessPoolExecutor:
+    """As many processes as ranks, kept for the next test: starting them takes seconds.
+
+    A rank waits for the others before it does anything, so each process takes exactly one.
+    """
+    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _run(
     rank: int,
-    function: Callable[[ProcessGroupCollection], Any],
     size: int,
     port: int,
-    folder: Path,
     parallel: ParallelConfig,
+    function: Callable[..., Any],
     arguments: tuple[object, ...],
-) -> None:
+) -> Any:
     torch.set_num_threads(1)
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    try:
-        with process_groups(read_environment(), parallel) as groups:
-            torch.save(function(groups, *arguments), folder / f"rank{rank}.pt")
-    except BaseException:
-        traceback.print_exc()
-        raise
+    with process_groups(read_environment(), parallel) as groups:
+        return function(groups, *arguments)

@@ -26,7 +26,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     text = Path(subprocess.__file__).read_text()
     train_sentencepiece([text], 1000).save(folder / "tokenizer")
-    texts = [f"{i}\n{text[i : i + 70_000]}" for i in range(2 * UNITS)]
+    texts = [f"{i}\n{text[i : i + 40_000]}" for i in range(2 * UNITS)]
     pq.write_table(pa.table({"text": texts}), folder / "corpus.parquet", row_group_size=2)
     return folder
 
@@ -141,10 +141,11 @@ def test_stopped_run_says_so_and_continues(
     assert_continues(corpus, tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("limit", [20_000, 200_000], ids=["in a unit", "while joining"])
+@pytest.mark.parametrize(
+    ("limit", "workers"), [(20_000, 2), (200_000, 1)], ids=["in a unit", "while joining"]
+)
 def test_file_size_limit_ends_the_run_and_loses_nothing(
-    corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, workers: int, limit: int
+    corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, limit: int, workers: int
 ):
     ended = run(
         *arguments(corpus, tmp_path / "out", workers),
@@ -152,7 +153,7 @@ def test_file_size_limit_ends_the_run_and_loses_nothing(
     )
     assert_full(ended, "File too large")
     assert_only_parts(tmp_path)
-    if limit > 100_000:
+    if workers == 1:
         assert_continues(corpus, tmp_path, undisturbed)
 
 

@@ -1,0 +1,71 @@
+"""Shards with a manifest and a checkpoint, as small as they can be."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.data.manifest import Manifest, Skipped, TokenizerRecord, manifest_path
+from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
+from tests.config.examples import SMALL, bend
+from tests.support.networks import LLAMA, build
+from tests.support.pairs import write_pair
+from tests.support.samples import VOCAB
+
+
+def write_documents(prefix: Path, lengths: tuple[int, ...] = (30, 3, 70, 12, 60)) -> str:
+    """A pair of random tokens without a manifest; returns the prefix."""
+    rng = np.random.default_rng(5)
+    return write_pair(prefix, [rng.integers(0, VOCAB, size=length).tolist() for length in lengths])
+
+
+def write_manifest(
+    prefix: str, *, tokens: int, text_bytes: int, vocab_size: int = VOCAB, fingerprint: str = "f"
+) -> None:
+    """A manifest beside a pair, true in what evaluation reads of it."""
+    Manifest(
+        documents=5,
+        tokens=tokens,
+        text_bytes=text_bytes,
+        cut_documents=0,
+        vocab_size=vocab_size,
+        eod=None,
+        dtype="int32",
+        tokenizer=TokenizerRecord("sentencepiece", fingerprint, "tokenizer"),
+        sha256={"bin": "", "idx": ""},
+        sources=(),
+        skipped=Skipped(),
+        ignored={},
+        split=None,
+        shard=None,
+        plan="",
+    ).save(manifest_path(prefix))
+
+
+def recipe_of(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
+    """A recipe of 16 targets a window and micro-batches of 2, with changes as `section__key`."""
+    recipe = dataclasses.replace(SMALL, model=model)
+    changes = {"data__seq_length": 16, "train__micro_batch": 2, **changes}
+    return bend(recipe, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def write_place(folder: Path, groups: ProcessGroupCollection) -> Path:
+    """`run`, with one checkpoint, beside `valid`, the data of its tokenizer."""
+    train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
+    save_checkpoint(
+        folder / "run" / "checkpoints",
+        step=3,
+        network=build(LLAMA, groups),
+        recipe=recipe_of(),
+        state={},
+        optimizer={},
+        tokenizer=folder / "tokenizer",
+        groups=groups,
+    )
+    prefix = write_documents(folder / "valid")
+    fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
+    write_manifest(prefix, tokens=175, text_bytes=700, fingerprint=fingerprint)
+    return folder

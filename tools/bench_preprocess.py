@@ -1,0 +1,69 @@
+"""Times tools/preprocess.py on a file of JSON lines against encoding alone, and another command."""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from armd_scale.errors import run_command
+
+_EXAMPLE = """\
+example:
+  python tools/bench_preprocess.py --input corpus.jsonl --tokenizer models/gpt2 --workers 2 \\
+      --against 'python Megatron-LM/tools/preprocess_data.py --input corpus.jsonl ...'
+"""
+
+
+def main() -> None:
+    """Runs all of them in turn, some times over, and prints the median seconds as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, help="a .jsonl file with the key text")
+    parser.add_argument("--tokenizer", required=True, help="folder with a tokenizer.json")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--against", metavar="COMMAND", help="another command to time")
+    args = parser.parse_args()
+    with Path(args.input).open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    tokenizer = Tokenizer.from_file(f"{args.tokenizer}/tokenizer.json")
+    timed: dict[str, Callable[[], object]] = {
+        "preprocess": lambda: _preprocess(args.input, args.tokenizer, args.workers),
+        "encode_batch_fast": lambda: tokenizer.encode_batch_fast(texts),
+    }
+    if args.against:
+        timed["against"] = lambda: _run(shlex.split(args.against))
+    # In turn, so that a change of the machine's load meets all of them.
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(args.runs):
+        for name, call in timed.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(round(time.perf_counter() - start, 2))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    megabytes = Path(args.input).stat().st_size / 1e6
+    print(json.dumps({"megabytes": megabytes, "median_seconds": medians, "seconds": seconds}))
+
+
+def _preprocess(source: str, tokenizer: str, workers: int) -> None:
+    tool = str(Path(__file__).with_name("preprocess.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        files = ["--input", source, "--output", f"{folder}/out", "--tokenizer", tokenizer]
+        _run([sys.executable, tool, *files, "--workers", str(workers)])
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    run_command(main)
