@@ -35,7 +35,7 @@ class Track:
         unit: what is counted, such as "MB" or "steps".
     """
 
-    def __init__(self, title: str, total: float, *, unit: str = "items") -> None:
+    def __init__(self, title: str, total: int | float, *, unit: str = "items") -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0.0
         self._note = ""
@@ -59,7 +59,7 @@ class Track:
             self._task = self._bar.add_task(self._title, total=self._total, note="")
         return self
 
-    def advance(self, amount: float = 1, *, note: str = "") -> None:
+    def advance(self, amount: int | float = 1, *, note: str = "") -> None:
         """Counts `amount` more as done; `note` is shown beside it (a loss, a rate)."""
         self._done += amount
         self._note = note or self._note

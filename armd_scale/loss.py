@@ -12,6 +12,7 @@ def vocabulary_parallel_nll(
     labels: Int[Tensor, "*rows"],
     *,
     first_token: int,
+    vocab_size: int,
     group: dist.ProcessGroup,
 ) -> Float[Tensor, "*rows"]:
     """-log softmax(logits)[label] without gathering logits: three reductions of a number a row.
@@ -20,14 +21,16 @@ def vocabulary_parallel_nll(
     and in float32 only, which would rule out the float64 proofs of exactness.
 
     Args:
-        logits: this rank's columns of the logits.
+        logits: this rank's columns of the logits, padding included.
         labels: token ids of the whole vocabulary, the same on every rank of the group.
         first_token: the token id of this rank's first column.
+        vocab_size: number of tokens; columns beyond are padding and get no probability.
         group: the tensor-parallel group.
 
     Returns:
         nats per row, the same on every rank of the group.
     """
+    logits = _without_padding(logits, vocab_size - first_token)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     largest = logits.detach().amax(dim=-1)
@@ -39,8 +42,16 @@ def vocabulary_parallel_nll(
     column = labels - first_token
     is_here = (column >= 0) & (column < logits.shape[-1])
     picked = shifted.gather(-1, column.where(is_here, 0).unsqueeze(-1)).squeeze(-1)
-    label_logit = reduce_from_tensor_model_parallel_region(picked * is_here, group=group)
+    label_logit = reduce_from_tensor_model_parallel_region(picked.where(is_here, 0), group=group)
     return partition.log() - label_logit
+
+
+def _without_padding(
+    logits: Float[Tensor, "*rows columns"], num_tokens: int
+) -> Float[Tensor, "*rows kept"]:
+    """The first `num_tokens` columns; a rank with nothing but padding keeps one, of probability 0."""
+    kept = logits[..., : max(num_tokens, 1)]
+    return kept if num_tokens > 0 else kept.masked_fill(torch.ones_like(kept) > 0, -torch.inf)
 
 
 def sum_over_targets(

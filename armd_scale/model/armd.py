@@ -33,6 +33,7 @@ from armd_scale.model.query import QueryStart
 from armd_scale.model.rotary import Rotation, inverse_frequencies, rotation_at
 from armd_scale.model.spec import layer_spec, mark_splits
 from armd_scale.model.visible import LayerMasks, RowMask
+from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
 from armd_scale.parallel.shard import mark_tied_copy, shared_input
 from armd_scale.parallel.stages import Stage, whole
 
@@ -146,12 +147,23 @@ class ArmdModel(MegatronModule):
         return torch.cat(nll).t()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def logits(
-        self, batch: ArmdBatch, cache: KeyValueCache | None = None
+        self,
+        batch: ArmdBatch,
+        cache: KeyValueCache | None = None,
+        *,
+        last: int | None = None,
     ) -> Float[Tensor, "batch queries vocabulary"]:
-        """Logits of every query row over the whole vocabulary, gathered from all ranks."""
-        hidden = self.final_norm(self.rows(batch, cache))
-        local = self._all_local_logits(shared_input(hidden, self.config, self.groups.tp))
-        full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
+        """Logits over the whole vocabulary, gathered from all ranks.
+
+        Args:
+            batch: the rows to run.
+            cache: rows of earlier rounds.
+            last: give the logits of that many last query rows alone; None: of all.
+        """
+        rows = shared_input(self.rows(batch, cache), self.config, self.groups.tp)
+        local = self._all_local_logits(self.final_norm(rows[-(last or len(rows)) :]))
+        with cpu_stands_in_for_cuda():
+            full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
         return full[..., : self.vocab_size].transpose(0, 1)
 
     def rows(
@@ -250,11 +262,11 @@ class ArmdModel(MegatronModule):
 
     def _nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         logits = self._all_local_logits(hidden)
-        first_token = self.groups.tp.rank() * logits.shape[-1]
         return vocabulary_parallel_nll(
-            logits[..., : self.vocab_size - first_token],
+            logits,
             labels,
-            first_token=first_token,
+            first_token=self.groups.tp.rank() * logits.shape[-1],
+            vocab_size=self.vocab_size,
             group=self.groups.tp,
         )
 

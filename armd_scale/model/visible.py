@@ -7,6 +7,7 @@ needs no mask at all: with singleton blocks content row i and query row i both s
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import no_type_check
 
 import torch
 from jaxtyping import Bool, Int
@@ -71,6 +72,7 @@ class RowMask:
             seq_lengths=(self.start.shape[1], self.num_keys),
         )
 
+    @no_type_check  # torch.compile traces it, and cannot trace a checker of shapes
     def _sees(self, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         """Whether a row sees a key: FlexAttention's mask_mod."""
         visible = (key >= self.start[batch, row]) & (key < self.stop[batch, row])

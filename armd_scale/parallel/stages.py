@@ -76,6 +76,37 @@ def bubble_fraction(costs: Sequence[int], parallel: ParallelConfig, micro_batche
     return 1 - micro_batches * sum(by_rank) / (pipeline * step)
 
 
+def describe(
+    stages: Sequence[Stage],
+    costs: Sequence[int],
+    *,
+    parallel: ParallelConfig,
+    micro_batches: int,
+) -> str:
+    """One line for the log: the layers and the share of work of every pipeline rank, the bubble.
+
+    Args:
+        stages: of the whole network, in the order of data flow.
+        costs: of every layer, from `stage_costs`.
+        parallel: the layout.
+        micro_batches: of one step.
+    """
+    by_stage = [sum(costs[layer] for layer in stage.layers) for stage in stages]
+    parts = []
+    for rank in range(parallel.pipeline):
+        chunks = slice(rank, None, parallel.pipeline)
+        layers = ", ".join(_span(stage.layers) for stage in stages[chunks])
+        share = 100 * sum(by_stage[chunks]) / sum(by_stage)
+        parts.append(f"stage {rank}: layers {layers} ({share:.0f} % of the work)")
+    bubble = 100 * bubble_fraction(by_stage, parallel, micro_batches)
+    return "; ".join([*parts, f"bubble {bubble:.1f} %"])
+
+
+def _span(layers: range) -> str:
+    first, last = layers[0], layers[-1]
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
 def cut_evenly(costs: Sequence[int], count: int) -> list[int]:
     """Where to cut a sequence into `count` non-empty runs, so that the costliest run is cheapest.
 

@@ -123,7 +123,7 @@ def complete(
     logprob = torch.zeros_like(plan.text, dtype=torch.float64)
     for current in plan.rounds:
         batch = plan.batch(current)
-        logits = network.logits(batch, cache)[:, -current.num_slots :]
+        logits = network.logits(batch, cache, last=current.num_slots)
         cache.advance(content=batch.tokens.shape[1], queries=batch.labels.shape[1])
         tokens, scores = choose(logits, uniform[:, current.slots], sampling)
         plan.write(current, tokens)

@@ -32,6 +32,7 @@ EXPECTED: dict[str, tuple[float, int, tuple[int, ...]]] = {
     "armd_345m_owt": (354, 50257, (1, 8, 64)),
     "demo_cpu": (5.3, 2048, (1,)),
     "pretrain_1b": (1047, 50257, (1, 8, 64)),
+    "pretrain_70b": (70554, 128256, (64, 512, 1024)),
     "pretrain_7b": (7392, 50257, (64, 512)),
 }
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -113,7 +114,8 @@ def test_a3_goes_from_text_order_to_permuted_groups() -> None:
 
 
 def test_large_recipes_read_the_tokens_they_say() -> None:
-    for name, billions in (("pretrain_1b", 52.4), ("pretrain_7b", 146.8)):
+    read = {"pretrain_1b": 52.4, "pretrain_7b": 146.8, "pretrain_70b": 1409.3}
+    for name, billions in read.items():
         recipe = load(name)
         tokens = derive.tokens_per_step(recipe) * recipe.train.steps
         assert tokens / 1e9 == pytest.approx(billions, abs=0.1)
