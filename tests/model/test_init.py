@@ -101,11 +101,9 @@ def parts_of_rank(groups, models):
     ]
 
 
-def test_weights_do_not_depend_on_the_layout(groups, tmp_path):
+def test_weights_do_not_depend_on_the_layout(groups):
     models = [LLAMA, QWEN3, GPT2, WIDE]
-    ranks = run_on_ranks(
-        parts_of_rank, 2, models, folder=tmp_path, parallel=ParallelConfig(tensor=2)
-    )
+    ranks = run_on_ranks(parts_of_rank, 2, models, parallel=ParallelConfig(tensor=2))
     for rank, networks in enumerate(ranks):
         for model, parts in zip(models, networks, strict=True):
             whole = weights(model, groups)

@@ -1,0 +1,91 @@
+"""Rotary embedding: angles by position, distances alone in products, Llama 3.1's stretching."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from armd_scale.config.schema import RopeScaling
+from armd_scale.model.rotary import inverse_frequencies, rotation_at
+from tests.support.networks import LLAMA
+
+LLAMA31 = RopeScaling(
+    factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+)
+WIDE = dataclasses.replace(LLAMA, hidden=512, heads=4, rope_base=5e5)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    torch.manual_seed(0)
+
+
+def turned(vector, position, model=LLAMA):
+    frequencies = inverse_frequencies(model)
+    rotation = rotation_at(torch.tensor([[position]]), frequencies, torch.float64)
+    return rotation(vector.view(1, 1, 1, -1)).flatten()
+
+
+def test_each_pair_turns_by_position_over_its_wavelength():
+    x = torch.randn(8, dtype=torch.float64)
+    got = turned(x, 5)
+    for i in range(4):
+        angle = 5 * 10000.0 ** (-2 * i / 8)
+        pair = complex(x[i], x[i + 4]) * complex(math.cos(angle), math.sin(angle))
+        assert got[i].item() == pytest.approx(pair.real, abs=1e-12)
+        assert got[i + 4].item() == pytest.approx(pair.imag, abs=1e-12)
+
+
+def test_products_depend_on_distance_alone():
+    q, k = torch.randn(2, 8, dtype=torch.float64)
+    near = turned(q, 9) @ turned(k, 4)
+    torch.testing.assert_close(turned(q, 905) @ turned(k, 900), near, atol=1e-10, rtol=0)
+    assert abs(turned(q, 9) @ turned(k, 5) - near) > 1e-3
+
+
+def test_position_zero_turns_nothing():
+    x = torch.randn(8, dtype=torch.float64)
+    assert torch.equal(turned(x, 0), x)
+
+
+def test_every_row_turns_by_its_own_position():
+    positions = torch.tensor([[3, 0, 7], [1, 1, 2]])
+    rotation = rotation_at(positions, inverse_frequencies(LLAMA), torch.float64)
+    x = torch.randn(3, 2, 4, 8, dtype=torch.float64)
+    got = rotation(x)
+    for row in range(3):
+        for sample in range(2):
+            for head in range(4):
+                expected = turned(x[row, sample, head], int(positions[sample, row]))
+                torch.testing.assert_close(got[row, sample, head], expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(rotation.rows(1, 3)(x[1:]), got[1:], atol=0, rtol=0)
+
+
+def test_stretching_by_the_published_rule():
+    plain = inverse_frequencies(WIDE)
+    scaled = inverse_frequencies(dataclasses.replace(WIDE, rope_scaling=LLAMA31))
+    kinds = set()
+    for before, after in zip(plain.tolist(), scaled.tolist(), strict=True):
+        wavelength = 2 * math.pi / before
+        if wavelength < 8192 / 4.0:
+            kind, expected = "short", before
+        elif wavelength > 8192 / 1.0:
+            kind, expected = "long", before / 8.0
+        else:
+            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+            kind, expected = "between", (1 - smooth) * before / 8.0 + smooth * before
+        kinds.add(kind)
+        assert after == pytest.approx(expected, rel=1e-12)
+    assert kinds == {"short", "between", "long"}
+
+
+def test_half_precision_rows_turn_by_precise_angles():
+    """At position 100,000 an angle in bfloat16 would be off by whole turns."""
+    positions, frequencies = torch.tensor([[100_000]]), inverse_frequencies(LLAMA)
+    precise = rotation_at(positions, frequencies, torch.float64)
+    for dtype, error in ((torch.bfloat16, 2**-8), (torch.float32, 0.01)):
+        rotation = rotation_at(positions, frequencies, dtype)
+        assert rotation.cos.dtype is dtype
+        torch.testing.assert_close(rotation.cos.double(), precise.cos, atol=error, rtol=0)
+        torch.testing.assert_close(rotation.sin.double(), precise.sin, atol=error, rtol=0)
