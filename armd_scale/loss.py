@@ -37,13 +37,18 @@ def vocabulary_parallel_nll(
     if dist.get_world_size(group) > 1:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     shifted = logits - largest.unsqueeze(-1)
-    partition = reduce_from_tensor_model_parallel_region(shifted.exp().sum(dim=-1), group=group)
+    partition = _sum_over_ranks(shifted.exp().sum(dim=-1), group)
 
     column = labels - first_token
     is_here = (column >= 0) & (column < logits.shape[-1])
     picked = shifted.gather(-1, column.where(is_here, 0).unsqueeze(-1)).squeeze(-1)
-    label_logit = reduce_from_tensor_model_parallel_region(picked.where(is_here, 0), group=group)
+    label_logit = _sum_over_ranks(picked.where(is_here, 0), group)
     return partition.log() - label_logit
+
+
+def _sum_over_ranks(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over ranks; megatron-core's reduction gives back strided values as they were."""
+    return reduce_from_tensor_model_parallel_region(values.contiguous(), group=group)
 
 
 def _without_padding(

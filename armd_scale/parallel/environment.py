@@ -5,6 +5,7 @@ value; nothing else in the package looks at the environment to learn about the j
 """
 
 import os
+import socket
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,10 @@ class Environment:
     world_size: int
     local_rank: int
     device: torch.device
+    host: str = "localhost"
+    """Name of the machine, for messages."""
+    main_address: str = "localhost"
+    """Where rank 0 can be reached."""
 
     @property
     def is_main(self) -> bool:
@@ -54,7 +59,14 @@ def read_environment() -> Environment:
     # engine is made, which only torchrun sets.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    return Environment(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+    return Environment(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=device,
+        host=socket.gethostname(),
+        main_address=os.environ.get("MASTER_ADDR", "localhost"),
+    )
 
 
 def _numbers(*names: str) -> tuple[int, ...] | None:

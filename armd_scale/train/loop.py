@@ -40,7 +40,9 @@ def train_loop(
         taken = [next(batches).to(parts.device) for _ in range(count)]
         rate = learning_rate(recipe.optim, recipe.train, state.step)
         try:
-            result = train_step(parts.engine, parts.stages, taken, learning_rate=rate, groups=parts.groups)
+            result = train_step(
+                parts.engine, parts.stages, taken, learning_rate=rate, groups=parts.groups
+            )
         except TrainingError:
             # Every process sees the same loss, and the weights are as the last good step left them.
             _finish(periodic, state)

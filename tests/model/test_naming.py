@@ -4,7 +4,6 @@ import dataclasses
 from collections import Counter
 
 import pytest
-import torch
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.armd import ArmdModel
@@ -64,14 +63,13 @@ def test_an_untied_head_keeps_its_own_name(groups):
 def test_several_parts_are_named_together(groups):
     parts = parts_of(QWEN3, groups, pipeline=3)
     together = parameters_by_name(*parts)
-    assert together.keys() == set().union(*(parameters_by_name(part) for part in parts))
-    assert all(isinstance(parameter, torch.nn.Parameter) for parameter in together.values())
+    assert len(together) == sum(len(parameters_by_name(part)) for part in parts)
+    for part in parts:
+        assert all(together[name] is p for name, p in parameters_by_name(part).items())
 
 
 def test_a_layer_carries_its_number_in_the_whole_network(groups):
     _, last = parts_of(QWEN3, groups, pipeline=2)
-    (stop,) = {2, 3} & {last.stage.layers.stop}
     numbers = {int(n.split(".")[1]) for n in parameters_by_name(last) if n.startswith("layers.")}
     assert numbers == set(last.stage.layers)
-    assert stop == QWEN3.layers
-    assert min(numbers) > 0
+    assert (min(numbers) > 0, max(numbers)) == (True, QWEN3.layers - 1)

@@ -95,7 +95,7 @@ def test_absolute_positions_are_those_of_the_place_before(groups):
     model = dataclasses.replace(GPT2, two_stream_layers=0, layers=1)
     network = build(model, groups, dtype=torch.float64, max_positions=16)
     batch = draw_windows("l2r", (8,), count=1).batch()
-    hidden = network.hidden_states(batch)
+    hidden = network.rows(batch)
     for p in range(1, 8):
         (gradient,) = torch.autograd.grad(
             hidden[p - 1].square().sum(), network.position_embedding, retain_graph=True

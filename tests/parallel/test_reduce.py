@@ -55,9 +55,7 @@ def gradients(groups, model, parallel, *, complete=True):
         )
         for number, part in enumerate(chunks.models)
     ]
-    run_micro_batches(
-        stages, samples(), loss_of=lambda nll, _: (nll.sum(), None), groups=groups
-    )
+    run_micro_batches(stages, samples(), loss_of=lambda nll, _: (nll.sum(), None), groups=groups)
     if complete:
         tied = chunks.tied_across_stages
         sum_partial_gradients(chunks.by_name(), tied=tied, groups=groups)
@@ -72,9 +70,7 @@ def of_models(groups, models, parallel, complete):
 def test_gradients_of_two_tensor_ranks_are_parts_of_the_whole(groups, sequence):
     parallel = ParallelConfig(tensor=2, sequence=sequence)
     models = list(MODELS.values())
-    ranks = run_on_ranks(
-        of_models, 2, models, parallel, True, parallel=parallel
-    )
+    ranks = run_on_ranks(of_models, 2, models, parallel, True, parallel=parallel)
     for number, model in enumerate(models):
         whole = gradients(groups, model, ParallelConfig())
         for rank in ranks:
@@ -100,9 +96,7 @@ def test_what_each_rank_has_in_part_without_the_sum(groups, sequence, expected):
     """Exactly the marked parameters need the sum, so none of them is marked for nothing."""
     model = dataclasses.replace(QWEN3, bias=True)
     parallel = ParallelConfig(tensor=2, sequence=sequence)
-    ranks = run_on_ranks(
-        of_models, 2, [model], parallel, False, parallel=parallel
-    )
+    ranks = run_on_ranks(of_models, 2, [model], parallel, False, parallel=parallel)
     whole = gradients(groups, model, ParallelConfig())
     differing = set()
     for (rank,) in ranks:
@@ -141,9 +135,7 @@ def test_data_parallel_ranks_are_not_summed():
 def test_a_tied_embedding_has_one_gradient_on_both_stages(groups):
     parallel = ParallelConfig(pipeline=2)
     parts, whole_parts = (
-        run_on_ranks(
-            of_models, 2, [LLAMA, GPT2], parallel, complete, parallel=parallel
-        )
+        run_on_ranks(of_models, 2, [LLAMA, GPT2], parallel, complete, parallel=parallel)
         for complete in (False, True)
     )
     for number, model in enumerate((LLAMA, GPT2)):

@@ -113,7 +113,9 @@ def test_one_greedy_stream_is_the_argmax_of_left_to_right_reading(groups, query)
 def test_one_forward_a_round(groups, streams, rounds, prompt_length):
     network = build(LLAMA, groups)
     rows = []
-    network.layers["0"].register_forward_hook(lambda layer, inputs, out: rows.append(len(inputs[0])))
+    network.layers["0"].register_forward_hook(
+        lambda layer, inputs, out: rows.append(len(inputs[0]))
+    )
     generation = generate(
         network, random_prompts(prompt_length), num_tokens=NUM_TOKENS, streams=streams
     )
