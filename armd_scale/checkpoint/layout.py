@@ -5,6 +5,7 @@ copy, each of its moments. megatron-core's `dist_checkpointing` writes each rank
 whatever part another layout asks for.
 """
 
+import queue
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
@@ -29,6 +31,11 @@ def write_sections(
     shards: dict[str, ShardedTensor] = {}
     for section, tensors in sections.items():
         shards |= _shards(section, tensors, network=network, groups=groups)
+    # megatron-core hands the writers' results over through a manager process, for writing in the
+    # background. That process starts by importing everything again (seconds), outlives a trainer
+    # that is killed, and dies of the very SIGTERM that asks the trainer to save. We wait for the
+    # writers, so a queue within this process does.
+    filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore[reportAttributeAccessIssue]
     with cpu_stands_in_for_cuda():
         dist_checkpointing.save(shards, str(folder))
 

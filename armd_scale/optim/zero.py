@@ -43,6 +43,10 @@ class OptimizerState:
     moments: dict[str, dict[str, Tensor]]
     """First and second moment, by moment name, then parameter name."""
 
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """Whole weights in the network's own type, also where ZeRO 3 has split its parameters."""
+        return {name: self.master[name].to(p.dtype) for name, p in network.named_parameters()}
+
 
 class ZeroEngine:
     """A network with its optimizer, split over the data-parallel group as the ZeRO stage says.
@@ -102,11 +106,18 @@ class ZeroEngine:
             group["lr"] = learning_rate
         if self._stage > 0:
             self._engine.step()
-            return float(self._engine.get_global_grad_norm())
+            skipped = self._engine.optimizer.overflow
+            return math.inf if skipped else float(self._engine.get_global_grad_norm())
         # The engine's own clipping at stage 0 keeps the norm to itself.
         norm = clip_grad_norm_(self.network.parameters(), self._clip_grad, mpu=self._engine.mpu)
-        self._engine.step()
+        if math.isfinite(norm):
+            self._engine.step()
         return float(norm)
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of all parameters; ZeRO 3 gathers them one by one (collective)."""
+        for name, parameter in self.network.named_parameters():
+            yield name, self._get(parameter, None) if self._stage == 3 else parameter.detach()
 
     def export_state(self) -> OptimizerState:
         """The optimizer's state as full tensors (a collective over data parallelism)."""
