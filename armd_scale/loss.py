@@ -54,7 +54,7 @@ def _sum_over_ranks(values: Tensor, group: dist.ProcessGroup) -> Tensor:
 def _without_padding(
     logits: Float[Tensor, "*rows columns"], num_tokens: int
 ) -> Float[Tensor, "*rows kept"]:
-    """The first `num_tokens` columns; a rank with nothing but padding keeps one, of probability 0."""
+    """The first `num_tokens` columns; a rank of padding alone keeps one, of probability 0."""
     kept = logits[..., : max(num_tokens, 1)]
     return kept if num_tokens > 0 else kept.masked_fill(torch.ones_like(kept) > 0, -torch.inf)
 

@@ -17,7 +17,7 @@ from armd_scale.log import get_logger
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"step_(\d{8})")
+_NAME = re.compile(r"step_\d{8}|\.step_\d{8}\.replaced")
 
 
 def folder_name(step: int) -> str:
@@ -34,6 +34,9 @@ def begin(checkpoints: Path, step: int) -> Path:
     partial = checkpoints / f".{folder_name(step)}.partial"
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
+        for folder in committed(checkpoints):
+            if folder.name.startswith("."):
+                folder.rename(checkpoints / folder_name(_step_of(folder)))
         for old in checkpoints.glob(".step_*"):
             shutil.rmtree(old)
         partial.mkdir()
@@ -48,7 +51,7 @@ def commit(partial: Path, *, keep: int) -> Path:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    step = int(partial.name.split("_")[1].split(".")[0])
+    step = _step_of(partial)
     final = partial.parent / folder_name(step)
     files = {
         str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -61,7 +64,7 @@ def commit(partial: Path, *, keep: int) -> Path:
         _flush(partial)
         # A checkpoint of the same step is replaced: set aside first, because a rename cannot
         # overwrite a folder.
-        replaced = partial.parent / f".{final.name}.replaced"
+        replaced = _set_aside(final)
         if final.exists():
             final.rename(replaced)
         partial.rename(final)
@@ -75,10 +78,15 @@ def commit(partial: Path, *, keep: int) -> Path:
 
 
 def committed(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, oldest first.
+
+    One that was set aside counts where the save that was to replace it was killed.
+    """
     if not checkpoints.is_dir():
         return []
-    return sorted(p for p in checkpoints.iterdir() if _NAME.fullmatch(p.name))
+    steps = {_step_of(path) for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)}
+    named = (checkpoints / folder_name(step) for step in sorted(steps))
+    return [folder if folder.exists() else _set_aside(folder) for folder in named]
 
 
 def newest_sound(checkpoints: Path) -> Path | None:
@@ -138,6 +146,15 @@ def read_manifest(folder: Path) -> dict:
             "read it with the version of armd_scale that wrote it"
         )
     return manifest
+
+
+def _set_aside(folder: Path) -> Path:
+    """Where a checkpoint waits while another of its step takes its name."""
+    return folder.parent / f".{folder.name}.replaced"
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(".")[len("step_") :].partition(".")[0])
 
 
 def _damaged(path: Path, how: str) -> CheckpointError:

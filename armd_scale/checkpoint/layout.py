@@ -5,6 +5,7 @@ copy, each of its moments. megatron-core's `dist_checkpointing` writes each rank
 whatever part another layout asks for.
 """
 
+import queue
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,38 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor, nn
+from torch import Tensor
 
 from armd_scale.errors import CheckpointError
+from armd_scale.model.armd import ArmdModel
+from armd_scale.model.chunks import Chunks
 from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
 from armd_scale.parallel.shard import split_of
 
 Sections = Mapping[str, Mapping[str, Tensor]]
-Parameters = Mapping[str, nn.Parameter]
+Network = ArmdModel | Chunks
 
 
 def write_sections(
-    sections: Sections, folder: Path, *, parameters: Parameters, groups: ProcessGroupCollection
+    sections: Sections, folder: Path, *, network: Network, groups: ProcessGroupCollection
 ) -> None:
     """Writes this process's part of every section into `folder` (collective; it must be empty)."""
     shards: dict[str, ShardedTensor] = {}
     for section, tensors in sections.items():
-        shards |= _shards(section, tensors, parameters=parameters, groups=groups)
+        shards |= _shards(section, tensors, network=network, groups=groups)
+    # megatron-core hands the writers' results over through a manager process, for writing in the
+    # background. That process starts by importing everything again (seconds), outlives a trainer
+    # that is killed, and dies of the very SIGTERM that asks the trainer to save. We wait for the
+    # writers, so a queue within this process does.
+    filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore[reportAttributeAccessIssue]
     with cpu_stands_in_for_cuda():
         dist_checkpointing.save(shards, str(folder))
 
 
 def read_sections(
-    names: Iterable[str], folder: Path, *, parameters: Parameters, groups: ProcessGroupCollection
+    names: Iterable[str], folder: Path, *, network: Network, groups: ProcessGroupCollection
 ) -> dict[str, dict[str, Tensor]]:
     """Reads this process's part of the named sections, in the types they were written in.
 
@@ -51,10 +60,10 @@ def read_sections(
     wanted: dict[str, ShardedTensor] = {}
     for section in names:
         empty = {
-            name: torch.empty(_shape(parameter), dtype=_stored_dtype(stored, f"{section}.{name}"))
-            for name, parameter in parameters.items()
+            name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
+            for name, parameter in network.by_name().items()
         }
-        shards = _shards(section, empty, parameters=parameters, groups=groups)
+        shards = _shards(section, empty, network=network, groups=groups)
         for key, shard in shards.items():
             _check(key, shard, stored, folder)
         wanted |= shards
@@ -71,7 +80,7 @@ def _shards(
     section: str,
     tensors: Mapping[str, Tensor],
     *,
-    parameters: Parameters,
+    network: Network,
     groups: ProcessGroupCollection,
 ) -> dict[str, ShardedTensor]:
     """Each tensor as megatron-core describes a part of a whole.
@@ -79,7 +88,7 @@ def _shards(
     A tensor of stride 2 (gate and up halves of a gated MLP) is two wholes, each split by itself.
     """
     shards = {}
-    for name, parameter in parameters.items():
+    for name, parameter in network.by_name().items():
         split = split_of(parameter, groups.tp)
         offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
         # Of equal copies, over stages, tensor and data parallelism, the one numbered 0 is written.
@@ -92,11 +101,6 @@ def _shards(
             key = f"{section}.{name}" + (f".{number}" if split.stride > 1 else "")
             shards[key] = ShardedTensor.from_rank_offsets(key, part, *offsets, replica_id=copy)
     return shards
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of a parameter, which ZeRO 3 replaces by that of an empty tensor."""
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:

@@ -10,14 +10,13 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.checkpoint.folder import MANIFEST, committed, newest_sound, verify
-from armd_scale.checkpoint.layout import Parameters, read_sections
+from armd_scale.checkpoint.layout import Network, read_sections
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.config.derive import max_positions
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
-from armd_scale.model.naming import parameters_by_name
 from armd_scale.model.spec import transformer_config
 
 
@@ -94,32 +93,27 @@ def load_network(
         groups=groups,
         max_positions=max_positions(recipe),
     )
-    load_weights(checkpoint, parameters_by_name(network), groups=groups)
+    load_weights(checkpoint, network, groups=groups)
     return network.to(device).eval()
 
 
 @torch.no_grad()
 def load_weights(
-    checkpoint: Checkpoint, parameters: Parameters, *, groups: ProcessGroupCollection
+    checkpoint: Checkpoint, network: Network, *, groups: ProcessGroupCollection
 ) -> None:
-    """Copies a checkpoint's weights into parameters, converting their type where it differs.
+    """Copies a checkpoint's weights into the network, converting their type where it differs.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
     folder = checkpoint.folder / WEIGHTS
-    sections = read_sections(["weights"], folder, parameters=parameters, groups=groups)
-    tensors = sections["weights"]
-    for name, parameter in parameters.items():
+    tensors = read_sections(["weights"], folder, network=network, groups=groups)["weights"]
+    for name, parameter in network.by_name().items():
         parameter.copy_(tensors[name])
 
 
 def load_optimizer(
-    checkpoint: Checkpoint,
-    names: list[str],
-    *,
-    parameters: Parameters,
-    groups: ProcessGroupCollection,
+    checkpoint: Checkpoint, names: list[str], *, network: Network, groups: ProcessGroupCollection
 ) -> dict[str, dict[str, Tensor]]:
     """The named sections of the optimizer's tensors.
 
@@ -132,4 +126,4 @@ def load_optimizer(
             f"a run resumes from a checkpoint with optimizer state, and {checkpoint.folder} has "
             "none: start from its weights instead, with model.init_from"
         )
-    return read_sections(names, folder, parameters=parameters, groups=groups)
+    return read_sections(names, folder, network=network, groups=groups)

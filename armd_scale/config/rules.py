@@ -224,6 +224,13 @@ def micro_batches_fill_the_batch(recipe: Recipe) -> None:
         refuse("train.global_batch", train.global_batch, must=must, advice="change one of them")
 
 
+def checkpoints_block(recipe: Recipe) -> None:
+    """Saving in the background is a key whose time has not come; it must not be ignored in silence."""
+    if recipe.checkpoint.asynchronous:
+        must, advice = "be false, because saves block training as yet", "set it to false"
+        refuse("checkpoint.asynchronous", True, must=must, advice=advice)
+
+
 def evaluation_has_text(recipe: Recipe) -> None:
     """Evaluating needs held-out shards and an order."""
     if recipe.eval.every_steps == 0:
@@ -251,5 +258,6 @@ RULES = (
     schedule_fits_the_run,
     averages_decay,
     micro_batches_fill_the_batch,
+    checkpoints_block,
     evaluation_has_text,
 )

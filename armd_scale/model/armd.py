@@ -7,6 +7,7 @@ causal stack. Hidden information is hidden by attention only: no mask token, no 
 """
 
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +29,7 @@ from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.loss import vocabulary_parallel_nll
 from armd_scale.model.attention import KeyValueCache
+from armd_scale.model.naming import parameters_by_name
 from armd_scale.model.norm import Norm
 from armd_scale.model.query import QueryStart
 from armd_scale.model.rotary import Rotation, inverse_frequencies, rotation_at
@@ -48,7 +50,8 @@ class ArmdModel(MegatronModule):
         config: megatron-core's configuration, from `model.spec.transformer_config`.
         groups: the process groups of the layout.
         max_positions: number of positions that a document can have.
-        recompute: recompute each layer in the backward pass instead of keeping its activations.
+        recompute: what the backward pass computes again instead of keeping its activations:
+            nothing, whole layers, or attention.
         stage: which part of the network this is; the whole by default.
     """
 
@@ -59,7 +62,7 @@ class ArmdModel(MegatronModule):
         *,
         groups: ProcessGroupCollection,
         max_positions: int,
-        recompute: bool = False,
+        recompute: Literal["none", "full", "selective"] = "none",
         stage: Stage | None = None,
     ) -> None:
         super().__init__(config=config)
@@ -120,6 +123,10 @@ class ArmdModel(MegatronModule):
         self.output_layer.sequence_parallel = False
         if model.tie_embeddings and not self.stage.is_first:
             mark_tied_copy(self.output_layer.weight)
+
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """All parameters by their names in the whole network."""
+        return parameters_by_name(self)
 
     def set_input(self, rows: Tensor | None) -> None:
         """Takes the rows that the stage before put out."""
@@ -212,10 +219,13 @@ class ArmdModel(MegatronModule):
     def _run_layer(
         self, layer: nn.Module, rows: Tensor, rotation: Rotation | None, **arguments: object
     ) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return layer(rows, rotation, **arguments)
+        if self.recompute == "full":
             call = partial(layer, **arguments)
             return checkpoint(call, rows, rotation, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return layer(rows, rotation, **arguments)
+        selective = self.recompute == "selective"
+        return layer(rows, rotation, recompute_attention=selective, **arguments)
 
     def _rotation(
         self, positions: Int[Tensor, "batch rows"], dtype: torch.dtype

@@ -1,6 +1,7 @@
 """The parts of the network that one process holds; several under the interleaved schedule."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
@@ -22,7 +23,7 @@ class Chunks(nn.Module):
         config: megatron-core's configuration.
         groups: the process groups of the layout.
         max_positions: number of positions that a document can have.
-        recompute: recompute each layer in the backward pass.
+        recompute: what the backward pass computes again.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Chunks(nn.Module):
         *,
         groups: ProcessGroupCollection,
         max_positions: int,
-        recompute: bool = False,
+        recompute: Literal["none", "full", "selective"] = "none",
     ) -> None:
         super().__init__()
         self.groups = groups

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from armd_scale.model.armd import ArmdModel
-from armd_scale.model.naming import parameters_by_name
 from armd_scale.parallel.shard import split_of
 
 
@@ -24,7 +23,7 @@ def initialise(network: ArmdModel, *, seed: int) -> None:
     starts at zero, so that a hidden token between anchor and target changes nothing until it is
     learned.
     """
-    for name, parameter in parameters_by_name(network).items():
+    for name, parameter in network.by_name().items():
         split = split_of(parameter, network.groups.tp)
         full = torch.empty(split.full_shape(parameter.shape), dtype=torch.float32)
         _fill(full, name, network=network, seed=seed)

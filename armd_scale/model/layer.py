@@ -1,6 +1,7 @@
 """One pre-norm transformer layer over rows that are content, then queries."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -12,6 +13,7 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.rotary import Rotation
@@ -65,6 +67,7 @@ class ArmdLayer(MegatronModule):
         drop_content: bool,
         mask: RowMask | None,
         cache: KeyValueCache | None = None,
+        recompute_attention: bool = False,
     ) -> Float[Tensor, "kept batch hidden"]:
         """Applies the layer.
 
@@ -76,18 +79,23 @@ class ArmdLayer(MegatronModule):
                 nothing else, so neither their attention nor their MLP is computed.
             mask: over the rows that attend; None for causal.
             cache: keys and values of earlier rows.
+            recompute_attention: compute attention again in the backward pass, keeping its input.
 
         Returns:
             All rows, or the query rows alone under `drop_content`.
         """
-        attended = self.attention(
-            self.attention_norm(rows),
-            rotation,
+        attend = partial(
+            self.attention,
             num_content=num_content,
             queries_only=drop_content,
             mask=mask,
             cache=cache,
         )
+        normed = self.attention_norm(rows)
+        if recompute_attention:
+            attended = checkpoint(attend, normed, rotation, use_reentrant=False)
+        else:
+            attended = attend(normed, rotation)
         if drop_content:
             rows = self._without_content(rows, num_content)
         rows = rows + attended

@@ -44,6 +44,10 @@ class OptimizerState:
     moments: dict[str, dict[str, Tensor]]
     """First and second moment, by moment name, then parameter name."""
 
+    def weights(self, network: Chunks) -> dict[str, Tensor]:
+        """Whole weights in the network's own type, also where ZeRO 3 has split its parameters."""
+        return {name: self.master[name].to(p.dtype) for name, p in network.by_name().items()}
+
 
 class ZeroEngine:
     """A network with its optimizer, split over the data-parallel group as the ZeRO stage says.
@@ -77,7 +81,7 @@ class ZeroEngine:
         )
         self._engine: Any = engine  # DeepSpeed's own annotations name neither half of what it is
         self.network = network
-        self.parameters = network.by_name()
+        self._parameters = network.by_name()
         self._groups = groups
         self._make_room(steps=0)
 
@@ -96,7 +100,7 @@ class ZeroEngine:
         with coalesce():
             yield
             sum_partial_gradients(
-                self.parameters, tied=self.network.tied_across_stages, groups=self._groups
+                self._parameters, tied=self.network.tied_across_stages, groups=self._groups
             )
         if self._stage == 0:
             self._engine.allreduce_gradients()
@@ -107,15 +111,22 @@ class ZeroEngine:
             group["lr"] = learning_rate
         if self._stage > 0:
             self._engine.step()
-            return float(self._engine.get_global_grad_norm())
+            skipped = self._engine.optimizer.overflow
+            return math.inf if skipped else float(self._engine.get_global_grad_norm())
         # The engine's own clipping at stage 0 keeps the norm to itself.
         norm = clip_grad_norm_(self.network.parameters(), self._clip_grad, mpu=self._engine.mpu)
-        self._engine.step()
+        if math.isfinite(norm):
+            self._engine.step()
         return float(norm)
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of all parameters; ZeRO 3 gathers them one by one (collective)."""
+        for name, parameter in self._parameters.items():
+            yield name, self._get(parameter, None) if self._stage == 3 else parameter.detach()
 
     def export_state(self) -> OptimizerState:
         """The optimizer's state as full tensors (a collective over data parallelism)."""
-        named = self.parameters.items()
+        named = self._parameters.items()
         return OptimizerState(
             steps=self._updates(),
             master={name: self._get(p, None) for name, p in named},
@@ -125,16 +136,10 @@ class ZeroEngine:
     def import_state(self, state: OptimizerState) -> None:
         """Continues from a state that any layout exported."""
         self._make_room(state.steps)
-        for name, parameter in self.parameters.items():
+        for name, parameter in self._parameters.items():
             self._set(parameter, state.master[name], None)
             for key in MOMENTS:
                 self._set(parameter, state.moments[key][name], key)
-
-    def weights(self, state: OptimizerState) -> dict[str, Tensor]:
-        """The weights of forward and backward by name; under ZeRO 3 no process holds them whole."""
-        if self._stage < 3:
-            return {name: p.detach() for name, p in self.parameters.items()}
-        return {name: state.master[name].to(p.dtype) for name, p in self.parameters.items()}
 
     @property
     def _adam(self) -> torch.optim.Optimizer:

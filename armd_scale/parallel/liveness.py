@@ -31,7 +31,14 @@ from torch.distributed import distributed_c10d
 from armd_scale.errors import TrainingError
 from armd_scale.log import get_logger
 from armd_scale.parallel.environment import Environment
-from armd_scale.parallel.roll import Invitation, Roll, message, receive_line, watch_connection
+from armd_scale.parallel.roll import (
+    Invitation,
+    Roll,
+    gone,
+    message,
+    receive_line,
+    watch_connection,
+)
 
 LOST_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command may well succeed when run again
 
@@ -62,12 +69,11 @@ class Patience:
 def watched(environment: Environment, *, patience: Patience | None = None) -> Iterator[None]:
     """Ends this process when another of the job is lost; all leave the block together.
 
-    Goes around the job's work, inside the process groups. Every process enters it. Within seconds of
-    a loss, one sentence that names the lost process is logged everywhere and the processes exit with
-    `LOST_STATUS`: by `SystemExit` where the main thread gets here because a collective failed, at
-    once from a thread where it does not. An exception of this process's own is raised as it is,
-    after the others have been told of it; those that raise one too end in their own. A job of one
-    process starts nothing.
+    Goes around the job's work, inside the process groups; every process enters it. Within seconds
+    of a loss, all log one sentence that names the lost process and exit with `LOST_STATUS`: by
+    `SystemExit` where the main thread gets here because a collective failed, from a thread where it
+    does not. An exception of this process's own is raised as it is, after the others have been told
+    of it; those that raise one too end in their own. A job of one process starts nothing.
 
     Raises:
         TrainingError: rank 0 cannot be reached.
@@ -194,8 +200,8 @@ def _comes_from_a_lost_peer(error: BaseException | None) -> bool:
     gloo has no class of errors of its own, but names the file that gave up on a connection.
     """
     while error is not None:
-        failed_pair = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-        if isinstance(error, dist.DistError) or (failed_pair and "enforce fail" not in str(error)):
+        gave_up = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+        if gave_up or isinstance(error, dist.DistError):
             return True
         error = error.__cause__ or error.__context__
     return False

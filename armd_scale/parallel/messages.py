@@ -27,6 +27,8 @@ class StageMessages(P2PCommunicator):
         recv_next: bool,
     ) -> tuple[list[int], list[int]]:
         """Exchanges the shapes of what is sent next; [0, 0, 0] where nothing comes."""
+        assert self.prev_rank is not None
+        assert self.next_rank is not None
         previous = _room() if recv_prev else None
         following = _room() if recv_next else None
         requests: dict[str, Any] = _p2p_ops(

@@ -109,10 +109,8 @@ def _chunks(stages: Sequence[ScheduledStage]) -> int | None:
 
 
 def sum_from_last_stage(values: Sequence[Tensor], groups: ProcessGroupCollection) -> Tensor:
-    """The sum of what the last stage reported, over the data-parallel ranks too, on every process."""
-    device = (
-        torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-    )
+    """The sum over micro-batches and data parallelism, on every process of the job."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     total = torch.zeros((), dtype=torch.float64, device=device)
     for value in values:
         total += value.double()

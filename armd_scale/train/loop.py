@@ -1,10 +1,10 @@
 """The loop: verbs only."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 from armd_scale.config.derive import accumulation_steps
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.errors import TrainingError
 from armd_scale.optim.schedule import learning_rate
 from armd_scale.train.parts import Parts
 from armd_scale.train.periodic import Periodic
@@ -32,29 +32,30 @@ def train_loop(
 
     Returns:
         The signal that ended it, or None.
+
+    Raises:
+        TrainingError: a step failed. Nothing is saved then: weights that give no finite loss must
+            not take the place of those that did.
     """
     recipe = parts.recipe
     count = accumulation_steps(recipe.train, parts.groups.dp.size())
     stopped_by = None
     while state.step < recipe.train.steps and stopped_by is None:
+        started = time.perf_counter()
         taken = [next(batches).to(parts.device) for _ in range(count)]
         rate = learning_rate(recipe.optim, recipe.train, state.step)
-        try:
-            result = train_step(
-                parts.engine, parts.stages, taken, learning_rate=rate, groups=parts.groups
-            )
-        except TrainingError:
-            # Every process sees the same loss, and the weights are as the last good step left them.
-            _finish(periodic, state)
-            raise
+        result = train_step(
+            parts.engine,
+            parts.stages,
+            taken,
+            learning_rate=rate,
+            groups=parts.groups,
+            started=started,
+        )
         state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
         for task in periodic:
             task.after_step(state, result)
         stopped_by = stop.agreed(parts.device)
-    _finish(periodic, state)
-    return stopped_by
-
-
-def _finish(periodic: Sequence[Periodic], state: TrainState) -> None:
     for task in periodic:
         task.finish(state)
+    return stopped_by

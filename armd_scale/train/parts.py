@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from armd_scale.checkpoint.folder import committed
 from armd_scale.checkpoint.load import (
@@ -17,13 +18,10 @@ from armd_scale.checkpoint.load import (
 )
 from armd_scale.config.derive import max_positions
 from armd_scale.config.schema import Recipe
-from armd_scale.data.manifest import Manifest, load_manifest
-from armd_scale.errors import CheckpointError, RecipeError, TokenizerError
-from armd_scale.log import get_logger
+from armd_scale.errors import CheckpointError
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
 from armd_scale.model.spec import transformer_config
-from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import MOMENTS, OptimizerState, ZeroEngine
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.schedule import ScheduledStage
@@ -63,51 +61,6 @@ def compute_dtype(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
 
 
-def with_vocabulary(recipe: Recipe) -> Recipe:
-    """The recipe with `model.vocab_size` filled in from the training shards.
-
-    Raises:
-        RecipeError: neither the recipe nor a manifest says how large the vocabulary is.
-        TokenizerError: sources of different tokenizers, or one with more tokens than the model has.
-    """
-    manifests = {path: load_manifest(path) for path in training_prefixes(recipe)}
-    known = {path: manifest for path, manifest in manifests.items() if manifest is not None}
-    prints = {manifest.tokenizer.fingerprint for manifest in known.values()}
-    if len(prints) > 1:
-        raise TokenizerError(
-            f"all of data.train must come from one tokenizer, got {len(prints)} for "
-            f"{', '.join(known)}: preprocess them with the same --tokenizer"
-        )
-    largest = max((manifest.vocab_size for manifest in known.values()), default=None)
-    given = recipe.model.vocab_size
-    if given is None and largest is None:
-        raise RecipeError(
-            "model.vocab_size must be given where data.train has no manifest, and "
-            f"{recipe.data.train}.json does not exist: set it to the tokenizer's number of tokens"
-        )
-    if given is not None and largest is not None and largest > given:
-        raise TokenizerError(
-            f"the tokenizer of {', '.join(known)} must fit model.vocab_size={given}, and has "
-            f"{largest} tokens: preprocess with the model's tokenizer or raise model.vocab_size"
-        )
-    model = dataclasses.replace(recipe.model, vocab_size=given or largest)
-    return dataclasses.replace(recipe, model=model)
-
-
-def training_prefixes(recipe: Recipe) -> list[str]:
-    """Prefixes of all training shards."""
-    train = recipe.data.train
-    return [train] if isinstance(train, str) else [part.path for part in train]
-
-
-def tokenizer_folder(recipe: Recipe) -> Path | None:
-    """The tokenizer of the training shards, where their manifest names one that exists."""
-    prefix = training_prefixes(recipe)[0]
-    manifest: Manifest | None = load_manifest(prefix)
-    folder = None if manifest is None else manifest.tokenizer_folder(prefix)
-    return folder if folder is not None and folder.is_dir() else None
-
-
 def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """The checkpoint that a run resumes from, as `checkpoint.resume` says; None for a fresh start.
 
@@ -133,6 +86,17 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     return checkpoint
 
 
+def first_weights(recipe: Recipe, resumed: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint whose weights open the run: the resumed one, else that of `model.init_from`.
+
+    Raises:
+        CheckpointError: there is no sound checkpoint at `model.init_from`.
+    """
+    if resumed is not None or recipe.model.init_from is None:
+        return resumed
+    return open_checkpoint(recipe.model.init_from)
+
+
 def _check_same_model(recipe: Recipe, checkpoint: Checkpoint) -> None:
     mine, theirs = dataclasses.asdict(recipe.model), dataclasses.asdict(checkpoint.recipe.model)
     for key in mine:
@@ -145,12 +109,12 @@ def _check_same_model(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 def build_network(
     recipe: Recipe,
-    checkpoint: Checkpoint | None,
+    weights: Checkpoint | None,
     *,
     groups: ProcessGroupCollection,
     device: torch.device,
 ) -> Chunks:
-    """This process's parts of the network, resumed, with `model.init_from`'s weights, or drawn."""
+    """This process's parts of the network, with a checkpoint's weights or drawn ones."""
     parts = stages_of_rank(
         recipe.model,
         recipe.parallel,
@@ -163,15 +127,13 @@ def build_network(
         transformer_config(recipe.model, recipe.parallel, message_dtype=compute_dtype(recipe)),
         groups=groups,
         max_positions=max_positions(recipe),
-        recompute=recipe.train.recompute == "full",
+        recompute=recipe.train.recompute,
     )
-    if checkpoint is None and recipe.model.init_from is not None:
-        checkpoint = open_checkpoint(recipe.model.init_from)
-    if checkpoint is None:
+    if weights is None:
         for part in network.models:
             initialise(part, seed=recipe.run.seed)
     else:
-        load_weights(checkpoint, network.by_name(), groups=groups)
+        load_weights(weights, network, groups=groups)
     return network.to(device)
 
 
@@ -187,22 +149,18 @@ def scheduled(network: Chunks, engine: ZeroEngine) -> list[ScheduledStage]:
     ]
 
 
-def restore(
-    checkpoint: Checkpoint, engine: ZeroEngine, average: WeightAverage | None
-) -> TrainState:
-    """Continues the optimizer, the running average and the counters from a checkpoint."""
-    names = ["master", *MOMENTS] + ([] if average is None else ["average"])
-    groups = engine.network.groups
-    sections = load_optimizer(checkpoint, names, parameters=engine.parameters, groups=groups)
+def read_progress(
+    checkpoint: Checkpoint, network: Chunks, *, with_average: bool
+) -> tuple[TrainState, OptimizerState, dict[str, Tensor] | None]:
+    """The counters, the optimizer's state and the running average of the run to go on with.
+
+    Before the network is handed to an engine, which may leave no parameter its shape (ZeRO 3).
+    A run that newly asks for an average starts it from the weights.
+    """
+    with_average = with_average and checkpoint.recipe.optim.ema_decay is not None
+    names = ["master", *MOMENTS, *(["average"] if with_average else [])]
+    sections = load_optimizer(checkpoint, names, network=network, groups=network.groups)
     state = TrainState.from_json(checkpoint.state)
-    engine.import_state(
-        OptimizerState(
-            steps=state.step,
-            master=sections["master"],
-            moments={key: sections[key] for key in MOMENTS},
-        )
-    )
-    if average is not None:
-        average.load(sections["average"])
-    get_logger(__name__).info("resumed from %s", checkpoint.folder)
-    return state
+    moments = {key: sections[key] for key in MOMENTS}
+    optimizer = OptimizerState(steps=state.step, master=sections["master"], moments=moments)
+    return state, optimizer, sections.get("average")

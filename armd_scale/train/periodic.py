@@ -1,22 +1,20 @@
 """What a run does every so many steps: log, evaluate, save."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.distributed as dist
 
 from armd_scale.checkpoint.save import save_checkpoint
 from armd_scale.config.derive import model_flops_per_token
-from armd_scale.data.dataset import TokenWindows
 from armd_scale.eval.likelihood import evaluate
 from armd_scale.log import Track, get_logger
 from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.schedule import learning_rate
 from armd_scale.order.curriculum import order_at
-from armd_scale.order.policies import parse_spec
 from armd_scale.train.hardware import memory_gib, peak_flops
+from armd_scale.train.inputs import HeldOut
 from armd_scale.train.metrics import MetricsWriter
 from armd_scale.train.parts import Parts
 from armd_scale.train.score import Scorer
@@ -24,6 +22,7 @@ from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 
 
+@runtime_checkable
 class Periodic(Protocol):
     """Something to do after steps."""
 
@@ -44,29 +43,26 @@ def is_due(step: int, every_steps: int) -> bool:
 class LogProgress:
     """A progress line for people, metrics for files."""
 
-    def __init__(
-        self, parts: Parts, writers: Sequence[MetricsWriter], start: TrainState, *, track: Track
-    ) -> None:
+    def __init__(self, parts: Parts, writers: Sequence[MetricsWriter], *, track: Track) -> None:
         self._parts, self._writers, self._track = parts, writers, track
+        self._seconds, self._tokens, self._steps = 0.0, 0, 0
         recipe = parts.recipe
         model, data = recipe.model, recipe.data
         assert model.vocab_size is not None
         self._flops_per_token = model_flops_per_token(model, data.seq_length, model.vocab_size)
         self._peak = peak_flops(parts.device, parts.dtype) * dist.get_world_size()
-        self._mark(start)
-
-    def _mark(self, state: TrainState) -> None:
-        self._since, self._tokens, self._step = (
-            time.perf_counter(),
-            state.consumed_tokens,
-            state.step,
-        )
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
-        """Advances the progress; writes a line of metrics when one is due."""
+        """Advances the progress; writes a line of metrics when one is due.
+
+        Rates are of the steps since the last line alone: evaluations and saves in between are no
+        part of them.
+        """
         recipe = self._parts.recipe
-        seconds = time.perf_counter() - self._since
-        rate = (state.consumed_tokens - self._tokens) / seconds
+        self._seconds += result.seconds
+        self._tokens += result.tokens
+        self._steps += 1
+        rate = self._tokens / self._seconds
         if self._parts.is_main:
             self._track.advance(note=f"loss {result.loss:.4f}  {rate:,.0f} tokens/s")
         if not is_due(state.step, recipe.log.every_steps):
@@ -78,14 +74,14 @@ class LogProgress:
             "learning_rate": learning_rate(recipe.optim, recipe.train, state.step - 1),
             "tokens": state.consumed_tokens,
             "tokens_per_second": rate,
-            "step_seconds": seconds / (state.step - self._step),
+            "step_seconds": self._seconds / self._steps,
             "mfu": rate * self._flops_per_token / self._peak,
             "order": str(order_at(recipe.order, state.step - 1)),
             "memory_gib": memory_gib(self._parts.device),
         }
         for writer in self._writers:
             writer.write(line)
-        self._mark(state)
+        self._seconds, self._tokens, self._steps = 0.0, 0, 0
 
     def finish(self, state: TrainState) -> None:
         """The progress line belongs to whoever opened it."""
@@ -94,28 +90,23 @@ class LogProgress:
 class Evaluate:
     """Likelihood of held-out text under every order that the recipe names."""
 
-    def __init__(self, parts: Parts, writers: Sequence[MetricsWriter]) -> None:
-        self._parts, self._writers = parts, writers
-        recipe = parts.recipe
+    def __init__(
+        self, parts: Parts, writers: Sequence[MetricsWriter], held_out: HeldOut | None
+    ) -> None:
+        self._parts, self._writers, self._held_out = parts, writers, held_out
         self._scorer = Scorer(parts.network, parts.stages)
-        self._orders = [parse_spec(text) for text in recipe.eval.orders]
-        self._windows = None
-        if recipe.data.valid is not None and recipe.eval.every_steps > 0:
-            self._windows = TokenWindows(
-                recipe.data.valid, recipe.data.seq_length, packing=recipe.data.packing
-            )
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """Evaluates when it is due, and after the last step."""
         recipe = self._parts.recipe
         every = recipe.eval.every_steps
         last = every > 0 and state.step == recipe.train.steps
-        if self._windows is None or not (last or is_due(state.step, every)):
+        if self._held_out is None or not (last or is_due(state.step, every)):
             return
-        for order in self._orders:
+        for order in self._held_out.orders:
             found = evaluate(
                 self._scorer,
-                self._windows,
+                self._held_out.windows,
                 order,
                 samples=recipe.eval.samples,
                 seed=recipe.run.seed,
@@ -147,10 +138,15 @@ class SaveCheckpoints:
     """Checkpoints at their interval, and one wherever the loop ends."""
 
     def __init__(
-        self, parts: Parts, *, average: WeightAverage | None, tokenizer: Path | None
+        self,
+        parts: Parts,
+        start: TrainState,
+        *,
+        average: WeightAverage | None,
+        tokenizer: Path | None,
     ) -> None:
         self._parts, self._average, self._tokenizer = parts, average, tokenizer
-        self._saved_step: int | None = None
+        self._saved_step = start.step
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """Saves when it is due."""
@@ -173,10 +169,10 @@ class SaveCheckpoints:
         folder = save_checkpoint(
             Path(parts.recipe.run.folder) / "checkpoints",
             step=state.step,
-            parameters=parts.engine.parameters,
-            weights=parts.engine.weights(optimizer),
+            network=parts.network,
             recipe=parts.recipe,
             state=state.to_json(),
+            weights=optimizer.weights(parts.network),
             optimizer=sections,
             tokenizer=self._tokenizer,
             groups=parts.groups,

@@ -1,6 +1,7 @@
 """One optimizer step: micro-batches in, weights updated, (loss, gradient norm) out."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ class StepResult:
     """L2 norm of the gradient before clipping."""
     tokens: int
     """Targets in the global batch."""
+    seconds: float
+    """Time it took, waiting for its data included."""
 
 
 def train_step(
@@ -39,14 +42,23 @@ def train_step(
     *,
     learning_rate: float,
     groups: ProcessGroupCollection,
+    started: float,
 ) -> StepResult:
     """Updates the weights with the mean loss over the targets of the global batch.
 
     The targets are counted first, over all data-parallel ranks, because documents differ in how
     many they have: every target weighs the same, whichever rank and micro-batch it is in.
 
+    Args:
+        engine: the network with its optimizer.
+        stages: what the schedule sees of the network.
+        batches: this rank's micro-batches.
+        learning_rate: of this step.
+        groups: the process groups of the layout.
+        started: when the step began, by time.perf_counter, before its data were asked for.
+
     Raises:
-        TrainingError: the loss is not finite; the weights are then as before the step.
+        TrainingError: the loss or its gradient is not finite; the weights are as before the step.
     """
     size = groups.dp.size()
     num_targets = torch.stack([batch.is_target.sum() for batch in batches]).sum()
@@ -60,11 +72,23 @@ def train_step(
     with engine.accumulate():
         totals = run_micro_batches(stages, batches, loss_of=loss_of, groups=groups)
     loss = float(sum_from_last_stage(totals, groups) / num_targets)
-    if not math.isfinite(loss):
-        samples = [int(k) for batch in batches for k in batch.sample_index]
-        raise TrainingError(
-            f"the loss must be finite, got {loss} on samples {min(samples)} to {max(samples)}: "
-            "lower optim.lr, lengthen optim.warmup_steps, or look at those samples"
-        )
+    _require_finite(loss, "a loss", batches)
     grad_norm = engine.step(learning_rate)
-    return StepResult(loss=loss, grad_norm=grad_norm, tokens=int(num_targets))
+    _require_finite(grad_norm, "a gradient norm", batches)
+    return StepResult(
+        loss=loss,
+        grad_norm=grad_norm,
+        tokens=int(num_targets),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _require_finite(value: float, what: str, batches: Sequence[ArmdBatch]) -> None:
+    if math.isfinite(value):
+        return
+    samples = [int(k) for batch in batches for k in batch.sample_index]
+    raise TrainingError(
+        f"the loss and its gradient must be finite, got {what} of {value} on samples "
+        f"{min(samples)} to {max(samples)}: lower optim.lr or lengthen optim.warmup_steps, then "
+        "start again to resume from the newest checkpoint"
+    )

@@ -28,7 +28,7 @@ MODELS = {
 }
 
 
-def network(model, groups, stages, *, recompute=False):
+def network(model, groups, stages, *, recompute="none"):
     """Chunks with the weights of a seed: those of the whole network, whatever the stages."""
     model = dataclasses.replace(model, init_std=0.3)
     config = transformer_config(model, ParallelConfig())
@@ -93,7 +93,7 @@ def test_lower_stages_send_both_streams_and_upper_ones_queries(groups, order, qu
 
 def test_recomputed_parts_have_the_same_gradients(groups):
     batch, gradients = batch_under("joint"), []
-    for recompute in (False, True):
+    for recompute in ("none", "full"):
         parts = network(QWEN3, groups, stages_of(QWEN3, 2), recompute=recompute)
         assert [part.recompute for part in parts.models] == [recompute] * 2
         nll, _ = chained(parts, batch)

@@ -170,9 +170,10 @@ def test_the_gap_table_says_nothing_left_to_right(groups):
     assert torch.equal(network(batch), before)
 
 
-def test_recomputed_layers_give_the_same_loss_and_gradient(groups):
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recomputation_gives_the_same_loss_and_gradient(groups, recompute):
     network = build(LLAMA, groups, dtype=torch.float64)
     batch = draw_windows("strided-joint:3", (16,)).batch()
     expected = loss_and_gradient(network, batch)
-    network.recompute = True
+    network.recompute = recompute
     assert_same_loss(loss_and_gradient(network, batch), expected)

@@ -1,0 +1,160 @@
+"""Whole checkpoints: written, opened, refused."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.checkpoint.load import load_network, load_optimizer, load_weights, open_checkpoint
+from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.errors import CheckpointError
+from armd_scale.model.armd import ArmdModel
+from tests.config.examples import SMALL, bend
+from tests.support.networks import LLAMA, build
+from tests.support.samples import draw_windows
+
+
+def recipe_of(model: ModelConfig = LLAMA) -> Recipe:
+    return bend(SMALL, {"model": model, "data.seq_length": 63})
+
+
+def save(
+    folder: Path,
+    network: ArmdModel,
+    groups: ProcessGroupCollection,
+    *,
+    step: int = 3,
+    with_optimizer: bool = False,
+    tokenizer: Path | None = None,
+) -> Path:
+    sections = {
+        key: {name: torch.full(p.shape, value) for name, p in network.named_parameters()}
+        for key, value in (("master", 1.0), ("exp_avg", 2.0), ("exp_avg_sq", 3.0))
+    }
+    return save_checkpoint(
+        folder / "checkpoints",
+        step=step,
+        network=network,
+        recipe=recipe_of(),
+        state={"step": step, "consumed_samples": 12},
+        optimizer=sections if with_optimizer else {},
+        tokenizer=tokenizer,
+        groups=groups,
+    )
+
+
+@pytest.fixture
+def network(groups: ProcessGroupCollection) -> ArmdModel:
+    return build(LLAMA, groups)
+
+
+def refused(path: Path, **options: bool) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_network_comes_back_to_the_last_bit(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.model").write_text("pieces")
+    folder = save(tmp_path, network, groups, tokenizer=tmp_path / "tokenizer")
+    for path in (folder, folder.parent, tmp_path):
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.folder == folder
+    assert checkpoint.recipe == recipe_of()
+    assert checkpoint.state == {"step": 3, "consumed_samples": 12}
+    assert checkpoint.tokenizer_folder is not None
+    assert (checkpoint.tokenizer_folder / "tokenizer.model").read_text() == "pieces"
+    loaded = load_network(checkpoint, groups=groups)
+    assert not loaded.training
+    batch = draw_windows("diffusion:4", (20,)).batch()
+    assert torch.equal(loaded(batch), network(batch))
+    halved = load_network(checkpoint, groups=groups, dtype=torch.bfloat16)
+    for name, parameter in halved.named_parameters():
+        assert torch.equal(parameter, network.get_parameter(name).bfloat16())
+
+
+def test_the_optimizer_comes_back_by_name(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    folder = save(tmp_path, network, groups, with_optimizer=True)
+    checkpoint = open_checkpoint(folder, with_optimizer=True)
+    assert checkpoint.tokenizer_folder is None
+    read = load_optimizer(checkpoint, ["exp_avg_sq", "master"], network=network, groups=groups)
+    assert read.keys() == {"exp_avg_sq", "master"}
+    for name, parameter in network.named_parameters():
+        assert torch.equal(read["master"][name], torch.ones(parameter.shape))
+        assert torch.equal(read["exp_avg_sq"][name], torch.full(parameter.shape, 3.0))
+
+
+def test_weights_other_than_the_network_s_own_are_written_where_given(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    folder = save_checkpoint(
+        tmp_path, step=1, network=network, recipe=recipe_of(), state={}, optimizer={},
+        tokenizer=None, groups=groups, weights=zeros,
+    )  # fmt: skip
+    load_weights(open_checkpoint(folder), network, groups=groups)
+    assert not any(p.any() for p in network.parameters())
+
+
+def test_a_checkpoint_without_optimizer_opens_runs_but_resumes_none(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(save(tmp_path, network, groups))
+    with pytest.raises(CheckpointError, match=r"start from its weights instead, with model\.init"):
+        load_optimizer(checkpoint, ["master"], network=network, groups=groups)
+
+
+def test_weights_of_another_model_are_refused(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(save(tmp_path, network, groups))
+    other = build(dataclasses.replace(LLAMA, ffn_hidden=64), groups)
+    with pytest.raises(CheckpointError, match=r"mlp.linear_fc1.weight.0 must have the shape"):
+        load_weights(checkpoint, other, groups=groups)
+
+
+def test_the_newest_sound_checkpoint_is_taken(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    first, second = (save(tmp_path, network, groups, step=step) for step in (1, 2))
+    assert open_checkpoint(tmp_path).folder == second
+    (second / "state.json").write_text("{}")
+    assert open_checkpoint(tmp_path).folder == first
+    assert f"{second / 'state.json'} has 2 bytes instead of" in refused(second)
+    shutil.rmtree(first)
+    assert "holds none that is sound" in refused(tmp_path)
+
+
+def test_only_what_is_needed_is_checked(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    folder = save(tmp_path, network, groups, with_optimizer=True)
+    file = next((folder / "optimizer").glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1])
+    open_checkpoint(folder)
+    assert str(file) in refused(folder, with_optimizer=True)
+
+
+def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        message = refused(path)
+        assert f"{path} must be a checkpoint, or a folder that holds one" in message
+
+
+def test_a_save_that_was_interrupted_is_refused(
+    network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    folder = save(tmp_path, network, groups)
+    partial = folder.rename(folder.parent / f".{folder.name}.partial")
+    assert f"{partial} is a save that was interrupted" in refused(partial)
+    assert "holds none that is sound" in refused(tmp_path)

@@ -1,0 +1,116 @@
+"""One step: every target weighs the same, whatever the micro-batch and rank it is in."""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.config.schema import OptimConfig
+from armd_scale.data.batch import ArmdBatch
+from armd_scale.errors import TrainingError
+from armd_scale.model.armd import ArmdModel
+from armd_scale.optim.zero import ZeroEngine
+from armd_scale.parallel.schedule import ScheduledStage
+from armd_scale.train.step import StepResult, train_step
+from tests.support.networks import LLAMA, batch_of, build
+from tests.support.ranks import run_on_ranks
+from tests.support.samples import draw_windows
+
+# Windows of 17 tokens in which 16, 14, 9 and 15 are targets.
+LENGTHS = [(17,), (8, 6, 3), (1, 2, 3, 1, 2, 3, 1, 4), (9, 8)]
+
+
+def windows(numbers: Sequence[int]) -> ArmdBatch:
+    """Packed windows, by number, as one micro-batch."""
+    drawn = [draw_windows("strided:2", LENGTHS[i], count=1, seed=i) for i in numbers]
+    tokens, block = (
+        torch.cat([torch.from_numpy(getattr(w, name)) for w in drawn]).numpy()
+        for name in ("tokens", "block")
+    )
+    return batch_of(tokens, block, [LENGTHS[i] for i in numbers])
+
+
+def optim(stage: int) -> OptimConfig:
+    return OptimConfig(warmup_steps=1, schedule="constant", zero_stage=stage, epsilon=1e-5)  # type: ignore[arg-type]
+
+
+def one_step(
+    groups: ProcessGroupCollection, batches: Sequence[ArmdBatch], stage: int = 1
+) -> tuple[StepResult, ZeroEngine]:
+    network = build(LLAMA, groups)
+    engine = ZeroEngine(network, optim(stage), precision="fp32", groups=groups)
+    scheduled = ScheduledStage(engine, network.config)
+    result = train_step(
+        engine, scheduled, batches, learning_rate=1e-3, groups=groups, started=time.perf_counter()
+    )
+    return result, engine
+
+
+def expected(network: ArmdModel) -> tuple[float, float]:
+    """Mean loss over all targets of the four windows, and the norm of its gradient."""
+    total, count = torch.zeros(()), 0
+    for number in range(4):
+        batch = windows([number])
+        total = total + network(batch)[batch.is_target].sum()
+        count += int(batch.is_target.sum())
+    assert count == 16 + 14 + 9 + 15
+    (total / count).backward()
+    norms = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+    return (total / count).item(), torch.stack(norms).norm().item()
+
+
+@pytest.mark.parametrize("parts", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0], [1], [2], [3]]])
+def test_every_target_weighs_the_same(
+    groups: ProcessGroupCollection, parts: list[list[int]]
+) -> None:
+    loss, norm = expected(build(LLAMA, groups))
+    result, _ = one_step(groups, [windows(numbers) for numbers in parts])
+    assert result.tokens == 54
+    assert result.loss == pytest.approx(loss, abs=1e-6)
+    assert result.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert 0 < result.seconds < 60
+
+
+def half_a_step(
+    groups: ProcessGroupCollection, stage: int
+) -> tuple[float, float, int, dict[str, torch.Tensor]]:
+    numbers = [[0], [1]] if groups.dp.rank() == 0 else [[2], [3]]
+    result, engine = one_step(groups, [windows(part) for part in numbers], stage)
+    return result.loss, result.grad_norm, result.tokens, engine.export_state().master
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_take_the_step_of_one(groups: ProcessGroupCollection, stage: int) -> None:
+    result, engine = one_step(groups, [windows([0, 1, 2, 3])])
+    weights = engine.export_state().master
+    for loss, norm, tokens, found in run_on_ranks(half_a_step, 2, stage):
+        assert loss == pytest.approx(result.loss, abs=1e-6)
+        assert norm == pytest.approx(result.grad_norm, rel=1e-5)
+        assert tokens == result.tokens
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_loss_that_is_not_finite_is_refused_and_changes_nothing(
+    groups: ProcessGroupCollection, stage: int
+) -> None:
+    network = build(LLAMA, groups)
+    with torch.no_grad():
+        network.get_parameter("final_norm.weight")[0] = math.inf
+    engine = ZeroEngine(network, optim(stage), precision="fp32", groups=groups)
+    before = copy.deepcopy(engine.export_state().master)
+    scheduled = ScheduledStage(engine, network.config)
+    with pytest.raises(TrainingError) as caught:
+        train_step(
+            engine, scheduled, [windows([0, 1])], learning_rate=1.0, groups=groups, started=0.0
+        )
+    message = str(caught.value)
+    assert "must be finite, got a loss of nan on samples 0 to 1" in message
+    assert "\n" not in message
+    after = engine.export_state().master
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
