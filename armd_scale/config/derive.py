@@ -89,9 +89,9 @@ def layer_parameter_count(model: ModelConfig) -> int:
 
 
 def query_parameter_count(model: ModelConfig, max_positions: int | None) -> int:
-    """Weights that start the query stream."""
+    """Weights that start the query stream; a plain auto-regressive stack never sees a gap."""
     count = 0
-    if "anchor" in model.query:
+    if "anchor" in model.query and two_stream_layers(model) > 0:
         count += (model.gap_rows + 1) * model.hidden
     if "prefix" in model.query:
         count += _position_rows(max_positions) * model.prefix_width + model.hidden

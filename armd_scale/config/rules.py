@@ -225,7 +225,7 @@ def micro_batches_fill_the_batch(recipe: Recipe) -> None:
 
 
 def checkpoints_block(recipe: Recipe) -> None:
-    """Saving in the background is a key whose time has not come; it must not be ignored in silence."""
+    """Saving in the background is not there yet, and is refused rather than ignored."""
     if recipe.checkpoint.asynchronous:
         must, advice = "be false, because saves block training as yet", "set it to false"
         refuse("checkpoint.asynchronous", True, must=must, advice=advice)

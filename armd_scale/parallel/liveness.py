@@ -99,7 +99,7 @@ def _join(environment: Environment, patience: Patience) -> "_Member":
     roll = None
     if environment.is_main:
         roll = Roll(environment.world_size, silent=patience.silent)
-        store.set(key, message(port=roll.port, token=roll.token, who=who))
+        store.set(key, message(port=roll.port, token=roll.token, who=who).decode())
     invitation = Invitation(**json.loads(store.get(key)))
     address = (environment.main_address, invitation.port)
     try:

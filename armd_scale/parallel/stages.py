@@ -43,14 +43,14 @@ def stages_of_rank(
 def all_stages(model: ModelConfig, parallel: ParallelConfig, *, seq_length: int) -> list[Stage]:
     """All stages in the order of data flow, cut so that the costliest is as cheap as can be."""
     count = parallel.pipeline * parallel.virtual_pipeline
-    cuts = cut_evenly(stage_costs(model, seq_length), count)
+    cuts = cut_evenly(layer_costs(model, seq_length), count)
     return [
         Stage(range(start, stop), is_first=number == 0, is_last=number == count - 1)
         for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, model.layers], strict=True))
     ]
 
 
-def stage_costs(model: ModelConfig, seq_length: int) -> list[int]:
+def layer_costs(model: ModelConfig, seq_length: int) -> list[int]:
     """Forward FLOPs per target of each layer, the head's added to the last one's."""
     assert model.vocab_size is not None
     costs = list(layer_flops(model, seq_length))
@@ -87,7 +87,7 @@ def describe(
 
     Args:
         stages: of the whole network, in the order of data flow.
-        costs: of every layer, from `stage_costs`.
+        costs: of every layer, from `layer_costs`.
         parallel: the layout.
         micro_batches: of one step.
     """

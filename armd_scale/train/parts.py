@@ -19,6 +19,7 @@ from armd_scale.checkpoint.load import (
 from armd_scale.config.derive import max_positions
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import CheckpointError
+from armd_scale.model.armd import ArmdModel
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
 from armd_scale.model.spec import transformer_config
@@ -115,19 +116,22 @@ def build_network(
     device: torch.device,
 ) -> Chunks:
     """This process's parts of the network, with a checkpoint's weights or drawn ones."""
-    parts = stages_of_rank(
-        recipe.model,
-        recipe.parallel,
-        seq_length=recipe.data.seq_length,
-        rank=groups.pp.rank(),
+    config = transformer_config(recipe.model, recipe.parallel, message_dtype=compute_dtype(recipe))
+    stages = stages_of_rank(
+        recipe.model, recipe.parallel, seq_length=recipe.data.seq_length, rank=groups.pp.rank()
     )
     network = Chunks(
-        parts,
-        recipe.model,
-        transformer_config(recipe.model, recipe.parallel, message_dtype=compute_dtype(recipe)),
-        groups=groups,
-        max_positions=max_positions(recipe),
-        recompute=recipe.train.recompute,
+        [
+            ArmdModel(
+                recipe.model,
+                config,
+                groups=groups,
+                max_positions=max_positions(recipe),
+                recompute=recipe.train.recompute,
+                stage=stage,
+            )
+            for stage in stages
+        ]
     )
     if weights is None:
         for part in network.models:
@@ -137,8 +141,9 @@ def build_network(
     return network.to(device)
 
 
-def scheduled(network: Chunks, engine: ZeroEngine) -> list[ScheduledStage]:
+def scheduled(engine: ZeroEngine) -> list[ScheduledStage]:
     """The network's parts as the schedule sees them, each called through the engine."""
+    network = engine.network
     return [
         ScheduledStage(
             lambda batch, number=number: engine(batch, number),

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from megatron.core.process_groups_config import ProcessGroupCollection
+
 from armd_scale.checkpoint.load import Checkpoint
+from armd_scale.config.derive import accumulation_steps
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.rules import check_world
 from armd_scale.config.schema import Recipe
@@ -18,6 +21,7 @@ from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.groups import process_groups
+from armd_scale.parallel.stages import all_stages, describe, layer_costs
 from armd_scale.train.inputs import (
     check_tokenizers,
     open_held_out,
@@ -63,7 +67,8 @@ def train(recipe: Recipe, environment: Environment) -> int:
     ):
         network = build_network(recipe, weights, groups=groups, device=environment.device)
         engine, average, state = start_optimizer(recipe, network, resumed)
-        stages = scheduled(network, engine)
+        stages = scheduled(engine)
+        log_layout(recipe, groups)
         parts = Parts(recipe, environment, groups, network, engine, stages)
         writers = open_records(recipe, state) if environment.is_main else []
         for writer in writers:
@@ -81,6 +86,19 @@ def train(recipe: Recipe, environment: Environment) -> int:
         return 0
     get_logger(__name__).info("stopped by signal %d; run the same command to resume", stopped_by)
     return 128 + stopped_by
+
+
+def log_layout(recipe: Recipe, groups: ProcessGroupCollection) -> None:
+    """Says how layers are shared out over pipeline stages, and how long stages will wait."""
+    parallel, length = recipe.parallel, recipe.data.seq_length
+    if parallel.pipeline > 1:
+        line = describe(
+            all_stages(recipe.model, parallel, seq_length=length),
+            layer_costs(recipe.model, length),
+            parallel=parallel,
+            micro_batches=accumulation_steps(recipe.train, groups.dp.size()),
+        )
+        get_logger(__name__).info("%s", line)
 
 
 def start_optimizer(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from armd_scale.config.schema import ParallelConfig
+from armd_scale.model.armd import ArmdModel
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
 from armd_scale.model.naming import EMBEDDING
@@ -32,7 +33,8 @@ def network(model, groups, stages, *, recompute="none"):
     """Chunks with the weights of a seed: those of the whole network, whatever the stages."""
     model = dataclasses.replace(model, init_std=0.3)
     config = transformer_config(model, ParallelConfig())
-    made = Chunks(stages, model, config, groups=groups, max_positions=64, recompute=recompute)
+    fixed = {"groups": groups, "max_positions": 64, "recompute": recompute}
+    made = Chunks([ArmdModel(model, config, stage=stage, **fixed) for stage in stages])
     for part in made.models:
         initialise(part, seed=5)
     return made
@@ -91,9 +93,11 @@ def test_lower_stages_send_both_streams_and_upper_ones_queries(groups, order, qu
     assert sent == rows
 
 
-def test_recomputed_parts_have_the_same_gradients(groups):
-    batch, gradients = batch_under("joint"), []
-    for recompute in ("none", "full"):
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("again", ["full", "selective"])
+def test_recomputed_parts_have_the_same_gradients(groups, again, order):
+    batch, gradients = batch_under(order), []
+    for recompute in ("none", again):
         parts = network(QWEN3, groups, stages_of(QWEN3, 2), recompute=recompute)
         assert [part.recompute for part in parts.models] == [recompute] * 2
         nll, _ = chained(parts, batch)

@@ -12,6 +12,7 @@ from torch import Tensor
 from armd_scale.config.schema import OptimConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd import ArmdModel
+from armd_scale.model.chunks import Chunks
 from armd_scale.optim.groups import parameter_groups
 from armd_scale.optim.zero import MOMENTS, OptimizerState, ZeroEngine
 from tests.support.networks import LLAMA, build
@@ -80,7 +81,7 @@ def advance_plainly(network: ArmdModel, config: OptimConfig, steps: range) -> Co
 def start(
     network: ArmdModel, groups: ProcessGroupCollection, config: OptimConfig, precision: str = "fp32"
 ) -> ZeroEngine:
-    return ZeroEngine(network, config, precision=precision, groups=groups)
+    return ZeroEngine(Chunks([network]), config, precision=precision, groups=groups)
 
 
 def copied(state: OptimizerState) -> OptimizerState:
@@ -166,7 +167,7 @@ def test_bf16_keeps_its_master_weights_in_fp32(groups: ProcessGroupCollection) -
     state = engine.export_state()
     assert {tensor.dtype for tensor in state.master.values()} == {torch.float32}
     rounded = {name: tensor.bfloat16() for name, tensor in state.master.items()}
-    assert_equal(rounded, {name: p.data for name, p in engine.network.named_parameters()})
+    assert_equal(rounded, {name: p.data for name, p in engine.network.by_name().items()})
     assert any(not torch.equal(rounded[name].float(), state.master[name]) for name in rounded)
 
 

@@ -39,9 +39,9 @@ class Job:
     """Processes that run `work(rank, size)` under watch, their stderr in files."""
 
     def __init__(self, work, size, folder, *, patience=BRIEF):
-        # Processes of a server that has imported torch start in a tenth of a second.
+        # Processes of a server that has imported everything start in a tenth of a second.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["tests.support.preload"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

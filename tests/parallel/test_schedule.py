@@ -29,7 +29,10 @@ def test_the_gradient_is_that_of_the_sum_of_the_losses(
 ) -> None:
     batches = list(torch.randn(count, 4, 3))
     reports = run_micro_batches(
-        ScheduledStage(network, CONFIG), batches, loss_of=squares, groups=groups
+        [ScheduledStage(network, lambda rows: None, CONFIG)],
+        batches,
+        loss_of=squares,
+        groups=groups,
     )
     assert reports == [batch.sum().item() for batch in batches]
     found = [p.grad for p in network.parameters()]
@@ -44,8 +47,8 @@ def test_forward_only_leaves_no_gradient(
     groups: ProcessGroupCollection, network: nn.Linear
 ) -> None:
     batches = [torch.ones(1, 3), torch.zeros(1, 3)]
-    stage = ScheduledStage(network, CONFIG)
-    reports = run_micro_batches(stage, batches, loss_of=squares, groups=groups, forward_only=True)
+    stages = [ScheduledStage(network, lambda rows: None, CONFIG)]
+    reports = run_micro_batches(stages, batches, loss_of=squares, groups=groups, forward_only=True)
     assert reports == [3.0, 0.0]
     assert all(p.grad is None for p in network.parameters())
     assert torch.is_grad_enabled()

@@ -15,7 +15,7 @@ from armd_scale.parallel.stages import (
     bubble_fraction,
     cut_evenly,
     describe,
-    stage_costs,
+    layer_costs,
     stages_of_rank,
     whole,
 )
@@ -82,7 +82,7 @@ def test_chunk_v_of_rank_r_is_stage_v_times_pipeline_plus_r(parallel):
 
 
 def test_costs_are_the_layers_and_the_head():
-    costs = stage_costs(MODEL, 256)
+    costs = layer_costs(MODEL, 256)
     layers = layer_flops(MODEL, 256)
     assert costs[:-1] == list(layers[:-1])
     assert costs[-1] == layers[-1] + head_flops(MODEL, 1024)
@@ -161,6 +161,6 @@ def test_a_description_of_interleaved_chunks_goes_by_rank():
 
 def test_a_network_that_is_not_split_has_no_bubble():
     line = describe(
-        [whole(PLAIN)], stage_costs(PLAIN, 256), parallel=ParallelConfig(), micro_batches=3
+        [whole(PLAIN)], layer_costs(PLAIN, 256), parallel=ParallelConfig(), micro_batches=3
     )
     assert line == "stage 0: layers 0-23 (100 % of the work); bubble 0.0 %"

@@ -27,6 +27,7 @@ from armd_scale.config.load import load_recipe
 from armd_scale.config.rules import check_world
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.data.batch import ArmdBatch
+from armd_scale.model.armd import ArmdModel
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.naming import EMBEDDING
 from armd_scale.model.spec import transformer_config
@@ -135,13 +136,15 @@ def rank_of(rank: int, world_size: int, parallel: ParallelConfig) -> Iterator:
 
 
 def built(recipe: Recipe, parallel: ParallelConfig, stage: Stage, groups) -> Chunks:
-    return Chunks(
-        [stage],
+    part = ArmdModel(
         recipe.model,
         transformer_config(recipe.model, parallel, dtype=torch.bfloat16),
         groups=groups,
         max_positions=derive.max_positions(recipe),
+        recompute=recipe.train.recompute,
+        stage=stage,
     )
+    return Chunks([part])
 
 
 def batches(seq_length: int) -> dict[str, ArmdBatch]:

@@ -10,10 +10,11 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.errors import TrainingError
+from armd_scale.model.chunks import Chunks
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.environment import read_environment
 from armd_scale.train.loop import train_loop
-from armd_scale.train.parts import Parts
+from armd_scale.train.parts import Parts, scheduled
 from armd_scale.train.signals import StopRequest
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
@@ -45,8 +46,8 @@ def parts(groups: ProcessGroupCollection) -> Parts:
     changes = {"train.steps": 6, "train.micro_batch": 2, "train.global_batch": 4}
     recipe = bend(SMALL, {"model": LLAMA, "optim.warmup_steps": 2, **changes})
     network = build(LLAMA, groups)
-    engine = ZeroEngine(network, recipe.optim, precision="fp32", groups=groups)
-    return Parts(recipe, read_environment(), groups, network, engine)
+    engine = ZeroEngine(Chunks([network]), recipe.optim, precision="fp32", groups=groups)
+    return Parts(recipe, read_environment(), groups, engine.network, engine, scheduled(engine))
 
 
 def run(parts: Parts, witness: Witness, state: TrainState) -> tuple[int | None, int]:

@@ -79,11 +79,11 @@ def test_what_runs_start_from(
 
     network = build_network(child, parent, groups=groups, device=cpu)
     for name, parameter in build(LLAMA, groups).named_parameters():
-        assert torch.equal(network.get_parameter(name), parameter)
+        assert torch.equal(network.by_name()[name], parameter)
     drawn = [build_network(recipe, None, groups=groups, device=cpu) for _ in range(2)]
     other = bend(recipe, {"run.seed": 5})
     drawn.append(build_network(other, None, groups=groups, device=cpu))
-    one, same, another = (n.get_parameter("embedding.weight") for n in drawn)
+    one, same, another = (n.by_name()["embedding.weight"] for n in drawn)
     assert torch.equal(one, same)
     assert not torch.equal(one, another)
 

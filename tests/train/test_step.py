@@ -13,8 +13,9 @@ from armd_scale.config.schema import OptimConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import TrainingError
 from armd_scale.model.armd import ArmdModel
+from armd_scale.model.chunks import Chunks
 from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.schedule import ScheduledStage
+from armd_scale.train.parts import scheduled
 from armd_scale.train.step import StepResult, train_step
 from tests.support.networks import LLAMA, batch_of, build
 from tests.support.ranks import run_on_ranks
@@ -42,10 +43,10 @@ def one_step(
     groups: ProcessGroupCollection, batches: Sequence[ArmdBatch], stage: int = 1
 ) -> tuple[StepResult, ZeroEngine]:
     network = build(LLAMA, groups)
-    engine = ZeroEngine(network, optim(stage), precision="fp32", groups=groups)
-    scheduled = ScheduledStage(engine, network.config)
+    engine = ZeroEngine(Chunks([network]), optim(stage), precision="fp32", groups=groups)
+    stages = scheduled(engine)
     result = train_step(
-        engine, scheduled, batches, learning_rate=1e-3, groups=groups, started=time.perf_counter()
+        engine, stages, batches, learning_rate=1e-3, groups=groups, started=time.perf_counter()
     )
     return result, engine
 
@@ -102,13 +103,11 @@ def test_a_loss_that_is_not_finite_is_refused_and_changes_nothing(
     network = build(LLAMA, groups)
     with torch.no_grad():
         network.get_parameter("final_norm.weight")[0] = math.inf
-    engine = ZeroEngine(network, optim(stage), precision="fp32", groups=groups)
+    engine = ZeroEngine(Chunks([network]), optim(stage), precision="fp32", groups=groups)
     before = copy.deepcopy(engine.export_state().master)
-    scheduled = ScheduledStage(engine, network.config)
+    stages = scheduled(engine)
     with pytest.raises(TrainingError) as caught:
-        train_step(
-            engine, scheduled, [windows([0, 1])], learning_rate=1.0, groups=groups, started=0.0
-        )
+        train_step(engine, stages, [windows([0, 1])], learning_rate=1.0, groups=groups, started=0.0)
     message = str(caught.value)
     assert "must be finite, got a loss of nan on samples 0 to 1" in message
     assert "\n" not in message
