@@ -150,9 +150,16 @@ def head_flops(model: ModelConfig, vocab_size: int) -> int:
     return 2 * model.hidden * vocab_size
 
 
+def query_start_flops(model: ModelConfig, seq_length: int) -> int:
+    """Of the prefix query per target: weights <PE_p, PE_j> and sum, over half of the sequence."""
+    pooled = "prefix" in model.query
+    return seq_length * (model.prefix_width + model.hidden) if pooled else 0
+
+
 def forward_flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int) -> int:
     """Matrix products of the forward pass per target."""
-    return sum(layer_flops(model, seq_length)) + head_flops(model, vocab_size)
+    start, head = query_start_flops(model, seq_length), head_flops(model, vocab_size)
+    return start + sum(layer_flops(model, seq_length)) + head
 
 
 def model_flops_per_token(model: ModelConfig, seq_length: int, vocab_size: int) -> int:

@@ -224,7 +224,7 @@ def micro_batches_fill_the_batch(recipe: Recipe) -> None:
         refuse("train.global_batch", train.global_batch, must=must, advice="change one of them")
 
 
-def checkpoints_block(recipe: Recipe) -> None:
+def saves_block_training(recipe: Recipe) -> None:
     """Saving in the background is not there yet, and is refused rather than ignored."""
     if recipe.checkpoint.asynchronous:
         must, advice = "be false, because saves block training as yet", "set it to false"
@@ -258,6 +258,6 @@ RULES = (
     schedule_fits_the_run,
     averages_decay,
     micro_batches_fill_the_batch,
-    checkpoints_block,
+    saves_block_training,
     evaluation_has_text,
 )

@@ -21,6 +21,7 @@ from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.groups import process_groups
+from armd_scale.parallel.liveness import watched
 from armd_scale.parallel.stages import all_stages, describe, layer_costs
 from armd_scale.train.inputs import (
     check_tokenizers,
@@ -63,6 +64,7 @@ def train(recipe: Recipe, environment: Environment) -> int:
     with (
         StopRequest() as stop,
         process_groups(environment, recipe.parallel) as groups,
+        watched(environment),
         ExitStack() as closed_at_end,
     ):
         network = build_network(recipe, weights, groups=groups, device=environment.device)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from armd_scale.config.schema import ParallelConfig
+from armd_scale.model.armd import ArmdModel
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
 from armd_scale.model.naming import EMBEDDING
@@ -27,7 +28,8 @@ def chunks_of(model, groups, parallel):
     model = dataclasses.replace(model, init_std=0.3)
     config = transformer_config(model, parallel)
     stages = stages_of_rank(model, parallel, seq_length=N, rank=groups.pp.rank())
-    chunks = Chunks(stages, model, config, groups=groups, max_positions=N + 1)
+    fixed = {"groups": groups, "max_positions": N + 1}
+    chunks = Chunks([ArmdModel(model, config, stage=stage, **fixed) for stage in stages])
     for part in chunks.models:
         initialise(part, seed=3)
     return chunks

@@ -1,0 +1,133 @@
+"""Parallelism changes speed and memory and nothing else: every layout has one process's curve."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.config.schema import (
+    CheckpointConfig,
+    ModelConfig,
+    OptimConfig,
+    ProgressiveConfig,
+    RandomConfig,
+    Recipe,
+    StridedConfig,
+    TrainConfig,
+)
+from tests.config.examples import SMALL, bend
+from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
+from tests.support.networks import build
+from tests.support.ranks import run_on_ranks
+from tests.support.runs import VOCAB, write_text
+
+# Eight layers, four of them two-stream, so that four stages and two interleaved ones cut them both
+# ways; every kind of parameter that a layout treats in its own way.
+MODEL = ModelConfig(
+    layers=8, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=VOCAB, two_stream_layers=4,
+    qk_norm=True, attention_bias=True, bias=True, query="anchor+prefix",
+)  # fmt: skip
+ORDERS = {
+    # Left to right on one stream, then shuffled on two: the number of rows changes on the way.
+    "progressive": ProgressiveConfig(ar_steps=3, ramp_end=8, rho=8),
+    "strided": StridedConfig(streams=(1, 2, 4), joint=True),
+    "random": RandomConfig(),
+}
+CASES = [(order, tied) for order in ORDERS for tied in (True, False)]
+NUM_STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def recipes(
+    tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollection
+) -> dict[tuple[str, bool], Recipe]:
+    """A recipe for each case; those that tie alike start from one checkpoint."""
+    folder = tmp_path_factory.mktemp("layouts")
+    text = write_text(folder / "text")
+    train = TrainConfig(steps=40, micro_batch=1, global_batch=8, precision="fp32")
+    optim = OptimConfig(warmup_steps=2, schedule="constant", lr=3e-3)
+    base = replace(
+        bend(SMALL, {"data.train": text, "data.valid": None, "data.seq_length": 16}),
+        train=train,
+        optim=optim,
+        checkpoint=CheckpointConfig(every_steps=1000),
+    )
+    made = {}
+    for order, tied in CASES:
+        model = replace(MODEL, tie_embeddings=tied, query="anchor" if tied else MODEL.query)
+        start = folder / f"start {tied}"
+        recipe = bend(replace(base, model=model), {"eval.every_steps": 0, "data.workers": 0})
+        if not start.exists():
+            save_checkpoint(
+                start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,
+                state={}, optimizer={}, tokenizer=None, groups=groups,
+            )  # fmt: skip
+        model = replace(model, init_from=str(start))
+        run = replace(recipe.run, folder=str(folder / f"{order} {tied}"))
+        made[order, tied] = replace(recipe, model=model, order=ORDERS[order], run=run)
+    return made
+
+
+def on(layout: Layout, recipe: Recipe) -> Recipe:
+    optim = replace(recipe.optim, zero_stage=layout.zero_stage)
+    return replace(recipe, parallel=layout.parallel, optim=optim)
+
+
+def run(layout: Layout, recipes: list[Recipe], *arguments: object) -> list:
+    """The curves that all ranks report alike."""
+    placed = [on(layout, recipe) for recipe in recipes]
+    found = run_on_ranks(curves, layout.size, placed, *arguments, parallel=layout.parallel)
+    assert all(rank == found[0] for rank in found)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def one_process(recipes: dict[tuple[str, bool], Recipe]) -> list:
+    return run(LAYOUTS["1"], list(recipes.values()), NUM_STEPS)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "1"])
+def test_every_layout_has_the_curve_of_one_process(
+    recipes: dict[tuple[str, bool], Recipe], one_process: list, name: str
+) -> None:
+    found = run(LAYOUTS[name], list(recipes.values()), NUM_STEPS)
+    for case, mine, theirs in zip(CASES, found, one_process, strict=True):
+        for step, (got, expected) in enumerate(zip(mine, theirs, strict=True)):
+            assert got == pytest.approx(expected, rel=1e-5), (case, step)
+
+
+RESUMED = ["1", "TP2+SP", "PP2 interleaved", "DP2 Z3", "TP2xPP2"]
+
+
+@pytest.fixture(scope="module")
+def saved(
+    recipes: dict[tuple[str, bool], Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> dict:
+    """For each layout the checkpoint of step 4 and the steps that followed it undisturbed."""
+    made = {}
+    for name in RESUMED:
+        folder = str(tmp_path_factory.mktemp("saved"))
+        recipe = bend(recipes["strided", True], {"run.folder": folder})
+        (curve,) = run(LAYOUTS[name], [recipe], 9, 4)
+        made[name] = (checkpoints_of(recipe), curve[4:])
+    return made
+
+
+@pytest.mark.parametrize("resumed", RESUMED)
+@pytest.mark.parametrize("writer", RESUMED)
+def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
+    recipes: dict[tuple[str, bool], Recipe],
+    saved: dict[str, tuple[Path, list]],
+    tmp_path: Path,
+    writer: str,
+    resumed: str,
+) -> None:
+    checkpoints, undisturbed = saved[writer]
+    changes = {"run.folder": str(tmp_path), "checkpoint.resume": str(checkpoints)}
+    (curve,) = run(LAYOUTS[resumed], [bend(recipes["strided", True], changes)], 5)
+    if writer == resumed:
+        assert curve == undisturbed
+    for got, expected in zip(curve, undisturbed, strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
