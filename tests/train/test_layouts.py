@@ -23,10 +23,10 @@ from tests.support.networks import build
 from tests.support.ranks import run_on_ranks
 from tests.support.runs import VOCAB, write_text
 
-# Eight layers, four of them two-stream, so that four stages and two interleaved ones cut them both
-# ways; every kind of parameter that a layout treats in its own way.
+# Four layers, two of them two-stream, so that four stages and two interleaved ones cut them every
+# way; every kind of parameter that a layout treats in its own way.
 MODEL = ModelConfig(
-    layers=8, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=VOCAB, two_stream_layers=4,
+    layers=4, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=VOCAB, two_stream_layers=2,
     qk_norm=True, attention_bias=True, bias=True, query="anchor+prefix",
 )  # fmt: skip
 ORDERS = {
@@ -46,7 +46,7 @@ def recipes(
     """A recipe for each case; those that tie alike start from one checkpoint."""
     folder = tmp_path_factory.mktemp("layouts")
     text = write_text(folder / "text")
-    train = TrainConfig(steps=40, micro_batch=1, global_batch=8, precision="fp32")
+    train = TrainConfig(steps=40, micro_batch=1, global_batch=4, precision="fp32")
     optim = OptimConfig(warmup_steps=2, schedule="constant", lr=3e-3)
     base = replace(
         bend(SMALL, {"data.train": text, "data.valid": None, "data.seq_length": 16}),
