@@ -3,11 +3,11 @@
 import argparse
 import signal
 
-from armd_scale.data.build import preprocess
-from armd_scale.data.documents import Reading
+from armd_scale.data.corpus.build import preprocess
+from armd_scale.data.corpus.documents import Reading
+from armd_scale.data.corpus.merge import merge
+from armd_scale.data.corpus.plan import BuildOptions
 from armd_scale.data.manifest import PartOfMany, existing_pairs
-from armd_scale.data.merge import merge
-from armd_scale.data.plan import BuildOptions
 from armd_scale.data.shards import verify
 from armd_scale.errors import run_command
 from armd_scale.log import configure

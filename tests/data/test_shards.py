@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from armd_scale.data.build import preprocess
+from armd_scale.data.corpus.build import preprocess
+from armd_scale.data.corpus.plan import BuildOptions
 from armd_scale.data.indexed import Part, dtype_for, sha256, write_bin, write_idx
 from armd_scale.data.manifest import load_manifest
-from armd_scale.data.plan import BuildOptions
 from armd_scale.data.shards import open_shards, verify
 from armd_scale.data.tokenize import train_sentencepiece
 from armd_scale.errors import ShardError

@@ -3,8 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-from armd_scale.data.documents import Bad, Document, Reading, UnreadableError, documents, reason_of
-from armd_scale.data.sources import Unit
+from armd_scale.data.corpus.documents import (
+    Bad,
+    Document,
+    Reading,
+    UnreadableError,
+    documents,
+    reason_of,
+)
+from armd_scale.data.corpus.sources import Unit
 
 _ROWS = 256
 

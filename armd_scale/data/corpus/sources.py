@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from armd_scale.data.documents import TextDocuments
-from armd_scale.data.hub import num_hub_shards
-from armd_scale.data.streams import COMPRESSED
+from armd_scale.data.corpus.documents import TextDocuments
+from armd_scale.data.corpus.hub import num_hub_shards
+from armd_scale.data.corpus.streams import COMPRESSED
 from armd_scale.errors import CorpusError
 
 Kind = Literal["lines", "text", "parquet", "arrow", "hub"]

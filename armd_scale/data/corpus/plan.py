@@ -9,9 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal, final
 
-from armd_scale.data.documents import Reading
+from armd_scale.data.corpus.documents import Reading
+from armd_scale.data.corpus.sources import Source, Unit, cut_units, find_sources
 from armd_scale.data.manifest import PartOfMany, pair_prefix
-from armd_scale.data.sources import Source, Unit, cut_units, find_sources
 from armd_scale.errors import CorpusError
 
 _SIDES = ("train", "valid", "test")

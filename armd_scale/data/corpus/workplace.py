@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from armd_scale.data.encode import disk_errors
+from armd_scale.data.corpus.encode import disk_errors
 from armd_scale.data.manifest import pair_prefix
 from armd_scale.errors import ShardError
 from armd_scale.log import get_logger

@@ -6,10 +6,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from armd_scale.data.documents import Document
-from armd_scale.data.encode import Job, UnitReport, disk_errors, finished_report, part_of
+from armd_scale.data.corpus.documents import Document
+from armd_scale.data.corpus.encode import Job, UnitReport, disk_errors, finished_report, part_of
+from armd_scale.data.corpus.join import Pair, publish
+from armd_scale.data.corpus.plan import BuildOptions, Plan, make_plan, split_bounds
+from armd_scale.data.corpus.readers import read_unit
+from armd_scale.data.corpus.sources import Unit
+from armd_scale.data.corpus.workers import encode_units
+from armd_scale.data.corpus.workplace import workplace
 from armd_scale.data.indexed import dtype_for
-from armd_scale.data.join import Pair, publish
 from armd_scale.data.manifest import (
     Manifest,
     Skipped,
@@ -19,17 +24,12 @@ from armd_scale.data.manifest import (
     load_manifest,
     manifest_path,
 )
-from armd_scale.data.plan import BuildOptions, Plan, make_plan, split_bounds
-from armd_scale.data.readers import read_unit
-from armd_scale.data.sources import Unit
 from armd_scale.data.tokenize import (
     Tokenizer,
     load_tokenizer,
     train_sentencepiece,
     vocab_to_train,
 )
-from armd_scale.data.workers import encode_units
-from armd_scale.data.workplace import workplace
 from armd_scale.errors import CorpusError, ShardError, TokenizerError
 from armd_scale.log import Track, get_logger
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from armd_scale.data.build import preprocess
-from armd_scale.data.documents import Reading
-from armd_scale.data.encode import side_of
+from armd_scale.data.corpus.build import preprocess
+from armd_scale.data.corpus.documents import Reading
+from armd_scale.data.corpus.encode import side_of
+from armd_scale.data.corpus.merge import merge
+from armd_scale.data.corpus.plan import BuildOptions, split_bounds
 from armd_scale.data.manifest import Manifest, PartOfMany, existing_pairs
-from armd_scale.data.merge import merge
-from armd_scale.data.plan import BuildOptions, split_bounds
 from armd_scale.data.shards import open_shards, verify
 from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
 from armd_scale.errors import CorpusError, ShardError, TokenizerError

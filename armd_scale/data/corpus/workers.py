@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import final
 
-from armd_scale.data.encode import Job, encode_unit
-from armd_scale.data.sources import Unit
+from armd_scale.data.corpus.encode import Job, encode_unit
+from armd_scale.data.corpus.sources import Unit
 from armd_scale.data.tokenize import load_tokenizer, use_one_thread
 from armd_scale.errors import ArmdError, CorpusError
 

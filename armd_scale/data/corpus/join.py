@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from armd_scale.data.encode import disk_errors
+from armd_scale.data.corpus.encode import disk_errors
 from armd_scale.data.indexed import Part, write_bin, write_idx
 from armd_scale.data.manifest import Manifest, manifest_path, pair_prefix
 

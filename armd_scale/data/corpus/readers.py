@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from io import BufferedIOBase
 
-from armd_scale.data.cutting import pieces
-from armd_scale.data.documents import (
+from armd_scale.data.corpus.cutting import pieces
+from armd_scale.data.corpus.documents import (
     Bad,
     Document,
     Reading,
@@ -20,10 +20,10 @@ from armd_scale.data.documents import (
     documents,
     reason_of,
 )
-from armd_scale.data.hub import read_hub
-from armd_scale.data.sources import Unit
-from armd_scale.data.streams import BROKEN_STREAM, COMPRESSED, open_stream
-from armd_scale.data.tables import read_arrow, read_parquet
+from armd_scale.data.corpus.hub import read_hub
+from armd_scale.data.corpus.sources import Unit
+from armd_scale.data.corpus.streams import BROKEN_STREAM, COMPRESSED, open_stream
+from armd_scale.data.corpus.tables import read_arrow, read_parquet
 
 _MAX_LINE_BYTES = 32 << 20
 _BOM = b"\xef\xbb\xbf"

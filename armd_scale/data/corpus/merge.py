@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from armd_scale.data.encode import disk_errors
+from armd_scale.data.corpus.encode import disk_errors
+from armd_scale.data.corpus.join import Pair, publish
+from armd_scale.data.corpus.workplace import workplace
 from armd_scale.data.indexed import HEADER, Part, read_header
-from armd_scale.data.join import Pair, publish
 from armd_scale.data.manifest import Manifest, PartOfMany, existing_pairs, load_manifest, merged
 from armd_scale.data.shards import verify
-from armd_scale.data.workplace import workplace
 from armd_scale.errors import ShardError
 
 

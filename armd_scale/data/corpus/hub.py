@@ -6,11 +6,18 @@ A name is written NAME[:CONFIG[:SPLIT]]; the split is `train` unless given.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from armd_scale.data.documents import Bad, Document, Reading, UnreadableError, documents, reason_of
+from armd_scale.data.corpus.documents import (
+    Bad,
+    Document,
+    Reading,
+    UnreadableError,
+    documents,
+    reason_of,
+)
 from armd_scale.errors import CorpusError
 
 if TYPE_CHECKING:
-    from armd_scale.data.sources import Unit
+    from armd_scale.data.corpus.sources import Unit
 
 
 def num_hub_shards(name: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
-from armd_scale.data.cutting import pieces
+from armd_scale.data.corpus.cutting import pieces
 
 TextDocuments = Literal["file", "line", "paragraph"]
 

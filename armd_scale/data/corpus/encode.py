@@ -13,11 +13,11 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from armd_scale.data.documents import Bad, Document, Reading
+from armd_scale.data.corpus.documents import Bad, Document, Reading
+from armd_scale.data.corpus.readers import read_unit
+from armd_scale.data.corpus.sources import Unit
 from armd_scale.data.indexed import Part
 from armd_scale.data.manifest import MAX_EXAMPLES
-from armd_scale.data.readers import read_unit
-from armd_scale.data.sources import Unit
 from armd_scale.data.tokenize import Tokenizer
 from armd_scale.errors import CorpusError, ShardError
 

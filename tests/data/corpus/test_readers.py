@@ -11,11 +11,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.data.cutting import pieces
-from armd_scale.data.documents import Bad, Reading
-from armd_scale.data.hub import read_hub
-from armd_scale.data.readers import read_unit
-from armd_scale.data.sources import Unit, cut_units, find_sources, kind_of
+from armd_scale.data.corpus.cutting import pieces
+from armd_scale.data.corpus.documents import Bad, Reading
+from armd_scale.data.corpus.hub import read_hub
+from armd_scale.data.corpus.readers import read_unit
+from armd_scale.data.corpus.sources import Unit, cut_units, find_sources, kind_of
 from armd_scale.errors import CorpusError
 
 TEXTS = ["one", "two\nlines", "drei — ünïcode 🙂", "", "last"]
