@@ -31,6 +31,9 @@ from armd_scale.parallel.reduce import sum_partial_gradients
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
+# DeepSpeed would compile a shared-memory reduction for CPU ranks at first use, under a lock that a
+# killed build leaves behind, for which every later run waits. gloo does without it.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
