@@ -1,4 +1,4 @@
-"""Text from a checkpoint, left to right or in parallel streams.
+"""Text from a checkpoint: one token at a time, several a round, or into the holes of a text.
 
 Example: python tools/generate.py --checkpoint runs/demo --prompt "def main" --tokens 99 --streams 4
 """
@@ -10,36 +10,41 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenize import load_tokenizer
 from armd_scale.errors import run_command
-from armd_scale.log import Track, configure
+from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
-from armd_scale.sample import Sampling, complete, continuation
-from armd_scale.sample.text import JSON_HELP, opening_tokens, text_records, write_records
+from armd_scale.sample import Dynamic, Sampling, Strategy, complete
+from armd_scale.sample.live import watched
+from armd_scale.sample.request import check_files, check_layout, requested_outlines, tell
+from armd_scale.sample.text import JSON_HELP
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+STRATEGY = ("streams", "group", "random_order", "dynamic", "lossless")
 
 
 def main() -> None:
-    """Generates, prints, and writes the JSON file."""
+    """Generates, prints, and writes the files."""
     args = _parser().parse_args()
+    here = read_environment()
     configure()
-    sampling = Sampling(
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
-    )
+    args.dynamic = args.dynamic and Dynamic.parse(args.dynamic)
+    strategy = Strategy(**{name: getattr(args, name) for name in STRATEGY})
+    sampling = Sampling(**{name: getattr(args, name) for name in SAMPLING})
+    check_layout(args.tp, here.world_size)
+    check_files(args.json, args.html)
     checkpoint = open_checkpoint(args.checkpoint)
     folder = checkpoint.tokenizer_folder
     tokenizer = None if folder is None else load_tokenizer(folder)
-    opening = opening_tokens(args.prompt, tokenizer)
-    outline = continuation(opening, num_tokens=args.tokens, streams=args.streams)
-    outlines = [outline] * args.num_samples
-    here = read_environment()
-    with process_groups(here, ParallelConfig()) as groups, Track("generating", args.tokens) as bar:
+    how = {"strategy": strategy, "sampling": sampling}
+    asked = {"prompt": args.prompt, "holes": args.infill, "num_tokens": args.tokens}
+    outlines = requested_outlines(**asked, **how, num_samples=args.num_samples, tokenizer=tokenizer)
+    end = tokenizer.eod if tokenizer is not None and args.stop_at_end else None
+    with process_groups(here, ParallelConfig(tensor=args.tp)) as groups:
         network = load_network(checkpoint, groups=groups, device=here.device)
-        made = complete(network, outlines, sampling=sampling, on_round=bar.advance)
-    records = text_records(made, tokenizer, cut_at_end=args.cut_at_end)
-    if args.json is not None:
-        write_records(args.json, records)
-    for record in records:
-        print(f"{record.text}\n[unigram entropy {record.entropy_bits:.2f} bits]\n")
-    print(f"{made.rounds} rounds, {made.seconds:.2f} s, {made.tokens_per_second:.1f} tokens/s")
+        with watched(outlines, tokenizer, is_main=here.is_main) as on_round:
+            made = complete(network, outlines, **how, end=end, on_round=on_round)
+    if here.is_main:
+        tell(made, tokenizer, records=args.json, replay=args.html)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,15 +52,26 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a checkpoint, or a run folder: its newest one")
     add("--prompt", metavar="TEXT", help="text to continue (default: a document's start)")
-    add("--tokens", type=int, default=256, metavar="N", help="tokens to generate (256)")
+    add("--infill", metavar="TEXT", help="text with holes to fill: {{12}} is one of 12 tokens")
+    add("--tokens", type=int, default=256, metavar="N", help="tokens to continue by (256)")
     add("--streams", type=int, default=1, metavar="S", help="segments generated side by side (1)")
+    add("--group", type=int, metavar="s", help="neighbours generated together")
+    add("--random-order", action="store_true", help="tokens, or groups of them, in random order")
+    add("--dynamic", metavar="RULE:k", help="best k a round by confidence|entropy|margin|random")
+    add("--lossless", type=int, metavar="k", help="up to k a round, samples exactly as one by one")
     add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (1)")
     add("--top-k", type=int, metavar="K", help="draw among the K most likely tokens (all)")
     add("--top-p", type=float, default=1.0, metavar="P", help="... that reach probability P (1)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="... of P times the largest (0)")
+    add(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="for tokens in sight (1)"
+    )
     add("--seed", type=int, default=0, metavar="K", help="seed of the draws (0)")
     add("--num-samples", type=int, default=1, metavar="n", help="texts to generate (1)")
-    add("--cut-at-end", action="store_true", help="end texts at their first end of a document")
+    add("--stop-at-end", action="store_true", help="end texts at their first end of a document")
+    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel processes, of torchrun (1)")
     add("--json", type=Path, metavar="FILE", help=JSON_HELP)
+    add("--html", type=Path, metavar="FILE", help="page that replays in which order tokens landed")
     return parser
 
 

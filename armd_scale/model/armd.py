@@ -178,8 +178,8 @@ class ArmdModel(MegatronModule):
     ) -> Float[Tensor, "rows batch hidden"]:
         """The rows that leave this stage's last layer; above the two-stream ones, query rows.
 
-        With a cache the batch is one round: its rows are appended to the cached ones, and its
-        intervals count slots from the first cached row.
+        With a cache the batch is one round: its rows join the cached ones, and its intervals count
+        cached keys.
         """
         one_stream = self.runs_one_stream(batch)
         masks = self._masks(batch, cache)
@@ -290,12 +290,13 @@ def masks_of(
     holds target slot i + 1, so earlier blocks end one row before the first slot of its own,
     `query.stop`.
     """
-    cached_content, cached_queries = (cache.num_content, cache.num_queries) if cache else (0, 0)
-    num_queries = batch.labels.shape[1]
     content, query, upper = batch.content, batch.query, batch.upper
-    content_keys = cached_content + batch.tokens.shape[1]
-    query_keys = cached_queries + num_queries
-    itself = torch.arange(cached_queries, query_keys, device=batch.labels.device)
+    if cache is None:
+        content_keys, query_keys = batch.tokens.shape[1], batch.labels.shape[1]
+        itself = torch.arange(query_keys, device=batch.labels.device)
+    else:
+        content_keys, query_keys = cache.num_content_keys, cache.num_query_keys
+        itself = cache.query_places
     return LayerMasks(
         two_stream=RowMask(
             torch.cat((content.start, query.start), dim=1),

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import MegatronModule
@@ -28,15 +28,17 @@ from armd_scale.parallel.shard import shared_input
 
 @runtime_checkable
 class KeyValueCache(Protocol):
-    """Where a decoder keeps the keys and values of the rows of earlier rounds."""
+    """Where a decoder keeps the keys and values of the rows of all rounds, this one's included."""
 
-    num_content: int
-    """Content rows of earlier rounds."""
-    num_queries: int
-    """Query rows of earlier rounds."""
+    num_content_keys: int
+    """Keys of content rows that a layer's rows may look at in this round."""
+    num_query_keys: int
+    """Keys of query rows that a layer's rows may look at in this round."""
+    query_places: Int[Tensor, "batch queries"]
+    """Key of each query row of this round."""
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends rows of a layer; returns all of them, [batch, kv_heads, rows, head_dim]."""
+        """Puts this round's rows of a layer to the others; all, [batch, kv_heads, keys, width]."""
         ...
 
 
@@ -122,7 +124,7 @@ class StreamAttention(MegatronModule):
             rotation: of all rows; None where positions are not rotary.
             num_content: number of content rows; 0 where the query stream attends to itself.
             queries_only: leave the content rows out of the output.
-            mask: over the attending rows and all keys, cached ones first; None for causal.
+            mask: over the attending rows and all keys, cached ones included; None for causal.
             cache: keys and values of earlier rows.
 
         Returns:

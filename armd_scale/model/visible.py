@@ -32,7 +32,7 @@ class RowMask:
     start: Int[Tensor, "batch rows"]
     stop: Int[Tensor, "batch rows"]
     num_keys: int
-    diagonal: Int[Tensor, " rows"] | None = None
+    diagonal: Int[Tensor, "*batch rows"] | None = None
 
     @cached_property
     def dense(self) -> Bool[Tensor, "batch 1 rows keys"]:

@@ -8,51 +8,61 @@ computes.
 
 from typing import final
 
+import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 
 @final
 class SlotCache:
-    """Keys and values in buffers made once for the whole text; row i of a layer is at place i.
+    """Keys and values in buffers made once for the whole text, every row at its own place.
 
-    Where a round's rows go follows from the counters alone, so that taking rounds back is setting
-    the counters back. Buffers take dtype, device and width from the first rows of their layer.
+    Places are the decoder's, so texts of one batch may be at different slots, and rows that were
+    written on trial are taken back by writing others over them: until then no row may look there.
+    Buffers take dtype, device and width from the first rows of their layer.
 
     Args:
-        capacity: rows of each kind that the text can have.
+        num_places: how many there are.
         content_layers: lowest layers that keep content rows; the others keep query rows.
-        first_query: number of query rows that the text leaves out, those of given tokens. Their
-            places stay empty and no row may see them.
     """
 
-    def __init__(self, *, capacity: int, content_layers: int, first_query: int = 0) -> None:
-        self.num_content = 0
-        self.num_queries = first_query
-        self._capacity = capacity
+    def __init__(self, *, num_places: int, content_layers: int) -> None:
+        self.num_content_keys = 0
+        self.num_query_keys = 0
+        self.content_places = self.query_places = torch.empty(0, 0, dtype=torch.int64)
+        self._num_places = num_places
         self._content_layers = content_layers
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends new rows of a layer and returns all of them, [batch, kv_heads, rows, head_dim].
+    def open_round(
+        self,
+        content_places: Int64[Tensor, "batch content"],
+        query_places: Int64[Tensor, "batch queries"],
+        *,
+        num_content_keys: int,
+        num_query_keys: int,
+    ) -> None:
+        """Says where the rows of the coming round are kept, and how many keys they may look at."""
+        self.content_places, self.query_places = content_places, query_places
+        self.num_content_keys, self.num_query_keys = num_content_keys, num_query_keys
 
-        Layer -1 is the `prefix` query, which looks at content rows.
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps the round's rows of a layer; returns all keys and values that rows may look at.
+
+        Both are [batch, kv_heads, keys, width]. Layer -1 is the `prefix` query, which looks at
+        content rows.
         """
         if layer not in self._buffers:
             self._buffers[layer] = (self._buffer_like(key), self._buffer_like(value))
-        start = self.num_content if layer < self._content_layers else self.num_queries
-        stop = start + key.shape[2]
-        assert stop <= self._capacity, (stop, self._capacity)
+        is_content = layer < self._content_layers
+        places = self.content_places if is_content else self.query_places
+        stop = self.num_content_keys if is_content else self.num_query_keys
         keys, values = self._buffers[layer]
-        keys[:, :, start:stop] = key
-        values[:, :, start:stop] = value
+        keys.scatter_(2, places[:, None, :, None].expand_as(key), key)
+        values.scatter_(2, places[:, None, :, None].expand_as(value), value)
         return keys[:, :, :stop], values[:, :, :stop]
-
-    def advance(self, *, content: int, queries: int) -> None:
-        """Counts a round's rows as earlier ones; call it when all layers have been through it."""
-        self.num_content += content
-        self.num_queries += queries
 
     def _buffer_like(self, rows: Tensor) -> Tensor:
         batch, kv_heads, _, width = rows.shape
         # Zeros, because places that no row sees still meet a weight of zero, and 0 x NaN is NaN.
-        return rows.new_zeros(batch, kv_heads, self._capacity, width)
+        return rows.new_zeros(batch, kv_heads, self._num_places, width)

@@ -1,6 +1,7 @@
 """Between text and the sampler: prompts into tokens, samples into text and records."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +11,17 @@ from jaxtyping import Int
 
 from armd_scale.data.tokenize import Tokenizer
 from armd_scale.errors import GenerationError
-from armd_scale.sample.decode import Generation, Sample, entropy_bits
+from armd_scale.sample.plan import HOLE
+from armd_scale.sample.result import Generation, Sample, entropy_bits
 
 JSON_HELP = (
     "one JSON object a line and sample: text (prompt included), tokens (generated), block, logprob "
-    "(nats), entropy_bits (of the sample's own unigram frequencies, in bits per token, as the "
-    "literature on diffusion language models reports it); and, of all samples together, rounds, "
-    "seconds, tokens_per_second"
+    "(nats), round (in which each landed), entropy_bits (of the sample's own unigram frequencies, "
+    "in bits per token, as the literature on diffusion language models reports it); and, of all "
+    "samples together, rounds, seconds, tokens_per_second, tokens_per_round, and acceptance_rate "
+    "(lossless decoding: accepted drafts over drafts)"
 )
+BRACES = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class TextRecord:
     """Generation block of each generated token."""
     logprob: list[float]
     """Log-probability in nats of each generated token under the model's own distribution."""
+    round: list[int]
+    """Round in which each generated token became known."""
     entropy_bits: float
     """Unigram entropy of the generated tokens, in bits."""
     rounds: int
@@ -40,6 +46,10 @@ class TextRecord:
     """Wall time of the whole batch."""
     tokens_per_second: float
     """Generated tokens of all samples of the batch over that time."""
+    tokens_per_round: float
+    """Generated tokens a sample over the rounds."""
+    acceptance_rate: float | None
+    """Accepted drafts over drafts, in lossless decoding."""
 
 
 def opening_tokens(prompt: str | None, tokenizer: Tokenizer | None) -> Int[np.ndarray, " m"]:
@@ -64,19 +74,51 @@ def opening_tokens(prompt: str | None, tokenizer: Tokenizer | None) -> Int[np.nd
     return np.concatenate(([opens], tokens)).astype(np.int64)
 
 
-def text_records(
-    generation: Generation, tokenizer: Tokenizer | None, *, cut_at_end: bool = False
-) -> list[TextRecord]:
-    """A record of each sample; without a tokenizer the text is its token ids.
+def tokens_with_holes(text: str, tokenizer: Tokenizer | None) -> Int[np.ndarray, " P"]:
+    """The tokens of a text in which {{n}} stands for n tokens to be generated, n times HOLE.
 
-    Args:
-        generation: from `generate` or `complete`.
-        tokenizer: the model's.
-        cut_at_end: end each text before the first end of a document that was generated.
+    Raises:
+        GenerationError: no hole, braces that hold no number, or no tokenizer.
     """
-    end = tokenizer.eod if tokenizer is not None and cut_at_end else None
-    samples = generation.samples if end is None else [s.until(end) for s in generation.samples]
-    return [_record(sample, generation, tokenizer) for sample in samples]
+    parts = BRACES.split(text)
+    if len(parts) == 1:
+        raise GenerationError(
+            "a text to infill must have a hole, and this has none: write {{12}} where 12 tokens "
+            "are to be generated"
+        )
+    tokens = [opening_tokens(parts[0], tokenizer)]
+    for size, given in zip(parts[1::2], parts[2::2], strict=True):
+        if not size.strip().isdecimal() or int(size) < 1:
+            raise GenerationError(
+                "a hole must be the number of its tokens between double braces, got "
+                f"{{{{{size}}}}}: write {{{{12}}}} where 12 tokens are to be generated"
+            )
+        tokens += [np.full(int(size), HOLE), opening_tokens(given, tokenizer)[1:]]
+    return np.concatenate(tokens)
+
+
+def text_records(generation: Generation, tokenizer: Tokenizer | None) -> list[TextRecord]:
+    """A record of each sample; without a tokenizer the text is its token ids."""
+    return [_record(sample, generation, tokenizer) for sample in generation.samples]
+
+
+def pieces(tokens: Int[np.ndarray, " P"], tokenizer: Tokenizer | None) -> list[str]:
+    """What each token adds to the text of those before it; the opening token adds nothing.
+
+    Tokens that are parts of one character show it at the last of them.
+    """
+    if tokenizer is None:
+        return ["", *(f"{token} " for token in tokens[1:])]
+    parts, done = [""], 1
+    for index in range(1, len(tokens)):
+        # A few tokens before tell how this one joins on; all of them would take quadratic time.
+        begin = max(done - 4, 1)
+        before = tokenizer.decode(tokens[begin:done].tolist())
+        both = tokenizer.decode(tokens[begin : index + 1].tolist())
+        is_whole = not both.endswith("\N{REPLACEMENT CHARACTER}")
+        parts.append(both[len(before) :] if is_whole else "")
+        done = index + 1 if is_whole else done
+    return parts
 
 
 def write_records(path: Path, records: Sequence[TextRecord]) -> None:
@@ -85,15 +127,24 @@ def write_records(path: Path, records: Sequence[TextRecord]) -> None:
     Raises:
         GenerationError: the file cannot be written.
     """
+    write_whole(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        GenerationError: it cannot be written.
+    """
     unfinished = path.with_name(f".{path.name}.partial")
     try:
-        unfinished.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+        unfinished.write_text(content, encoding="utf-8")
         unfinished.rename(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise GenerationError(
-            f"samples must be written to {path}, and that failed ({error.strerror}): give --json a "
-            "file in a folder that exists and has space"
+            f"samples must be written to {path}, and that failed ({error.strerror}): name a file "
+            "in a folder that exists and has space"
         ) from error
 
 
@@ -106,8 +157,11 @@ def _record(sample: Sample, generation: Generation, tokenizer: Tokenizer | None)
         tokens=tokens.tolist(),
         block=sample.block[sample.generated].tolist(),
         logprob=sample.logprob[sample.generated].tolist(),
+        round=sample.round[sample.generated].tolist(),
         entropy_bits=entropy_bits(tokens),
         rounds=generation.rounds,
         seconds=generation.seconds,
         tokens_per_second=generation.tokens_per_second,
+        tokens_per_round=generation.tokens_per_round,
+        acceptance_rate=generation.acceptance_rate,
     )

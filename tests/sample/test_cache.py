@@ -1,4 +1,4 @@
-"""The cache gives back what was put in, at the places that the counters say."""
+"""The cache gives back what was put in, at the places that were named."""
 
 import pytest
 import torch
@@ -6,46 +6,52 @@ import torch
 from armd_scale.sample.cache import SlotCache
 
 
-def rows(first, count, width=4):
-    values = torch.arange(first, first + count, dtype=torch.float32).view(1, 1, count, 1)
-    return values.expand(2, 3, count, width)
+def rows(*values, width=4):
+    """Rows [2 texts, 3 heads, rows, width] that hold one value each."""
+    return torch.tensor(values, dtype=torch.float32).view(2, 1, -1, 1).expand(2, 3, -1, width)
 
 
-def test_rows_of_all_rounds_come_back_in_order():
-    cache = SlotCache(capacity=6, content_layers=1)
+def places(*values):
+    return torch.tensor(values).view(2, -1)
+
+
+def open_round(cache, content, queries, *, keys):
+    cache.open_round(content, queries, num_content_keys=keys[0], num_query_keys=keys[1])
+
+
+def test_rows_of_all_rounds_come_back_at_their_places():
+    cache = SlotCache(num_places=6, content_layers=1)
     for layer, width in [(-1, 2), (0, 4), (1, 4)]:
-        key, value = cache.extend(layer, rows(0, 2, width), rows(10, 2, width + 1))
-        assert torch.equal(key, rows(0, 2, width))
-        assert torch.equal(value, rows(10, 2, width + 1))
-    cache.advance(content=2, queries=2)
-    for layer in (0, 1):
-        key, value = cache.extend(layer, rows(2, 4), rows(12, 4, 5))
-        assert torch.equal(key, rows(0, 6))
-        assert torch.equal(value, rows(10, 6, 5))
+        open_round(cache, places(0, 1, 0, 2), places(0, 1, 0, 2), keys=(3, 3))
+        key, value = cache.extend(layer, rows(1, 2, 3, 4, width=width), rows(5, 6, 7, 8, width=9))
+        assert key[:, 0, :, 0].tolist() == [[1, 2, 0], [3, 0, 4]]
+        assert value[:, 2, :, 8].tolist() == [[5, 6, 0], [7, 0, 8]]
+        open_round(cache, places(2, 1), places(2, 1), keys=(3, 3))
+        key, _ = cache.extend(layer, rows(9, 10, width=width), rows(0, 0, width=9))
+        assert key[:, 0, :, 0].tolist() == [[1, 2, 9], [3, 10, 4]]
 
 
-def test_content_and_query_layers_count_for_themselves():
-    cache = SlotCache(capacity=5, content_layers=1, first_query=2)
-    assert cache.extend(0, rows(0, 3), rows(0, 3))[0].shape[2] == 3
-    keys, _ = cache.extend(1, rows(0, 1), rows(0, 1))
-    # Two places before the first query row stay empty.
-    assert keys[0, 0, :, 0].tolist() == [0, 0, 0]
-    cache.advance(content=3, queries=1)
-    assert (cache.num_content, cache.num_queries) == (3, 3)
+def test_content_and_query_layers_have_places_of_their_own():
+    cache = SlotCache(num_places=5, content_layers=1)
+    open_round(cache, places(0, 1, 1, 0), places(2, 2), keys=(2, 3))
+    assert cache.extend(0, rows(1, 2, 3, 4), rows(0, 0, 0, 0))[0][:, 0, :, 0].tolist() == [
+        [1, 2],
+        [4, 3],
+    ]
+    key, _ = cache.extend(1, rows(5, 6), rows(0, 0))
+    assert key[:, 0, :, 0].tolist() == [[0, 0, 5], [0, 0, 6]]
 
 
-def test_rounds_are_taken_back_by_the_counters():
-    cache = SlotCache(capacity=4, content_layers=1)
-    cache.extend(0, rows(0, 2), rows(0, 2))
-    cache.advance(content=2, queries=2)
-    cache.extend(0, rows(50, 2), rows(50, 2))
-    cache.advance(content=2, queries=2)
-    cache.num_content = 2
-    keys, _ = cache.extend(0, rows(2, 1), rows(2, 1))
-    assert torch.equal(keys, rows(0, 3))
+def test_trial_rows_are_taken_back_by_writing_over_them():
+    cache = SlotCache(num_places=4, content_layers=1)
+    open_round(cache, places(0, 1, 0, 1), places(0, 0), keys=(2, 1))
+    cache.extend(0, rows(1, 50, 2, 60), rows(1, 50, 2, 60))
+    open_round(cache, places(1, 1), places(1, 1), keys=(2, 2))
+    assert cache.extend(0, rows(3, 4), rows(3, 4))[1][:, 0, :, 0].tolist() == [[1, 3], [2, 4]]
 
 
-def test_more_rows_than_the_text_has_are_our_mistake():
-    cache = SlotCache(capacity=1, content_layers=1)
-    with pytest.raises(AssertionError):
-        cache.extend(0, rows(0, 2), rows(0, 2))
+def test_a_place_that_does_not_exist_is_our_mistake():
+    cache = SlotCache(num_places=1, content_layers=1)
+    open_round(cache, places(1, 0), places(0, 0), keys=(1, 1))
+    with pytest.raises((IndexError, RuntimeError), match="index 1 is out of bounds"):
+        cache.extend(0, rows(1, 2), rows(1, 2))

@@ -7,17 +7,17 @@ import torch
 from armd_scale.errors import GenerationError
 from armd_scale.order.draw import draw_blocks
 from armd_scale.order.policies import parse_spec
-from armd_scale.sample.choose import Sampling, choose, uniform_numbers
+from armd_scale.sample.choose import Purpose, Sampling, choose, distribution, uniform_numbers
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], dtype=torch.float64)
 NUM_DRAWS = 20_000
 
 
-def draw(sampling, probabilities=PROBABILITIES):
+def draw(sampling, probabilities=PROBABILITIES, *, shift=3.0, seen=None):
     """Tokens [NUM_DRAWS] and their log-probabilities."""
-    logits = (probabilities.log() + 3.0).expand(1, NUM_DRAWS, -1)
+    logits = (probabilities.log() + shift).expand(1, NUM_DRAWS, -1)
     uniform = torch.from_numpy(uniform_numbers(7, 0, NUM_DRAWS)).unsqueeze(0)
-    tokens, logprob = choose(logits, uniform, sampling)
+    tokens, logprob = choose(logits, uniform, sampling, seen)
     return tokens[0], logprob[0]
 
 
@@ -58,6 +58,44 @@ def test_top_p_counts_what_top_k_has_left():
     assert_frequencies(draw(Sampling(top_k=3, top_p=0.8))[0], expected)
 
 
+@pytest.mark.parametrize(("min_p", "kept"), [(0.2, [1, 2, 3, 4]), (0.5, [1, 3]), (1, [1])])
+def test_min_p_counts_from_the_most_likely(min_p, kept):
+    expected = torch.zeros(5, dtype=torch.float64)
+    expected[kept] = PROBABILITIES[kept]
+    assert_frequencies(draw(Sampling(min_p=min_p))[0], expected / expected.sum())
+
+
+def test_min_p_is_of_what_temperature_leaves_and_top_p_comes_before():
+    # Squared, 0.15 is 0.14 of 0.4; of all that is there top-p 0.8 keeps 0.4, 0.3 and 0.15.
+    expected = torch.tensor([0, 0.16, 0, 0.09, 0], dtype=torch.float64) / 0.25
+    assert_frequencies(draw(Sampling(min_p=0.15, temperature=0.5))[0], expected)
+    expected = torch.tensor([0, 0.4, 0, 0.3, 0.15], dtype=torch.float64) / 0.85
+    assert_frequencies(draw(Sampling(min_p=0.3, top_p=0.8))[0], expected)
+
+
+def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones():
+    seen = torch.tensor([[[False, True, False, False, True]]])
+    sampling = Sampling(repetition_penalty=2)
+    for shift, change in [(3.0, lambda logit: logit / 2), (-1.0, lambda logit: logit * 2)]:
+        logits = PROBABILITIES.log() + shift
+        logits[[1, 4]] = change(logits[[1, 4]])
+        tokens, logprob = draw(sampling, shift=shift, seen=seen)
+        assert_frequencies(tokens, logits.softmax(dim=-1))
+        torch.testing.assert_close(logprob, PROBABILITIES.log()[tokens])
+    greedy = Sampling(repetition_penalty=2, temperature=0)
+    assert (draw(greedy, seen=seen)[0] == 3).all()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0), Sampling(top_k=2, temperature=3), Sampling(top_p=0.6, min_p=0.1)],
+)
+def test_tokens_come_from_the_distribution_that_is_told(sampling):
+    told = distribution(PROBABILITIES.log().expand(1, 1, -1), sampling)[0, 0]
+    assert told.sum() == pytest.approx(1)
+    assert_frequencies(draw(sampling)[0], told)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-30])
 def test_no_temperature_takes_the_most_likely(temperature):
     assert (draw(Sampling(temperature=temperature))[0] == 1).all()
@@ -80,6 +118,10 @@ def test_numbers_belong_to_seed_sample_and_slot():
     assert (uniform_numbers(3, 5, 10) == numbers[:10]).all()
     assert not np.isin(uniform_numbers(3, 6, 100), numbers).any()
     assert not np.isin(uniform_numbers(4, 5, 100), numbers).any()
+    for purpose in Purpose:
+        for part in (0, 1, 7):
+            other = uniform_numbers(3, 5, 1000, purpose=purpose, part=part)
+            assert np.isin(other, numbers).any() == (purpose == Purpose.TOKEN and part == 0)
     assert ((numbers >= 0) & (numbers < 1)).all()
     assert uniform_numbers(-1, 2**63, 4).shape == (4,)
 
@@ -97,6 +139,9 @@ def test_numbers_are_not_those_that_orders_are_drawn_from():
         ({"temperature": float("nan")}, "temperature must be 0 .* got nan"),
         ({"top_k": 0}, "top-k must be at least 1, got 0"),
         ({"top_p": 0.0}, "top-p must be above 0 and at most 1, got 0.0"),
+        ({"min_p": -0.1}, "min-p must be between 0 and 1, got -0.1"),
+        ({"min_p": 1.1}, "min-p must be between 0 and 1, got 1.1"),
+        ({"repetition_penalty": 0}, "repetition penalty must be above 0, got 0"),
         ({"top_p": 1.5}, "top-p must be above 0 and at most 1, got 1.5"),
     ],
 )

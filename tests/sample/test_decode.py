@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from armd_scale.errors import GenerationError
-from armd_scale.sample import Outline, Sampling, complete, entropy_bits, generate
+from armd_scale.sample import Outline, Sampling, Strategy, complete, entropy_bits, generate
 from tests.support.networks import GPT2, LLAMA, QWEN3, batch_of, build, log_probs_by_position
 from tests.support.samples import VOCAB, logits_by_index
 
@@ -47,7 +47,9 @@ def assert_rescores(network, generation, *, atol=1e-4):
 
 def assert_decodes(network, *, streams, prompt_length):
     prompts = random_prompts(*[prompt_length] * 3)
-    generation = generate(network, prompts, num_tokens=NUM_TOKENS, streams=streams)
+    generation = generate(
+        network, prompts, num_tokens=NUM_TOKENS, strategy=Strategy(streams=streams)
+    )
     assert generation.rounds == streams + -(-NUM_TOKENS // streams) - 1
     for prompt, sample in zip(prompts, generation.samples, strict=True):
         assert (sample.tokens[:prompt_length] == prompt).all()
@@ -74,7 +76,13 @@ def test_rescoring_agrees_for_other_architectures(groups, shape, streams):
 @torch.no_grad()
 def decode_without_cache(network, prompt, *, num_tokens, streams):
     """Greedy decoding that recomputes the whole text for every block."""
-    first = generate(network, [prompt], num_tokens=num_tokens, streams=streams, sampling=GREEDY)
+    first = generate(
+        network,
+        [prompt],
+        num_tokens=num_tokens,
+        strategy=Strategy(streams=streams),
+        sampling=GREEDY,
+    )
     block = first.samples[0].block
     tokens = np.concatenate((prompt, np.zeros(num_tokens, dtype=np.int64)))
     logprob = np.zeros(len(tokens))
@@ -117,7 +125,10 @@ def test_one_forward_a_round(groups, streams, rounds, prompt_length):
         lambda layer, inputs, out: rows.append(len(inputs[0]))
     )
     generation = generate(
-        network, random_prompts(prompt_length), num_tokens=NUM_TOKENS, streams=streams
+        network,
+        random_prompts(prompt_length),
+        num_tokens=NUM_TOKENS,
+        strategy=Strategy(streams=streams),
     )
     assert len(rows) == generation.rounds == rounds
     # Content and query rows of all tokens once; one stream feeds query rows alone.
@@ -131,7 +142,11 @@ def test_one_forward_a_round(groups, streams, rounds, prompt_length):
 def test_a_batch_equals_its_items_one_by_one(groups, query, streams, sampling):
     network = build(dataclasses.replace(LLAMA, query=query), groups, dtype=torch.float64)
     prompts = random_prompts(1, 6, 3, 6)
-    arguments = {"num_tokens": NUM_TOKENS, "streams": streams, "sampling": sampling}
+    arguments = {
+        "num_tokens": NUM_TOKENS,
+        "strategy": Strategy(streams=streams),
+        "sampling": sampling,
+    }
     together = generate(network, prompts, **arguments)
     assert_rescores(network, together, atol=1e-10)
     for number, prompt in enumerate(prompts):
@@ -149,11 +164,17 @@ def test_seeds_and_sample_numbers_decide(groups):
         tuple(sample.tokens)
         for seed in (0, 1)
         for sample in generate(
-            network, [prompt] * 3, num_tokens=12, streams=2, sampling=Sampling(seed=seed)
+            network,
+            [prompt] * 3,
+            num_tokens=12,
+            strategy=Strategy(streams=2),
+            sampling=Sampling(seed=seed),
         ).samples
     ]
     assert len(set(texts)) == 6
-    again = generate(network, [prompt], num_tokens=12, streams=2, sample_numbers=[2])
+    again = generate(
+        network, [prompt], num_tokens=12, strategy=Strategy(streams=2), sample_numbers=[2]
+    )
     assert tuple(again.samples[0].tokens) == texts[2]
 
 
@@ -179,13 +200,21 @@ def test_given_evidence_anywhere_and_any_blocks(groups, lengths, query, upper):
 
 def test_every_round_is_told(groups):
     told = []
-    generate(build(LLAMA, groups), random_prompts(1), num_tokens=9, streams=4, on_round=told.append)
+    generate(
+        build(LLAMA, groups),
+        random_prompts(1),
+        num_tokens=9,
+        strategy=Strategy(streams=4),
+        on_round=lambda landed: told.append(landed.most),
+    )
     assert told == [1, 1, 1, 3, 3]
 
 
 def test_text_ends_at_the_first_generated_end(groups):
     (prompt,) = random_prompts(3)
-    (sample,) = generate(build(LLAMA, groups), [prompt], num_tokens=12, streams=3).samples
+    (sample,) = generate(
+        build(LLAMA, groups), [prompt], num_tokens=12, strategy=Strategy(streams=3)
+    ).samples
     end = int(sample.tokens[9])
     first = 3 + int(np.flatnonzero(sample.tokens[3:] == end)[0])
     cut = sample.until(end)
@@ -201,7 +230,9 @@ def test_text_ends_at_the_first_generated_end(groups):
 def test_texts_longer_than_the_position_tables(groups, model):
     network = build(model, groups, max_positions=16)
     (prompt,) = random_prompts(6)
-    assert_rescores(network, generate(network, [prompt], num_tokens=10, streams=2))
+    assert_rescores(
+        network, generate(network, [prompt], num_tokens=10, strategy=Strategy(streams=2))
+    )
     with pytest.raises(GenerationError, match=r"at most 16 tokens.* got 17 .* at least 1 fewer"):
         generate(network, [prompt], num_tokens=11)
 

@@ -3,9 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +12,12 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import save_checkpoint
 from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
 from armd_scale.errors import run_command
-from armd_scale.sample import Sampling, generate
+from armd_scale.sample import Sampling, Strategy, generate
 from tests.config.examples import SMALL, bend
 from tests.support.networks import GPT2, build
+from tests.support.runs import ROOT, run
 
-TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
+TOOL = "tools/generate.py"
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +40,16 @@ def checkpoint(groups, tmp_path_factory):
     return run
 
 
-def run_tool(*arguments):
-    return subprocess.run(
-        [sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=100
-    )
-
-
 def test_a_prompt_is_continued_as_the_package_does(checkpoint, groups, tmp_path):
-    file = tmp_path / "out.json"
-    done = run_tool(
+    file, page = tmp_path / "out.json", tmp_path / "out.html"
+    done = run(
+        TOOL,
         *("--checkpoint", checkpoint, "--prompt", "def main", "--tokens", 10, "--streams", 2),
         *("--temperature", 0.8, "--top-p", 0.9, "--top-k", 50, "--seed", 4, "--num-samples", 2),
-        *("--json", file),
+        *("--json", file, "--html", page),
+        folder=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.errors
     opened = open_checkpoint(checkpoint)
     tokenizer = load_tokenizer(opened.tokenizer_folder)
     (prompt,) = tokenizer.encode_batch(["def main"])
@@ -62,30 +57,45 @@ def test_a_prompt_is_continued_as_the_package_does(checkpoint, groups, tmp_path)
         load_network(opened, groups=groups),
         [np.concatenate(([tokenizer.eod], prompt))] * 2,
         num_tokens=10,
-        streams=2,
+        strategy=Strategy(streams=2),
         sampling=Sampling(temperature=0.8, top_p=0.9, top_k=50, seed=4),
     )
     records = [json.loads(line) for line in file.read_text().splitlines()]
     for record, sample in zip(records, expected.samples, strict=True):
         assert record["tokens"] == sample.tokens[sample.generated].tolist()
         assert record["text"] == tokenizer.decode(sample.tokens[1:].tolist())
-        assert record["text"] in done.stdout
+        assert record["text"] in done.output
         assert record["rounds"] == 6
         assert record["seconds"] > 0
         assert record["tokens_per_second"] == pytest.approx(20 / record["seconds"])
         assert 0 < record["entropy_bits"] <= np.log2(10)
-    assert "6 rounds" in done.stdout
-    assert "tokens/s" in done.stdout
+    assert page.read_text().count('"pieces"') == 2
+    assert "6 rounds, 1.67 tokens a round" in done.output
+    assert "tokens/s" in done.output
 
 
 def test_a_text_longer_than_the_model_is_refused_in_one_sentence(checkpoint, tmp_path):
     file = tmp_path / "out.json"
-    done = run_tool("--checkpoint", checkpoint, "--tokens", 30, "--json", file)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: a text may hold at most 24 tokens")
-    assert "got 31 with its prompt: ask for at least 7 fewer" in last
+    done = run(TOOL, "--checkpoint", checkpoint, "--tokens", 30, "--json", file, folder=tmp_path)
+    assert "a text may hold at most 24 tokens" in done.sentence
+    assert "got 31 with its prompt: ask for at least 7 fewer" in done.sentence
     assert not file.exists()
+
+
+def test_holes_are_filled(checkpoint, tmp_path):
+    file = tmp_path / "out.json"
+    text = "def {{3}}():\n    {{2}}"
+    done = run(
+        TOOL,
+        *("--checkpoint", checkpoint, "--infill", text, "--lossless", 3, "--json", file),
+        folder=tmp_path,
+    )
+    assert done.status == 0, done.errors
+    (record,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(record["tokens"]) == 5
+    assert record["text"].startswith("def ")
+    assert "():\n    " in record["text"]
+    assert record["tokens_per_round"] == 5 / record["rounds"]
 
 
 @pytest.mark.parametrize(
@@ -97,15 +107,26 @@ def test_a_text_longer_than_the_model_is_refused_in_one_sentence(checkpoint, tmp
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
         (["--top-p", "0"], "top-p must be above 0 and at most 1, got 0.0"),
         (["--top-k", "0"], "top-k must be at least 1, got 0"),
+        (["--min-p", "2"], "min-p must be between 0 and 1, got 2.0"),
+        (["--group", "2", "--streams", "2"], "one strategy, got --streams and --group"),
+        (["--lossless", "1"], "at least 2 tokens a round, got 1"),
+        (["--dynamic", "best:2"], "dynamic decoding must be one of confidence:k"),
+        (["--dynamic", "margin:0"], "kept of a round of --dynamic must be at least 1, got 0"),
+        (["--infill", "no hole"], "must have a hole, and this has none"),
+        (["--infill", "a {{x}} b"], "double braces, got {{x}}"),
+        (["--infill", "a {{2}}", "--prompt", "b"], "got --prompt and --infill"),
+        (["--tp", "2"], "got --tp 2 on 1: start it through torchrun --nproc-per-node 2"),
+        (["--json", "no/such/out.json"], "got no/such/out.json: create no/such"),
+        (["--html", "no/such/out.html"], "got no/such/out.html: create no/such"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(
     checkpoint, arguments, message, monkeypatch, capsys
 ):
-    spec = importlib.util.spec_from_file_location("generate_tool", TOOL)
+    spec = importlib.util.spec_from_file_location("generate_tool", ROOT / TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), "--checkpoint", str(checkpoint), *arguments])
+    monkeypatch.setattr(sys, "argv", [TOOL, "--checkpoint", str(checkpoint), *arguments])
     with pytest.raises(SystemExit) as ended:
         run_command(tool.main)
     assert ended.value.code == 2

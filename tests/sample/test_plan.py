@@ -1,81 +1,89 @@
-"""Outlines and the rounds that they are cut into."""
-
-import itertools
+"""Strategies and outlines: what is generated when."""
 
 import numpy as np
 import pytest
-import torch
 
 from armd_scale.errors import GenerationError
-from armd_scale.sample.plan import Outline, Plan, continuation
+from armd_scale.sample import HOLE, Dynamic, Strategy, continuation, infilling
+from armd_scale.sample.choose import Purpose, random_words
 
 
-def plan_of(*outlines):
-    return Plan(outlines, device=torch.device("cpu"))
+def words(count):
+    return random_words(0, 0, count, purpose=Purpose.ORDER)
 
 
 def test_a_prompt_is_read_left_to_right_and_streams_share_the_rest():
-    outline = continuation(np.array([9, 4, 5]), num_tokens=8, streams=2)
+    outline = continuation(np.array([9, 4, 5]), Strategy(streams=2), words(8))
     assert outline.block.tolist() == [0, 1, 2, 3, 5, 6, 7, 4, 5, 6, 7]
     assert outline.known.tolist() == [True] * 3 + [False] * 8
     assert outline.tokens[:3].tolist() == [9, 4, 5]
 
 
-@pytest.mark.parametrize("prompt_length", [1, 5])
+def test_what_is_not_a_hole_is_given():
+    text = np.array([7, HOLE, 3, HOLE, HOLE, 5])
+    outline = infilling(text, Strategy(), words(3))
+    assert outline.block.tolist() == [0, 1, 0, 2, 3, 0]
+    assert outline.known.tolist() == [True, False, True, False, False, True]
+    assert outline.tokens[outline.known].tolist() == [7, 3, 5]
+
+
 @pytest.mark.parametrize(
-    ("num_tokens", "streams", "rounds"),
-    [(8, 1, 8), (8, 2, 5), (8, 4, 5), (1024, 4, 259), (18, 4, 8)],
+    ("strategy", "blocks"),
+    [
+        (Strategy(), [1, 2, 3, 4, 5]),
+        (Strategy(streams=2), [1, 3, 4, 2, 3]),
+        (Strategy(streams=2, lossless=2), [1, 3, 5, 2, 4]),
+        (Strategy(lossless=3), [1, 2, 3, 4, 5]),
+        (Strategy(group=2), [1, 1, 2, 2, 3]),
+        (Strategy(dynamic=Dynamic("confidence", 2)), [1, 1, 1, 1, 1]),
+    ],
 )
-def test_the_promised_number_of_rounds(prompt_length, num_tokens, streams, rounds):
-    plan = plan_of(continuation(np.arange(prompt_length), num_tokens=num_tokens, streams=streams))
-    assert rounds == streams + -(-num_tokens // streams) - 1
-    assert len(plan.rounds) == rounds
-    assert sum(one.num_slots for one in plan.rounds) == num_tokens
+def test_blocks_of_each_strategy(strategy, blocks):
+    assert strategy.blocks(words(5)).tolist() == blocks
 
 
-def test_rounds_feed_every_row_once_and_in_order():
-    plan = plan_of(continuation(np.arange(4), num_tokens=9, streams=3))
-    for rows in ([r.content for r in plan.rounds], [r.queries for r in plan.rounds]):
-        assert rows[0].start == 0
-        assert all(a.stop == b.start for a, b in itertools.pairwise(rows))
-    assert plan.rounds[-1].queries.stop == 12
-    # The tokens of the last round are context for nobody.
-    assert plan.rounds[-1].content.stop == plan.rounds[-1].slots.start
+@pytest.mark.parametrize("lossless", [None, 3])
+def test_random_orders_are_the_words(lossless):
+    block = Strategy(random_order=True, lossless=lossless).blocks(words(50))
+    assert (block == np.argsort(np.argsort(words(50))) + 1).all()
+    groups = Strategy(random_order=True, group=4).blocks(words(50))
+    assert (groups == (np.argsort(np.argsort(words(50)))) // 4 + 1).all()
 
 
-def test_given_tokens_have_no_query_rows():
-    known = np.array([True, True, False, True, False, True])
-    plan = plan_of(Outline(np.arange(6), np.where(known, 0, 1), known))
-    (only,) = plan.rounds
-    assert (only.content, only.queries, only.slots) == (slice(0, 4), slice(3, 5), slice(4, 6))
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin", "random"])
+def test_dynamic_rules_are_read(rule):
+    assert Dynamic.parse(f"{rule}:4") == Dynamic(rule, 4)
 
 
-def test_a_round_reads_the_tokens_that_are_known_by_then():
-    plan = plan_of(continuation(np.array([9, 4]), num_tokens=4, streams=2))
-    first, second, last = plan.rounds
-    batch = plan.batch(first)
-    assert batch.tokens.tolist() == [[9, 4]]
-    assert batch.anchor_tokens.tolist() == [[9, 4]]
-    plan.write(first, torch.tensor([[70]]))
-    batch = plan.batch(second)
-    assert (batch.tokens.tolist(), batch.label_positions.tolist()) == ([[70]], [[4]])
-    assert (batch.anchor_tokens.tolist(), batch.anchor_gaps.tolist()) == ([[70]], [[1]])
-    plan.write(second, torch.tensor([[80]]))
-    batch = plan.batch(last)
-    assert (batch.tokens.tolist(), batch.positions.tolist()) == ([[80]], [[4]])
-    assert batch.anchor_tokens.tolist() == [[70, 80]]
-    plan.write(last, torch.tensor([[71, 81]]))
-    assert plan.text.tolist() == [[9, 4, 70, 71, 80, 81]]
+@pytest.mark.parametrize("text", ["confidence", "best:2", "entropy:x", "margin:", ":3"])
+def test_other_rules_are_not(text):
+    with pytest.raises(GenerationError, match=f"confidence:k, entropy:k.* got '{text}'"):
+        Dynamic.parse(text)
 
 
-def test_shorter_outlines_are_padded_as_a_document_of_their_own():
-    outlines = [continuation(np.arange(m), num_tokens=4, streams=1) for m in (3, 1)]
-    plan = plan_of(*outlines)
-    assert plan.padding == [0, 2]
-    assert plan.layout.left_to_right
-    batch = plan.batch(plan.rounds[0])
-    assert batch.content.start.tolist() == [[0, 0, 0], [0, 0, 2]]
-    assert batch.positions.tolist() == [[0, 1, 2], [0, 1, 0]]
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"streams": 0}, "number of streams must be at least 1, got 0"),
+        ({"group": 0}, "number of tokens of a group must be at least 1, got 0"),
+        ({"group": -3}, "number of tokens of a group must be at least 1, got -3"),
+        ({"lossless": 1}, "at least 2 tokens a round, got 1"),
+        ({"streams": 2, "group": 2}, "one strategy, got --streams and --group"),
+        ({"group": 2, "lossless": 2}, "one strategy, got --group and --lossless"),
+        ({"streams": 2, "random_order": True}, "got --streams and --random-order"),
+        ({"dynamic": Dynamic("random", 1), "lossless": 2}, "got --dynamic and --lossless"),
+        ({"streams": 2, "random_order": True, "lossless": 2}, "--random-order and --lossless"),
+    ],
+)
+def test_what_is_no_strategy(wanted, message):
+    with pytest.raises(GenerationError, match=message):
+        Strategy(**wanted)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_round_keeps_at_least_a_token(size):
+    with pytest.raises(GenerationError, match=f"must be at least 1, got {size}"):
+        Dynamic.parse(f"entropy:{size}")
 
 
 @pytest.mark.parametrize(
@@ -84,18 +92,20 @@ def test_shorter_outlines_are_padded_as_a_document_of_their_own():
         ([], 4, 1, "at least the token that opens a document, got none"),
         ([0], 0, 1, "number of tokens must be at least 1, got 0"),
         ([0], 4, 5, "streams must be between 1 and the 4 tokens to generate, got 5"),
-        ([0], 4, 0, "streams must be between 1 and the 4 tokens to generate, got 0"),
     ],
 )
-def test_what_cannot_be_asked_for(prompt, num_tokens, streams, message):
+def test_what_cannot_be_continued(prompt, num_tokens, streams, message):
     with pytest.raises(GenerationError, match=message):
-        continuation(np.array(prompt, dtype=int), num_tokens=num_tokens, streams=streams)
+        continuation(np.array(prompt, dtype=int), Strategy(streams=streams), words(num_tokens))
 
 
 @pytest.mark.parametrize(
-    ("known", "block"),
-    [([True, False, True], [0, 1, 2]), ([True, True, False], [0, 1, 1])],
+    ("text", "message"),
+    [
+        ([HOLE, 3], "the token that opens a document"),
+        ([0, 3], "number of tokens must be at least 1, got 0"),
+    ],
 )
-def test_known_blocks_come_whole_and_first(known, block):
-    with pytest.raises(AssertionError, match="known"):
-        plan_of(Outline(np.arange(3), np.array(block), np.array(known)))
+def test_what_cannot_be_infilled(text, message):
+    with pytest.raises(GenerationError, match=message):
+        infilling(np.array(text), Strategy(), words(text.count(HOLE)))

@@ -1,14 +1,22 @@
 """Prompts become tokens, samples become text and records."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 from armd_scale.data.tokenize import train_sentencepiece
 from armd_scale.errors import GenerationError
-from armd_scale.sample import Generation, Sample, entropy_bits
-from armd_scale.sample.text import opening_tokens, text_records, write_records
+from armd_scale.sample import HOLE, Generation, Sample, Verified, entropy_bits
+from armd_scale.sample.text import (
+    opening_tokens,
+    pieces,
+    text_records,
+    tokens_with_holes,
+    write_records,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +30,10 @@ def sampled(tokenizer, prompt, continued):
     (rest,) = tokenizer.encode_batch([continued])
     tokens = np.concatenate((opening, rest, [tokenizer.eod], rest))
     generated = np.arange(len(tokens)) >= len(opening)
-    sample = Sample(tokens, np.arange(len(tokens)), generated, np.where(generated, -0.5, 0.0))
-    return Generation([sample], rounds=7, seconds=2.0), rest
+    place = np.arange(len(tokens))
+    logprob = np.where(generated, -0.5, 0.0)
+    sample = Sample(tokens, place, generated, logprob, np.where(generated, place, 0))
+    return Generation([sample], rounds=7, seconds=2.0, verified=Verified(8, 6)), rest
 
 
 def test_a_text_opens_with_the_end_of_the_document_before(tokenizer):
@@ -37,7 +47,7 @@ def test_without_a_tokenizer_texts_are_token_ids(tokenizer):
     with pytest.raises(GenerationError, match="a prompt must be read by the tokenizer"):
         opening_tokens("def", None)
     generation, _ = sampled(tokenizer, "d", "e")
-    (record,) = text_records(generation, None, cut_at_end=True)
+    (record,) = text_records(generation, None)
     assert record.text == " ".join(str(token) for token in generation.samples[0].tokens[1:])
 
 
@@ -48,11 +58,49 @@ def test_a_record_tells_text_tokens_and_rates(tokenizer):
     assert whole.tokens == [*rest, tokenizer.eod, *rest]
     assert (whole.rounds, whole.seconds) == (7, 2.0)
     assert whole.tokens_per_second == len(whole.tokens) / 2
-    (cut,) = text_records(generation, tokenizer, cut_at_end=True)
+    assert (whole.tokens_per_round, whole.acceptance_rate) == (len(whole.tokens) / 7, 6 / 8)
+    assert whole.round == whole.block
+
+
+def test_a_sample_until_its_end(tokenizer):
+    generation, rest = sampled(tokenizer, "def main", "():\n    return")
+    samples = [sample.until(tokenizer.eod) for sample in generation.samples]
+    (cut,) = text_records(dataclasses.replace(generation, samples=samples), tokenizer)
     assert cut.text == "def main():\n    return"
     assert cut.tokens == rest.tolist()
-    assert len(cut.block) == len(cut.logprob) == len(rest)
+    assert len(cut.block) == len(cut.logprob) == len(cut.round) == len(rest)
     assert cut.entropy_bits == entropy_bits(rest)
+
+
+def test_holes_are_numbers_between_braces(tokenizer):
+    before, after = tokenizer.encode_batch(["def ", "return 0"])
+    text = tokens_with_holes("def {{3}}return 0{{ 12 }}", tokenizer)
+    assert text.tolist() == [tokenizer.eod, *before, *[HOLE] * 3, *after, *[HOLE] * 12]
+    assert tokens_with_holes("{{1}}", tokenizer).tolist() == [tokenizer.eod, HOLE]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def main", "must have a hole, and this has none: write {{12}}"),
+        ("a {{0}} b", "between double braces, got {{0}}"),
+        ("a {{3}} {{x}}", "between double braces, got {{x}}"),
+        ("a {{-2}}", "between double braces, got {{-2}}"),
+        ("a {{}}", "between double braces, got {{}}"),
+    ],
+)
+def test_what_is_no_hole(tokenizer, text, message):
+    with pytest.raises(GenerationError, match=re.escape(message)):
+        tokens_with_holes(text, tokenizer)
+
+
+def test_pieces_join_to_the_text(tokenizer):
+    text = "def main():\n    return 0\n   été – 你好 \t x  "
+    tokens = opening_tokens(text, tokenizer)
+    parts = pieces(tokens, tokenizer)
+    assert len(parts) == len(tokens)
+    assert "".join(parts) == tokenizer.decode(tokens[1:].tolist()) == text
+    assert "".join(pieces(tokens, None)).split() == [str(token) for token in tokens[1:]]
 
 
 def test_records_are_json_lines_that_appear_whole(tokenizer, tmp_path):

@@ -1,0 +1,161 @@
+"""How fast decoding is, and where a round's time goes."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from armd_scale.model.armd import ArmdModel
+from armd_scale.sample import Landed, Sampling, Strategy, generate
+
+OPENING = np.zeros(1, dtype=np.int64)
+MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+ROUNDS_TIMED = 16
+
+
+def compare_decoding(
+    network: ArmdModel,
+    *,
+    streams: Sequence[int] = (1, 2, 4, 8),
+    lossless: Sequence[int] = (4,),
+    num_tokens: int = 256,
+    repeats: int = 3,
+    sampling: Sampling | None = None,
+    hf_folder: Path | None = None,
+) -> dict[str, Any]:
+    """Tokens per second of one text, decoded in several ways; medians of runs in turn.
+
+    Args:
+        network: the model.
+        streams: numbers of streams.
+        lossless: of these numbers of streams, verified: as many tokens a round as streams.
+        num_tokens: length of the text.
+        repeats: runs of each.
+        sampling: how tokens are drawn.
+        hf_folder: the same weights as a plain AR folder, to run `generate` of transformers on.
+
+    Returns:
+        For each way `{"tokens_per_second", "rounds", "acceptance_rate"}`, ready for JSON.
+    """
+    ways = {f"streams {s}": Strategy(streams=s) for s in streams}
+    ways |= {f"lossless {s}, streams {s}": Strategy(streams=s, lossless=s) for s in lossless}
+    sampling = sampling or Sampling(temperature=0.8, top_p=0.95)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    result: dict[str, Any] = {}
+    hf_rates = []
+    hf_model = None if hf_folder is None else _hf_model(hf_folder)
+    for _ in range(repeats + 1):  # the first run warms up
+        for name, strategy in ways.items():
+            made = generate(
+                network, [OPENING], num_tokens=num_tokens, strategy=strategy, sampling=sampling
+            )
+            rates[name].append(made.tokens_per_second)
+            result[name] = {"rounds": made.rounds, "acceptance_rate": made.acceptance_rate}
+        if hf_model is not None:
+            hf_rates.append(_hf_tokens_per_second(hf_model, num_tokens))
+    for name, values in rates.items():
+        result[name]["tokens_per_second"] = statistics.median(values[1:])
+    if hf_rates:
+        rate = statistics.median(hf_rates[1:])
+        result["transformers"] = {
+            "rounds": num_tokens, "acceptance_rate": None, "tokens_per_second": rate,
+        }  # fmt: skip
+    return result
+
+
+def profile_rounds(
+    network: ArmdModel, *, streams: int = 1, after: Sequence[int] = (64, 256, 1024)
+) -> list[dict[str, Any]]:
+    """Milliseconds of a round once a text has so many generated tokens.
+
+    Returns:
+        For each of `after`: `tokens`, `round` (wall time), of which `matrix_products`, `attention`
+        and `rest`: all other operators, drawing tokens, and Python.
+    """
+    table = []
+    for tokens in after:
+        wall = _Rounds(first=tokens // streams)
+        _decode(network, tokens, streams, wall)
+        watch = _Rounds(
+            first=tokens // streams, profiler=profile(activities=[ProfilerActivity.CPU])
+        )
+        _decode(network, tokens, streams, watch)
+        matrix, attention = watch.operators()
+        table.append(
+            {
+                "tokens": tokens,
+                "round": wall.milliseconds,
+                "matrix_products": matrix,
+                "attention": attention,
+                "rest": wall.milliseconds - matrix - attention,
+            }
+        )
+    return table
+
+
+class _Rounds:
+    """Times ROUNDS_TIMED rounds from round `first` on; it is called after each round."""
+
+    def __init__(self, *, first: int, profiler: profile | None = None) -> None:
+        self._first, self._profiler = first, profiler
+        self._times: list[float] = []
+
+    def __call__(self, landed: Landed) -> None:
+        if landed.round == self._first and self._profiler is not None:
+            self._profiler.start()
+        if 0 <= landed.round - self._first <= ROUNDS_TIMED:
+            self._times.append(time.perf_counter())
+        if landed.round == self._first + ROUNDS_TIMED and self._profiler is not None:
+            self._profiler.stop()
+
+    @property
+    def milliseconds(self) -> float:
+        """Median time of a round."""
+        return 1e3 * statistics.median(np.diff(self._times).tolist())
+
+    def operators(self) -> tuple[float, float]:
+        """Milliseconds a round of matrix products and of attention."""
+        assert self._profiler is not None
+        matrix = attention = 0.0
+        for event in self._profiler.key_averages():
+            if event.key in MATRIX_PRODUCTS:
+                matrix += event.self_cpu_time_total
+            elif "scaled_dot_product" in event.key:
+                attention += event.self_cpu_time_total
+        return matrix / 1e3 / ROUNDS_TIMED, attention / 1e3 / ROUNDS_TIMED
+
+
+def _decode(network: ArmdModel, tokens: int, streams: int, on_round: _Rounds) -> None:
+    # The heads of streams take rounds of their own, and the rounds timed some more tokens.
+    num_tokens = tokens + streams * (streams + ROUNDS_TIMED + 1)
+    generate(
+        network, [OPENING], num_tokens=num_tokens, strategy=Strategy(streams=streams),
+        on_round=on_round,
+    )  # fmt: skip
+
+
+def _hf_model(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def _hf_tokens_per_second(model: Any, num_tokens: int) -> float:
+    began = time.perf_counter()
+    model.generate(
+        torch.from_numpy(OPENING)[None],
+        attention_mask=torch.ones(1, 1, dtype=torch.int64),
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.95,
+        min_new_tokens=num_tokens,
+        max_new_tokens=num_tokens,
+        pad_token_id=0,
+    )
+    return num_tokens / (time.perf_counter() - began)
