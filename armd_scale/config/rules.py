@@ -36,6 +36,10 @@ AT_LEAST = {
     "train.steps": 1,
     "train.micro_batch": 1,
     "train.global_batch": 1,
+    "train.guard.window": 1,
+    "train.guard.patience": 1,
+    "train.guard.rollbacks": 0,
+    "train.hang_seconds": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.keep": 1,
     "eval.every_steps": 0,
@@ -224,6 +228,14 @@ def micro_batches_fill_the_batch(recipe: Recipe) -> None:
         refuse("train.global_batch", train.global_batch, must=must, advice="change one of them")
 
 
+def spikes_stand_out(recipe: Recipe) -> None:
+    """A spike is above the usual loss."""
+    factor = recipe.train.guard.spike_factor
+    if factor != 0 and factor <= 1:
+        must, advice = "be 0 or above 1", "try 2, or 0 for no spikes"
+        refuse("train.guard.spike_factor", factor, must=must, advice=advice)
+
+
 def saves_block_training(recipe: Recipe) -> None:
     """Saving in the background is not there yet, and is refused rather than ignored."""
     if recipe.checkpoint.asynchronous:
@@ -258,6 +270,7 @@ RULES = (
     schedule_fits_the_run,
     averages_decay,
     micro_batches_fill_the_batch,
+    spikes_stand_out,
     saves_block_training,
     evaluation_has_text,
 )

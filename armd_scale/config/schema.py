@@ -286,6 +286,20 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens to batches whose loss or gradient is not finite, or whose loss is a spike."""
+
+    spike_factor: float = 0.0
+    """A loss above this many times the median of the last `window` is a spike; 0: nothing is."""
+    window: int = 64
+    """Losses that the median is of; there are no spikes before as many steps."""
+    patience: int = 3
+    """Bad batches in a row that are left out; after them the run goes back to a checkpoint."""
+    rollbacks: int = 2
+    """How often it goes back before it ends with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How much is trained, and in what portions."""
 
@@ -299,6 +313,11 @@ class TrainConfig:
     """Type of weights in the forward and backward pass; the optimizer keeps fp32."""
     recompute: Literal["none", "full", "selective"] = "none"
     """Activations computed again in the backward pass: none, whole layers, or attention only."""
+    guard: GuardConfig = GuardConfig()
+    """What happens to batches that would spoil the weights."""
+    hang_seconds: float = 1800.0
+    """A process that does the same thing for longer, such as one save or the evaluation of one
+    order, is taken to hang, and the job ends with status 75, to be started again; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,8 +108,20 @@ class ZeroEngine:
         if self._stage == 0:
             self._engine.allreduce_gradients()
 
+    def spoil(self) -> None:
+        """Has the next `step` change nothing; called inside `accumulate`, after backward passes.
+
+        A gradient that is not finite is what every ZeRO stage turns down, gradients cleared.
+        """
+        gradient = next(iter(self._parameters.values())).grad
+        assert gradient is not None, "every parameter takes part in every step"
+        gradient.fill_(math.nan)
+
     def step(self, learning_rate: float) -> float:
-        """Clips, updates and clears; returns the global gradient norm before clipping."""
+        """Clips, updates and clears; returns the global gradient norm before clipping.
+
+        Where that is not finite, weights and moments stay as they are.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._stage > 0:
@@ -120,6 +132,8 @@ class ZeroEngine:
         norm = clip_grad_norm_(self.network.parameters(), self._clip_grad, mpu=self._engine.mpu)
         if math.isfinite(norm):
             self._engine.step()
+        else:
+            self._engine.optimizer.zero_grad()
         return float(norm)
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -1,10 +1,12 @@
 """What the launcher says: which process this is, of how many, and where they meet.
 
 torchrun and srun describe a job in environment variables. They are read here, once, into one typed
-value; nothing else in the package looks at the environment to learn about the job.
+value; nothing else in the package looks at the environment to learn about the job. srun says where
+its processes are but not where they meet; that follows from the job's first node and its number.
 """
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 
@@ -43,22 +45,25 @@ def read_environment() -> Environment:
     Raises:
         TrainingError: the launcher's variables contradict one another.
     """
-    rank, world_size, local_rank = (
-        _numbers("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        or _numbers("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        or (0, 1, 0)
-    )
+    place = _numbers("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    # A batch script has a SLURM_PROCID too; only what srun started is in a step.
+    if place is None and "SLURM_STEP_NUM_TASKS" in os.environ:
+        place = _numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        _meet_as_slurm_says()
+    rank, world_size, local_rank = place or (0, 1, 0)
     if not 0 <= rank < world_size:
         raise TrainingError(
             f"the launcher must give a rank below the world size, got rank {rank} of {world_size}: "
             "start through torchrun or srun, or unset RANK and WORLD_SIZE"
         )
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    # Where a scheduler shows each process its own GPU alone, that one is number 0.
+    gpus = torch.cuda.device_count()
+    number = local_rank % gpus if gpus else local_rank
+    device = torch.device("cuda", number) if gpus else torch.device("cpu")
     # DeepSpeed reads both for itself: the accelerator as it is imported, the local rank as an
     # engine is made, which only torchrun sets.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    os.environ.setdefault("LOCAL_RANK", str(number))
     return Environment(
         rank=rank,
         world_size=world_size,
@@ -67,6 +72,31 @@ def read_environment() -> Environment:
         host=socket.gethostname(),
         main_address=os.environ.get("MASTER_ADDR", "localhost"),
     )
+
+
+def _meet_as_slurm_says() -> None:
+    """Sets where torch.distributed meets, unless the user has."""
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    os.environ.setdefault("MASTER_ADDR", _address(first_node(nodes)))
+    # Below the ports that systems hand out, and another one for each job that shares a node.
+    port = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def first_node(nodes: str) -> str:
+    """The first name of Slurm's short form, as `scontrol show hostnames` gives it: gpu[08-11],x."""
+    found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
+    assert found is not None, nodes
+    return "".join(part or "" for part in found.groups())
+
+
+def _address(node: str) -> str:
+    """A node's name where it can be looked up, else where srun ran: in a batch job that node."""
+    try:
+        socket.getaddrinfo(node, None)
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", node)
+    return node
 
 
 def _numbers(*names: str) -> tuple[int, ...] | None:

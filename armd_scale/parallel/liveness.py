@@ -6,7 +6,11 @@ one idle TCP connection to rank 0, apart from those of torch.distributed, with a
 either end. The kernel closes it as soon as the process ends, in whatever way, and answers keepalive
 probes for as long as the process lives. There are no beats that a busy process could miss: one that
 computes for minutes, even in C code that holds the GIL, is not taken for dead, and a lost machine
-is told from a slow one. A process that lives and does nothing is not this module's business.
+is told from a slow one.
+
+A process that lives and does nothing is another matter. Where the job gives a `Pulse`, every
+process tells rank 0 what it is doing, and one that is stopped, or has been doing the same for as
+long as the pulse allows, is lost as well; that is long enough for no busy process to be meant.
 
 Rank 0 reads all connections and tells everyone what it sees. Rank 0 being gone needs no telling.
 What is not seen at once: while a process holds the GIL, it cannot hear that another is gone.
@@ -22,7 +26,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -31,14 +35,9 @@ from torch.distributed import distributed_c10d
 from armd_scale.errors import TrainingError
 from armd_scale.log import get_logger
 from armd_scale.parallel.environment import Environment
-from armd_scale.parallel.roll import (
-    Invitation,
-    Roll,
-    gone,
-    message,
-    receive_line,
-    watch_connection,
-)
+from armd_scale.parallel.lines import message, receive_lines, watch_connection
+from armd_scale.parallel.roll import Invitation, Roll
+from armd_scale.parallel.verdicts import Pulse, beat_interval, gone, hung
 
 LOST_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command may well succeed when run again
 
@@ -66,23 +65,28 @@ class Patience:
 
 
 @contextmanager
-def watched(environment: Environment, *, patience: Patience | None = None) -> Iterator[None]:
+def watched(
+    environment: Environment, *, patience: Patience | None = None, pulse: Pulse | None = None
+) -> Iterator[None]:
     """Ends this process when another of the job is lost; all leave the block together.
 
     Goes around the job's work, inside the process groups; every process enters it. Within seconds
     of a loss, all log one sentence that names the lost process and exit with `LOST_STATUS`: by
     `SystemExit` where the main thread gets here because a collective failed, from a thread where it
     does not. An exception of this process's own is raised as it is, after the others have been told
-    of it; those that raise one too end in their own. A job of one process starts nothing.
+    of it; those that raise one too end in their own. A job of one process starts nothing, unless
+    its pulse is watched.
 
     Raises:
         TrainingError: rank 0 cannot be reached.
         SystemExit: another process is lost.
     """
-    if environment.world_size == 1:
+    if pulse is not None and pulse.hang_seconds == 0:
+        pulse = None
+    if environment.world_size == 1 and pulse is None:
         yield
         return
-    member = _join(environment, patience or Patience())
+    member = _join(environment, patience or Patience(), pulse)
     try:
         yield
     except BaseException as error:
@@ -91,14 +95,15 @@ def watched(environment: Environment, *, patience: Patience | None = None) -> It
     member.leave()
 
 
-def _join(environment: Environment, patience: Patience) -> "_Member":
+def _join(environment: Environment, patience: Patience, pulse: Pulse | None) -> "_Member":
     """Meets at rank 0, whose address goes round through torch.distributed's own store."""
     store = distributed_c10d._get_default_store()
     key = f"liveness/{next(_rounds)}"
     who = f"rank {environment.rank} (process {os.getpid()} on {environment.host})"
     roll = None
     if environment.is_main:
-        roll = Roll(environment.world_size, silent=patience.silent)
+        hang = None if pulse is None else pulse.hang_seconds
+        roll = Roll(environment.world_size, silent=patience.silent, hang=hang)
         store.set(key, message(port=roll.port, token=roll.token, who=who).decode())
     invitation = Invitation(**json.loads(store.get(key)))
     address = (environment.main_address, invitation.port)
@@ -109,30 +114,39 @@ def _join(environment: Environment, patience: Patience) -> "_Member":
             f"every process must reach rank 0, and {who} got no connection to port {address[1]} of "
             f"{address[0]} ({error}): open the ports between the job's machines"
         ) from error
-    connection.settimeout(None)
+    # Rank 0 says that it lives, where beats are wanted; a thread that waits for it may time out.
+    connection.settimeout(None if pulse is None else pulse.hang_seconds)
     watch_connection(connection, silent=patience.silent)
     connection.sendall(message(token=invitation.token, rank=environment.rank, who=who))
-    return _Member(connection, invitation, patience, roll)
+    return _Member(connection, invitation, patience, roll=roll, pulse=pulse)
 
 
 class _Member:
-    """This process's end of its connection: the main thread speaks, a thread of its own listens."""
+    """This process's end of its connection: the main thread speaks, a thread of its own listens.
+
+    Another one beats, where there is a pulse.
+    """
 
     def __init__(
         self,
         connection: socket.socket,
         invitation: Invitation,
         patience: Patience,
+        *,
         roll: Roll | None,
+        pulse: Pulse | None,
     ) -> None:
         self._connection, self._invitation, self._patience = connection, invitation, patience
-        self._roll = roll
+        self._roll, self._pulse = roll, pulse
+        self._speaking = threading.Lock()
         self._heard = threading.Event()
         self._lost: str | None = None
         self._own: BaseException | None = None
         self._saying = threading.Lock()
         self._said = False
         threading.Thread(target=self._listen, daemon=True, name="liveness").start()
+        if pulse is not None:
+            threading.Thread(target=self._beat, args=(pulse,), daemon=True, name="pulse").start()
 
     def leave(self) -> None:
         """Waits until all have come to their end."""
@@ -154,13 +168,20 @@ class _Member:
         self._heard.wait(self._patience.parting)
 
     def _speak(self, **content: Any) -> None:
-        with suppress(OSError):  # a broken connection is the listening thread's to judge
+        # A broken connection is the listening thread's to judge.
+        with suppress(OSError), self._speaking:
             self._connection.sendall(message(**content))
+
+    def _beat(self, pulse: Pulse) -> None:
+        while not self._heard.wait(beat_interval(pulse.hang_seconds)):
+            self._speak(beat=asdict(pulse.beat()))
 
     def _listen(self) -> None:
         heard = self._hear()
         self._lost = heard.get("lost")
         self._heard.set()
+        if heard.get("is_hung") and self._pulse is not None:
+            self._pulse.dump_stacks()
         if self._lost is None:
             self._connection.close()
             return
@@ -177,11 +198,19 @@ class _Member:
         os._exit(LOST_STATUS)
 
     def _hear(self) -> dict[str, Any]:
-        """The one line that rank 0 ever sends, or what its silence means."""
+        """Rank 0's verdict, or what its silence means."""
+        who = self._invitation.who
         try:
-            return json.loads(receive_line(self._connection))
+            for line in receive_lines(self._connection):
+                if "lost" in (content := json.loads(line)):
+                    return content
+        except TimeoutError:
+            assert self._pulse is not None
+            stopped = hung(who, "silent", self._pulse.hang_seconds)
+            return {"lost": stopped, "is_gone": True, "is_hung": True}
         except (OSError, ValueError):
-            return {"lost": gone(self._invitation.who), "is_gone": True}
+            pass
+        return {"lost": gone(who), "is_gone": True}
 
     def _say(self) -> None:
         with self._saying:

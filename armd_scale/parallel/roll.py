@@ -1,56 +1,29 @@
 """Rank 0's roll of the job: who is here, who has come to its end, who is gone.
 
 Lines of JSON over one TCP connection a process. A process introduces itself with the job's token,
-then says either that it has come to its end (`leaving`) or what it failed with (`failed`). Rank 0
-sends each process one line in its life: who is lost, or that all have come to their end.
+says now and then what it is doing where somebody wants to know (`beat`), and at last either that it
+has come to its end (`leaving`) or what it failed with (`failed`). Rank 0 tells each process who is
+lost, or that all have come to their end; before that, where beats are wanted, only that it lives.
 """
 
 import json
-import os
-import resource
 import secrets
 import selectors
 import socket
 import threading
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
 
-LONGEST_LINE = 65536
-BEFORE_ALL = "every process of the job must live until its end, and "
-
-_connections: WeakSet[socket.socket] = WeakSet()
-
-
-def _close_in_child() -> None:
-    # A data worker that outlives its process would keep the connection open, and the death hidden.
-    for connection in list(_connections):
-        connection.close()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
-def message(**content: Any) -> bytes:
-    """A line to send."""
-    return json.dumps(content).encode() + b"\n"
-
-
-def gone(who: str) -> str:
-    """The sentence about a process that ended without a word."""
-    return (
-        f"{BEFORE_ALL}{who} is gone (killed, out of memory, or its machine lost): run the same "
-        "command again to continue from the last checkpoint"
-    )
-
-
-def failed(who: str, error: str) -> str:
-    """The sentence about a process that ended with an error of its own."""
-    return (
-        f"{BEFORE_ALL}{who} failed with {error}: mend what its own message tells, then run the "
-        "same command again to continue from the last checkpoint"
-    )
+from armd_scale.parallel.lines import (
+    LONGEST_LINE,
+    allow_files,
+    connections,
+    message,
+    watch_connection,
+)
+from armd_scale.parallel.verdicts import Beat, beat_interval, failed, gone, hung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,33 +36,6 @@ class Invitation:
     """Rank 0, in words."""
 
 
-def receive_line(connection: socket.socket) -> bytes:
-    """The next line, waited for; less than a line, or nothing, where the other end closes first."""
-    data = b""
-    while not data.endswith(b"\n"):
-        part = connection.recv(4096)
-        if not part:
-            break
-        data += part
-    return data
-
-
-def watch_connection(connection: socket.socket, *, silent: int) -> None:
-    """Has the kernel end the connection when the other machine's has been silent for so long."""
-    _connections.add(connection)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    interval = max(1, silent // 6)
-    options = {
-        "TCP_KEEPIDLE": max(1, silent - 3 * interval),
-        "TCP_KEEPINTVL": interval,
-        "TCP_KEEPCNT": 3,
-        "TCP_USER_TIMEOUT": silent * 1000,
-    }
-    for name, value in options.items():
-        if hasattr(socket, name):  # Linux has them all
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
 @dataclass
 class _Line:
     """One process's connection, as rank 0 sees it."""
@@ -99,6 +45,13 @@ class _Line:
     rank: int | None = None
     """None until it has introduced itself."""
     who: str = ""
+    beat: Beat = field(default_factory=Beat)
+    heard: float = field(default_factory=time.monotonic)
+    """When its last beat came."""
+
+    def idle(self, now: float) -> float:
+        """Seconds since it began what it is doing, for all that is known."""
+        return now - self.heard + self.beat.seconds
 
 
 class Roll:
@@ -107,10 +60,12 @@ class Roll:
     Args:
         world_size: processes of the job, rank 0 among them.
         silent: silence of a machine, in seconds, after which its processes are lost.
+        hang: seconds after which a process that beats no more, or is still doing the same, is
+            lost too; None: as long as it likes.
     """
 
-    def __init__(self, world_size: int, *, silent: int) -> None:
-        _allow_files(2 * world_size + 512)
+    def __init__(self, world_size: int, *, silent: int, hang: float | None = None) -> None:
+        allow_files(2 * world_size + 512)
         self.token = secrets.token_hex(16)
         both = socket.has_dualstack_ipv6()
         self._listener = socket.create_server(
@@ -119,9 +74,9 @@ class Roll:
             backlog=world_size,
             dualstack_ipv6=both,
         )
-        _connections.add(self._listener)
+        connections.add(self._listener)
         self.port: int = self._listener.getsockname()[1]
-        self._world_size, self._silent = world_size, silent
+        self._world_size, self._silent, self._hang = world_size, silent, hang
         self._lines: dict[int, _Line] = {}
         self._at_end: set[int] = set()
         self._verdict: bytes | None = None
@@ -137,8 +92,10 @@ class Roll:
     def _keep(self) -> None:
         try:
             while len(self._at_end) < self._world_size:
-                for ready, _ in self._selector.select():
+                for ready, _ in self._selector.select(self._hang and beat_interval(self._hang)):
                     self._admit() if ready.data is None else self._read(ready.data)
+                if self._hang is not None and self._verdict is None:
+                    self._look_for_hung(self._hang)
         except OSError as error:
             self._judge(failed("rank 0", f"{error} as it watched the others"), is_gone=False)
             return
@@ -175,6 +132,8 @@ class Roll:
             content = {}
         if line.rank is None:
             self._enrol(line, content)
+        elif "beat" in content:
+            line.beat, line.heard = Beat(**content["beat"]), time.monotonic()
         elif content.get("leaving"):
             self._at_end.add(line.rank)
         elif "failed" in content:
@@ -195,10 +154,30 @@ class Roll:
         if line.rank is not None and line.rank not in self._at_end:
             self._judge(gone(line.who), is_gone=True)
 
-    def _judge(self, sentence: str, *, is_gone: bool) -> None:
+    def _look_for_hung(self, hang: float) -> None:
+        """Judges a process that hangs, and tells the others that this one does not.
+
+        One process that hangs soon has all others wait for it. So of those that beat, the one
+        that is least far is to blame; one that does not even beat goes before it.
+        """
+        now = time.monotonic()
+        lines = [line for rank, line in self._lines.items() if rank not in self._at_end]
+        stopped = [line for line in lines if now - line.heard > hang]
+        if stopped:
+            self._judge_hung(min(stopped, key=lambda line: line.heard), now)
+        elif any(line.idle(now) > hang for line in lines):
+            self._judge_hung(min(lines, key=lambda line: (line.beat.turn, -line.idle(now))), now)
+        else:
+            self._tell_all(message(lives=True))
+
+    def _judge_hung(self, line: _Line, now: float) -> None:
+        sentence = hung(line.who, line.beat.doing, line.idle(now))
+        self._judge(sentence, is_gone=True, is_hung=True)
+
+    def _judge(self, sentence: str, *, is_gone: bool, is_hung: bool = False) -> None:
         """The first loss is the cause of those that follow, so it is the one that is named."""
         if self._verdict is None:
-            self._verdict = message(lost=sentence, is_gone=is_gone)
+            self._verdict = message(lost=sentence, is_gone=is_gone, is_hung=is_hung)
             self._tell_all(self._verdict)
 
     def _tell_all(self, text: bytes) -> None:
@@ -209,11 +188,3 @@ class Roll:
     def _tell(self, line: _Line, text: bytes) -> None:
         with suppress(OSError):
             line.connection.sendall(text)
-
-
-def _allow_files(needed: int) -> None:
-    """Raises the soft limit of open files, often 1024, where as many connections need more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

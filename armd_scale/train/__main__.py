@@ -1,6 +1,7 @@
 """`python -m armd_scale.train RECIPE.yaml [section.key=value ...]`: trains what the recipe says."""
 
 import argparse
+from collections.abc import Sequence
 
 from armd_scale.config.load import load_recipe
 from armd_scale.errors import run_command
@@ -17,7 +18,12 @@ def main() -> int:
     parser.add_argument("recipe", help="recipe file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changed keys")
     arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    return train_recipe(arguments.recipe, arguments.overrides)
+
+
+def train_recipe(path: str, overrides: Sequence[str]) -> int:
+    """Runs the job of a recipe file in this process's place; returns its exit status."""
+    recipe = load_recipe(path, overrides)
     environment = read_environment()
 
     from armd_scale.train.run import train  # after the environment: DeepSpeed reads it on import

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from armd_scale.config.derive import accumulation_steps
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.optim.schedule import learning_rate
+from armd_scale.train.guard import find_spike, take_note
 from armd_scale.train.parts import Parts
 from armd_scale.train.periodic import Periodic
 from armd_scale.train.signals import StopRequest
@@ -34,14 +36,15 @@ def train_loop(
         The signal that ended it, or None.
 
     Raises:
-        TrainingError: a step failed. Nothing is saved then: weights that give no finite loss must
+        RollBack: the weights are bad. Nothing is saved then: weights that give no finite loss must
             not take the place of those that did.
     """
-    recipe = parts.recipe
+    recipe, guard, begin = parts.recipe, parts.recipe.train.guard, parts.watchdog.begin
     count = accumulation_steps(recipe.train, parts.groups.dp.size())
     stopped_by = None
     while state.step < recipe.train.steps and stopped_by is None:
         started = time.perf_counter()
+        begin("waiting for data", state.step)
         taken = [next(batches).to(parts.device) for _ in range(count)]
         rate = learning_rate(recipe.optim, recipe.train, state.step)
         result = train_step(
@@ -51,10 +54,15 @@ def train_loop(
             learning_rate=rate,
             groups=parts.groups,
             started=started,
+            object_to=partial(find_spike, state, guard=guard),
+            watchdog=parts.watchdog,
         )
         state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
+        state = take_note(state, result.loss, result.objection, guard)
+        begin("at what is due after a step")
         for task in periodic:
             task.after_step(state, result)
+        begin("asking who wants to stop")
         stopped_by = stop.agreed(parts.device)
     for task in periodic:
         task.finish(state)

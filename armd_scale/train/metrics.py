@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
+from armd_scale.log import get_logger
 
 
 @runtime_checkable
@@ -26,6 +27,8 @@ class MetricsWriter(Protocol):
 class JsonLines:
     """metrics.jsonl: one object a line, flushed each time.
 
+    A disk that is full does not end training: lines wait until they can be written.
+
     Args:
         path: the file.
         last_step: lines of later steps are dropped: they belong to steps that a resumed run
@@ -35,17 +38,27 @@ class JsonLines:
     def __init__(self, path: Path, *, last_step: int) -> None:
         try:
             _drop_after(path, last_step)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise TrainingError(
                 f"metrics must be written to {path}, and that failed ({error.strerror}): mend the "
                 "folder's permissions or choose another run.folder"
             ) from error
 
+        self._waiting = b""
+
     def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one line."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Appends one line, after those that wait."""
+        was_behind = bool(self._waiting)
+        self._waiting += json.dumps(values).encode() + b"\n"
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not was_behind:
+                get_logger(__name__).warning(
+                    "%s cannot be written (%s): its lines wait", self._file.name, error.strerror
+                )
 
     def close(self) -> None:
         """Closes the file."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from armd_scale.checkpoint.load import (
 from armd_scale.config.derive import max_positions
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import CheckpointError
+from armd_scale.log import get_logger
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
@@ -28,6 +29,7 @@ from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.schedule import ScheduledStage
 from armd_scale.parallel.stages import stages_of_rank
 from armd_scale.train.state import TrainState
+from armd_scale.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Parts:
     network: Chunks
     engine: ZeroEngine
     stages: Sequence[ScheduledStage]
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +88,19 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     checkpoint = open_checkpoint(resume, with_optimizer=True)
     _check_same_model(recipe, checkpoint)
     return checkpoint
+
+
+def checkpoint_before(recipe: Recipe, step: int) -> Checkpoint | None:
+    """The newest sound checkpoint of the run that was taken before a step; None: there is none."""
+    for folder in reversed(committed(Path(recipe.run.folder) / "checkpoints")):
+        try:
+            checkpoint = open_checkpoint(folder, with_optimizer=True)
+        except CheckpointError as error:
+            get_logger(__name__).warning("%s; trying the one before it", error)
+            continue
+        if checkpoint.state["step"] < step:
+            return checkpoint
+    return None
 
 
 def first_weights(recipe: Recipe, resumed: Checkpoint | None) -> Checkpoint | None:
@@ -167,5 +183,5 @@ def read_progress(
     sections = load_optimizer(checkpoint, names, network=network, groups=network.groups)
     state = TrainState.from_json(checkpoint.state)
     moments = {key: sections[key] for key in MOMENTS}
-    optimizer = OptimizerState(steps=state.step, master=sections["master"], moments=moments)
+    optimizer = OptimizerState(steps=state.updates, master=sections["master"], moments=moments)
     return state, optimizer, sections.get("average")

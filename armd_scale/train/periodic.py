@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 import torch.distributed as dist
 
 from armd_scale.checkpoint.save import save_checkpoint
@@ -45,7 +46,7 @@ class LogProgress:
 
     def __init__(self, parts: Parts, writers: Sequence[MetricsWriter], *, track: Track) -> None:
         self._parts, self._writers, self._track = parts, writers, track
-        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self._seconds, self._tokens, self._steps, self._own = 0.0, 0, 0, 0.0
         recipe = parts.recipe
         model, data = recipe.model, recipe.data
         assert model.vocab_size is not None
@@ -59,12 +60,16 @@ class LogProgress:
         part of them.
         """
         recipe = self._parts.recipe
+        self._own += result.own_seconds
         self._seconds += result.seconds
         self._tokens += result.tokens
         self._steps += 1
         rate = self._tokens / self._seconds
         if self._parts.is_main:
             self._track.advance(note=f"loss {result.loss:.4f}  {rate:,.0f} tokens/s")
+        if result.objection is not None:
+            self._report_bad_batch(state, result.objection)
+            return
         if not is_due(state.step, recipe.log.every_steps):
             return
         line = {
@@ -78,13 +83,39 @@ class LogProgress:
             "mfu": rate * self._flops_per_token / self._peak,
             "order": str(order_at(recipe.order, state.step - 1)),
             "memory_gib": memory_gib(self._parts.device),
+            **slowest_rank(self._own / self._steps, self._parts.device),
         }
         for writer in self._writers:
             writer.write(line)
-        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self._seconds, self._tokens, self._steps, self._own = 0.0, 0, 0, 0.0
+
+    def _report_bad_batch(self, state: TrainState, objection: str) -> None:
+        last = state.consumed_samples - 1
+        first = last + 1 - self._parts.recipe.train.global_batch
+        get_logger(__name__).warning(
+            "step %d left out: %s on samples %d to %d", state.step, objection, first, last
+        )
+        for writer in self._writers:
+            writer.write({"step": state.step, "left_out": objection, "samples": [first, last]})
 
     def finish(self, state: TrainState) -> None:
         """The progress line belongs to whoever opened it."""
+
+
+def slowest_rank(own_seconds: float, device: torch.device) -> dict[str, float | int]:
+    """Seconds a step that processes took for themselves, and who took the most (collective).
+
+    Processes that share a model wait for one another within it, and show up as one.
+    """
+    mine = torch.tensor([own_seconds], device=device)
+    all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_of_them, mine)
+    seconds = torch.cat(all_of_them)
+    return {
+        "own_seconds_mean": float(seconds.mean()),
+        "own_seconds_max": float(seconds.max()),
+        "slowest_rank": int(seconds.argmax()),
+    }
 
 
 class Evaluate:
@@ -101,9 +132,11 @@ class Evaluate:
         recipe = self._parts.recipe
         every = recipe.eval.every_steps
         last = every > 0 and state.step == recipe.train.steps
-        if self._held_out is None or not (last or is_due(state.step, every)):
+        is_bad = result.objection is not None
+        if self._held_out is None or is_bad or not (last or is_due(state.step, every)):
             return
         for order in self._held_out.orders:
+            self._parts.watchdog.begin(f"evaluating {order}", state.step)
             found = evaluate(
                 self._scorer,
                 self._held_out.windows,
@@ -153,14 +186,15 @@ class SaveCheckpoints:
         if self._average is not None:
             self._average.update()
         if is_due(state.step, self._parts.recipe.checkpoint.every_steps):
-            self._save(state)
+            self.save(state)
 
     def finish(self, state: TrainState) -> None:
         """Saves what the last checkpoint does not have yet."""
         if self._parts.recipe.checkpoint.every_steps > 0 and state.step != self._saved_step:
-            self._save(state)
+            self.save(state)
 
-    def _save(self, state: TrainState) -> None:
+    def save(self, state: TrainState) -> None:
+        """Writes the checkpoint of this state; all processes take part."""
         parts = self._parts
         optimizer = parts.engine.export_state()
         sections = {"master": optimizer.master, **optimizer.moments}

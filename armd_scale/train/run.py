@@ -1,13 +1,17 @@
 """A training job from its recipe: build in order, then run."""
 
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import Checkpoint
+from armd_scale.cluster.record import record_start
 from armd_scale.config.derive import accumulation_steps
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.rules import check_world
@@ -23,7 +27,9 @@ from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.groups import process_groups
 from armd_scale.parallel.liveness import watched
 from armd_scale.parallel.stages import all_stages, describe, layer_costs
+from armd_scale.train.guard import RollBack, go_back
 from armd_scale.train.inputs import (
+    HeldOut,
     check_tokenizers,
     open_held_out,
     open_samples,
@@ -35,14 +41,17 @@ from armd_scale.train.metrics import MetricsWriter, open_writers
 from armd_scale.train.parts import (
     Parts,
     build_network,
+    checkpoint_before,
     find_checkpoint,
     first_weights,
     read_progress,
     scheduled,
 )
+from armd_scale.train.patient import PatientSaves
 from armd_scale.train.periodic import Evaluate, LogProgress, SaveCheckpoints
 from armd_scale.train.signals import StopRequest
 from armd_scale.train.state import TrainState
+from armd_scale.train.watchdog import Watchdog
 
 
 def train(recipe: Recipe, environment: Environment) -> int:
@@ -61,33 +70,89 @@ def train(recipe: Recipe, environment: Environment) -> int:
     check_tokenizers(recipe, weights)
     samples, held_out = open_samples(recipe), open_held_out(recipe)
     prepare_folder(recipe, environment)
+    folder, hang = Path(recipe.run.folder), recipe.train.hang_seconds
+    watchdog = Watchdog(folder, rank=environment.rank, hang_seconds=hang)
     with (
         StopRequest() as stop,
         process_groups(environment, recipe.parallel) as groups,
-        watched(environment),
-        ExitStack() as closed_at_end,
+        watched(environment, pulse=watchdog),
     ):
-        network = build_network(recipe, weights, groups=groups, device=environment.device)
-        engine, average, state = start_optimizer(recipe, network, resumed)
-        stages = scheduled(engine)
+        record_start(folder, environment)
         log_layout(recipe, groups)
-        parts = Parts(recipe, environment, groups, network, engine, stages)
-        writers = open_records(recipe, state) if environment.is_main else []
-        for writer in writers:
-            closed_at_end.enter_context(closing(writer))
-        batches = iter(micro_batches(parts, samples, state))
-        closed_at_end.enter_context(closing(batches))
-        track = Track(recipe.run.name, recipe.train.steps - state.step, unit="steps")
-        periodic = [
-            LogProgress(parts, writers, track=closed_at_end.enter_context(track)),
-            Evaluate(parts, writers, held_out),
-            SaveCheckpoints(parts, state, average=average, tokenizer=tokenizer_folder(recipe)),
-        ]
-        stopped_by = train_loop(parts, batches, state, periodic=periodic, stop=stop)
+        job = Job(recipe, environment, groups, samples, held_out, watchdog)
+        stopped_by = run_to_the_end(job, stop, resumed=resumed, weights=weights)
     if stopped_by is None:
         return 0
     get_logger(__name__).info("stopped by signal %d; run the same command to resume", stopped_by)
     return 128 + stopped_by
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays as it is when weights go back to a checkpoint."""
+
+    recipe: Recipe
+    environment: Environment
+    groups: ProcessGroupCollection
+    samples: SampleStream
+    held_out: HeldOut | None
+    watchdog: Watchdog
+
+
+def run_to_the_end(
+    job: Job, stop: StopRequest, *, resumed: Checkpoint | None, weights: Checkpoint | None
+) -> int | None:
+    """Trains, and goes back to a checkpoint where the guard asks for it; as `train_loop` returns.
+
+    Going back is resuming: everything is built anew, from the checkpoint, by the same code.
+    """
+    go_on_at = None
+    while True:
+        try:
+            return run_once(job, stop, resumed=resumed, weights=weights, go_on_at=go_on_at)
+        except RollBack as request:
+            back = request.with_traceback(None)  # its frames would keep the network and optimizer
+        gc.collect()
+        torch.cuda.empty_cache()
+        resumed = weights = checkpoint_before(job.recipe, back.first_bad_step)
+        state = None if resumed is None else TrainState.from_json(resumed.state)
+        go_on_at = go_back(back, state, job.recipe.train.guard)
+        get_logger(__name__).warning(
+            "step %d: %s, so the weights go back to an earlier checkpoint", back.state.step, back
+        )
+
+
+def run_once(
+    job: Job,
+    stop: StopRequest,
+    *,
+    resumed: Checkpoint | None,
+    weights: Checkpoint | None,
+    go_on_at: TrainState | None,
+) -> int | None:
+    """Builds everything from a checkpoint or from nothing, and trains on from where it stands."""
+    recipe, environment = job.recipe, job.environment
+    with ExitStack() as closed_at_end:
+        network = build_network(recipe, weights, groups=job.groups, device=environment.device)
+        engine, average, state = start_optimizer(recipe, network, resumed)
+        state = go_on_at or state
+        stages = scheduled(engine)
+        parts = Parts(recipe, environment, job.groups, network, engine, stages, job.watchdog)
+        writers = open_records(recipe, state) if environment.is_main else []
+        for writer in writers:
+            closed_at_end.enter_context(closing(writer))
+        batches = iter(micro_batches(parts, job.samples, state))
+        closed_at_end.enter_context(closing(batches))
+        track = Track(recipe.run.name, recipe.train.steps - state.step, unit="steps")
+        periodic = [
+            LogProgress(parts, writers, track=closed_at_end.enter_context(track)),
+            Evaluate(parts, writers, job.held_out),
+            PatientSaves(
+                SaveCheckpoints(parts, state, average=average, tokenizer=tokenizer_folder(recipe)),
+                job.watchdog,
+            ),
+        ]
+        return train_loop(parts, batches, state, periodic=periodic, stop=stop)
 
 
 def log_layout(recipe: Recipe, groups: ProcessGroupCollection) -> None:

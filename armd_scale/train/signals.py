@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C let the step finish and the state be saved."""
+"""Requests to stop: SIGTERM, SIGUSR1/2 and Ctrl-C let the step finish and the state be saved."""
 
 import signal
 from types import FrameType
@@ -6,7 +6,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Schedulers announce a time limit or a preemption by SIGUSR1, submitit by SIGUSR2.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:

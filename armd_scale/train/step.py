@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.errors import TrainingError
 from armd_scale.loss import sum_over_targets
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.schedule import (
@@ -19,6 +19,7 @@ from armd_scale.parallel.schedule import (
     run_micro_batches,
     sum_from_last_stage,
 )
+from armd_scale.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class StepResult:
     """Targets in the global batch."""
     seconds: float
     """Time it took, waiting for its data included."""
+    own_seconds: float = 0.0
+    """Of that, what this process took for itself: its data, and forward and backward passes."""
+    objection: str | None = None
+    """Why the weights are as before the step, such as "a loss of nan"; None: they are not."""
 
 
 def train_step(
@@ -43,6 +48,8 @@ def train_step(
     learning_rate: float,
     groups: ProcessGroupCollection,
     started: float,
+    object_to: Callable[[float], str | None] = lambda loss: None,
+    watchdog: Watchdog | None = None,
 ) -> StepResult:
     """Updates the weights with the mean loss over the targets of the global batch.
 
@@ -56,10 +63,12 @@ def train_step(
         learning_rate: of this step.
         groups: the process groups of the layout.
         started: when the step began, by time.perf_counter, before its data were asked for.
-
-    Raises:
-        TrainingError: the loss or its gradient is not finite; the weights are as before the step.
+        object_to: why a loss must not be learnt from; None where it may. What is not finite never
+            is.
+        watchdog: is told what begins.
     """
+    begin = (watchdog or Watchdog()).begin
+    clock = _Stopwatch(started)
     size = groups.dp.size()
     num_targets = torch.stack([batch.is_target.sum() for batch in batches]).sum()
     dist.all_reduce(num_targets, group=groups.dp)
@@ -69,26 +78,54 @@ def train_step(
         # DeepSpeed averages gradients over data parallelism; the sum is what is wanted.
         return total * size / num_targets, total.detach()
 
+    begin("in forward and backward passes")
     with engine.accumulate():
+        clock.go_on()
         totals = run_micro_batches(stages, batches, loss_of=loss_of, groups=groups)
-    loss = float(sum_from_last_stage(totals, groups) / num_targets)
-    _require_finite(loss, "a loss", batches)
+        clock.stop()
+        loss = float(sum_from_last_stage(totals, groups) / num_targets)
+        objection = object_to(loss) if math.isfinite(loss) else f"a loss of {loss}"
+        if objection is not None:
+            engine.spoil()
+        begin("summing gradients")
+    begin("updating weights")
     grad_norm = engine.step(learning_rate)
-    _require_finite(grad_norm, "a gradient norm", batches)
+    if objection is None and not math.isfinite(grad_norm):
+        objection = f"a gradient norm of {grad_norm}"
     return StepResult(
         loss=loss,
         grad_norm=grad_norm,
         tokens=int(num_targets),
         seconds=time.perf_counter() - started,
+        own_seconds=clock.seconds(),
+        objection=objection,
     )
 
 
-def _require_finite(value: float, what: str, batches: Sequence[ArmdBatch]) -> None:
-    if math.isfinite(value):
-        return
-    samples = [int(k) for batch in batches for k in batch.sample_index]
-    raise TrainingError(
-        f"the loss and its gradient must be finite, got {what} of {value} on samples "
-        f"{min(samples)} to {max(samples)}: lower optim.lr or lengthen optim.warmup_steps, then "
-        "start again to resume from the newest checkpoint"
-    )
+class _Stopwatch:
+    """The time that this process takes for itself, between meetings with others.
+
+    On a GPU passes are timed by its own events, which are read after the step has waited for it.
+    """
+
+    def __init__(self, started: float) -> None:
+        self._seconds = time.perf_counter() - started
+        self._on_gpu = torch.cuda.is_available()
+
+    def go_on(self) -> None:
+        self._begin = self._now()
+
+    def stop(self) -> None:
+        self._end = self._now()
+
+    def seconds(self) -> float:
+        if isinstance(self._begin, float):
+            return self._seconds + self._end - self._begin
+        return self._seconds + self._begin.elapsed_time(self._end) / 1000
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

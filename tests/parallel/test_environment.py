@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from armd_scale.errors import TrainingError
-from armd_scale.parallel.environment import Environment, read_environment
+from armd_scale.parallel.environment import Environment, first_node, read_environment
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+NAMES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR",
+)  # fmt: skip
+STEP = {
+    "SLURM_PROCID": 9, "SLURM_STEP_NUM_TASKS": 16, "SLURM_LOCALID": 1, "SLURM_JOB_ID": 47_123,
+    "SLURM_STEP_NODELIST": "localhost,n[1-2]",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +51,50 @@ def test_without_a_launcher_the_job_is_one_process() -> None:
 
 
 def test_torchrun_goes_before_slurm(launcher: pytest.MonkeyPatch) -> None:
-    set_all(launcher, SLURM_PROCID=9, SLURM_NTASKS=16, SLURM_LOCALID=1)
+    set_all(launcher, **STEP)
     assert place(read_environment()) == (9, 16, 1)
     assert os.environ["LOCAL_RANK"] == "1"  # where DeepSpeed looks
     set_all(launcher, RANK=3, WORLD_SIZE=8, LOCAL_RANK=3)
     environment = read_environment()
     assert place(environment) == (3, 8, 3)
     assert not environment.is_main
+
+
+def test_a_batch_script_is_no_part_of_a_step(launcher: pytest.MonkeyPatch) -> None:
+    set_all(launcher, SLURM_PROCID=0, SLURM_NTASKS=16, SLURM_LOCALID=0, SLURM_JOB_ID=7)
+    assert place(read_environment()) == (0, 1, 0)
+
+
+def test_slurm_s_processes_meet_at_their_first_node(launcher: pytest.MonkeyPatch) -> None:
+    set_all(launcher, **STEP)
+    assert read_environment().main_address == "localhost"
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("localhost", "17123")
+
+
+def test_a_node_without_an_address_is_found_where_srun_ran(launcher: pytest.MonkeyPatch) -> None:
+    nodes = {"SLURM_STEP_NODELIST": "n.invalid", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}
+    set_all(launcher, **{**STEP, **nodes})
+    assert read_environment().main_address == "10.0.0.1"
+
+
+def test_the_user_may_say_where_they_meet(launcher: pytest.MonkeyPatch) -> None:
+    set_all(launcher, **STEP, MASTER_ADDR="10.0.0.2", MASTER_PORT=5)
+    assert read_environment().main_address == "10.0.0.2"
+    assert os.environ["MASTER_PORT"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu7,gpu9", "gpu7"),
+        ("gpu[08-11,15],login", "gpu08"),
+        ("rack[2]-gpu", "rack2-gpu"),
+        ("a-b.c[0012]", "a-b.c0012"),
+    ],
+)
+def test_the_first_of_slurm_s_nodes(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
 
 
 def test_variables_that_contradict_one_another(launcher: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from armd_scale.errors import TrainingError
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.liveness import LOST_STATUS, Patience, watched
+from armd_scale.train.watchdog import Watchdog
 
 BRIEF = Patience(silent=3, naming=5.0, parting=1.0, unwinding=1.0)
 FOREVER_SECONDS = 600
@@ -38,7 +39,7 @@ def place(rank, size):
 class Job:
     """Processes that run `work(rank, size)` under watch, their stderr in files."""
 
-    def __init__(self, work, size, folder, *, patience=BRIEF):
+    def __init__(self, work, size, folder, *, patience=BRIEF, hang_seconds=0):
         # Processes of a server that has imported everything start in a tenth of a second.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.support.preload"])
@@ -46,7 +47,8 @@ class Job:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.folder = folder
-        jobs = [(work, rank, size, port, folder, patience) for rank in range(size)]
+        settings = (port, folder, patience, hang_seconds)
+        jobs = [(work, rank, size, *settings) for rank in range(size)]
         self.processes = [context.Process(target=run, args=job) for job in jobs]
         for process in self.processes:
             process.start()
@@ -74,7 +76,8 @@ class Job:
         return (self.folder / f"{rank}.stderr").read_text()
 
 
-def run(work, rank, size, port, folder, patience):
+def run(work, rank, size, port, folder, patience, hang_seconds):
+    watchdog = Watchdog(folder, rank=rank, hang_seconds=hang_seconds)
     torch.set_num_threads(1)
     errors = (folder / f"{rank}.stderr").open("w")
     os.dup2(errors.fileno(), 2)
@@ -82,10 +85,10 @@ def run(work, rank, size, port, folder, patience):
     store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     dist.init_process_group("gloo", rank=rank, world_size=size, store=store)
     try:
-        with watched(place(rank, size), patience=patience):
+        with watched(place(rank, size), patience=patience, pulse=watchdog):
             dist.barrier()
             (folder / f"{rank}.at_work").touch()
-            work(rank, size)
+            work(rank, size, *[watchdog] * bool(hang_seconds))
     except SystemExit:
         raise
     except BaseException:
@@ -293,3 +296,76 @@ def test_an_interrupted_process_is_named(tmp_path):
     os.kill(job.processes[1].pid, signal.SIGINT)
     assert job.statuses() == [LOST_STATUS, 1]
     assert "failed with KeyboardInterrupt" in job.said(0)
+
+
+HANG_SECONDS = 3.0
+
+
+def in_steps(rank, size, watchdog):
+    """Rank 1 never comes out of its third step's data; the others wait for it."""
+    for step in range(1000):
+        watchdog.begin("waiting for data", step)
+        if size > 1 and rank == 1 and step == 3:
+            ctypes.CDLL(None).sleep(FOREVER_SECONDS)
+        watchdog.begin("in forward and backward passes")
+        dist.all_reduce(torch.ones(1000))
+
+
+def test_a_process_that_hangs_is_named_with_what_it_does(tmp_path):
+    job = Job(in_steps, 3, tmp_path, hang_seconds=HANG_SECONDS)
+    job.wait_until_at_work()
+    start = time.monotonic()
+    assert job.statuses(30) == [LOST_STATUS] * 3
+    assert time.monotonic() - start < HANG_SECONDS + 10
+    for rank in range(3):
+        sentence = f"rank 1 (process {job.processes[1].pid} on host1) has been waiting for data in"
+        assert f"{sentence} step 3 for " in job.said(rank)
+        assert "test_liveness.py" in (tmp_path / "stacks" / f"rank_{rank}.txt").read_text()
+
+
+def forever(rank, size, watchdog):
+    while True:
+        for step in range(100):
+            watchdog.begin("at work", step)
+            dist.all_reduce(torch.ones(1000))
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_stopped_process_is_named_where_the_pulse_is_watched(tmp_path, victim):
+    job = Job(forever, 3, tmp_path, hang_seconds=HANG_SECONDS)
+    job.wait_until_at_work()
+    os.kill(job.processes[victim].pid, signal.SIGSTOP)
+    others = {0, 1, 2} - {victim}
+    start = time.monotonic()
+    for rank in others:
+        job.processes[rank].join(HANG_SECONDS + 10)
+    assert time.monotonic() - start < HANG_SECONDS + 10
+    for rank in others:
+        assert job.processes[rank].exitcode == LOST_STATUS
+        assert f"rank {victim} (" in job.said(rank)
+        assert "longer than train.hang_seconds allows" in job.said(rank)
+        assert (tmp_path / "stacks" / f"rank_{rank}.txt").read_text()
+    job.statuses(0)
+
+
+def slowly(rank, size, watchdog):
+    """Longer than a hang in all, each piece shorter; in C code that holds the GIL too."""
+    for step in range(8):
+        watchdog.begin("at work", step)
+        (ctypes.PyDLL if rank else ctypes.CDLL)(None).usleep(int(0.2 * HANG_SECONDS * 1e6))
+        dist.barrier()
+
+
+def test_a_slow_process_is_not_taken_to_hang(tmp_path):
+    assert Job(slowly, 2, tmp_path, hang_seconds=HANG_SECONDS).statuses() == [0, 0]
+
+
+def alone(rank, size, watchdog):
+    watchdog.begin("saving", 7)
+    in_python(rank, size)
+
+
+def test_a_process_that_is_alone_ends_too_when_it_hangs(tmp_path):
+    job = Job(alone, 1, tmp_path, hang_seconds=HANG_SECONDS)
+    assert job.statuses(30) == [LOST_STATUS]
+    assert "has been saving in step 7 for" in job.said(0)

@@ -5,7 +5,8 @@ import resource
 import socket
 from contextlib import ExitStack
 
-from armd_scale.parallel.roll import Roll, message, receive_line
+from armd_scale.parallel.lines import message, receive_lines
+from armd_scale.parallel.roll import Roll
 
 
 def enrolled(stack, roll, rank):
@@ -21,7 +22,7 @@ def test_hundreds_hear_of_one_loss():
         roll = Roll(size, silent=60)
         members = [enrolled(stack, roll, rank) for rank in range(size)]
         members.pop(77).close()
-        heard = {receive_line(member) for member in members}
+        heard = {next(receive_lines(member)) for member in members}
         assert len(heard) == 1
         verdict = json.loads(heard.pop())
         assert "rank 77 is gone" in verdict["lost"]
@@ -33,10 +34,10 @@ def test_the_first_loss_is_named_and_a_late_process_hears_of_it():
         roll = Roll(4, silent=60)
         members = [enrolled(stack, roll, rank) for rank in range(3)]
         members[1].close()
-        verdict = receive_line(members[0])
+        verdict = next(receive_lines(members[0]))
         assert b"rank 1 is gone" in verdict
         members[2].sendall(message(failed="ValueError: collective failed"))
-        assert receive_line(enrolled(stack, roll, 3)) == verdict
+        assert next(receive_lines(enrolled(stack, roll, 3))) == verdict
 
 
 def test_a_process_that_came_to_its_end_is_not_missed():
@@ -46,7 +47,7 @@ def test_a_process_that_came_to_its_end_is_not_missed():
         second.sendall(message(leaving=True))
         second.close()
         first.sendall(message(leaving=True))
-        assert json.loads(receive_line(first)) == {"lost": None}
+        assert json.loads(next(receive_lines(first))) == {"lost": None}
         roll.finish()
 
 
@@ -56,7 +57,7 @@ def test_a_process_that_ends_between_its_lines_is_missed():
         first, second = (enrolled(stack, roll, rank) for rank in range(2))
         second.sendall(message(leaving=True).rstrip(b"\n"))
         second.close()
-        assert b"rank 1 is gone" in receive_line(first)
+        assert b"rank 1 is gone" in next(receive_lines(first))
 
 
 def test_the_limit_of_open_files_grows_with_the_job():

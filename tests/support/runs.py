@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ from tests.config.examples import SMALL, bend
 from tests.support.pairs import write_pair
 
 VOCAB = 64
-TIMING = {"tokens_per_second", "step_seconds", "mfu", "memory_gib"}
+TIMING = {
+    "tokens_per_second", "step_seconds", "mfu", "memory_gib",
+    "own_seconds_mean", "own_seconds_max", "slowest_rank",
+}  # fmt: skip
 TRAIN = "armd_scale.train"
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +119,12 @@ class Command:
     """A command that runs: a module or a tool's file, as `python -m MODULE` or `python FILE`."""
 
     def __init__(
-        self, entry: str, *arguments: object, folder: Path, file_bytes: int | None = None
+        self,
+        entry: str,
+        *arguments: object,
+        folder: Path,
+        file_bytes: int | None = None,
+        variables: Mapping[str, object] | None = None,
     ) -> None:
         """Starts it.
 
@@ -124,9 +133,11 @@ class Command:
             arguments: of the command line.
             folder: for its two output files.
             file_bytes: largest file that it may write, as a full disk would have it.
+            variables: of its environment, besides those of this process.
         """
         self._files = [folder / "stdout.txt", folder / "stderr.txt"]
-        job = (entry, [str(argument) for argument in arguments], self._files, file_bytes)
+        words = [str(argument) for argument in arguments]
+        job = (entry, words, self._files, file_bytes, dict(variables or {}))
         self._process = _SERVER.Process(target=_be_command, args=job)
         self._process.start()
 
@@ -158,6 +169,24 @@ class Command:
         return Finished(status, output, errors)
 
 
+def start_ranks(size: int, *arguments: object, folder: Path) -> list[Command]:
+    """The training command on several processes that form one job, as torchrun starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {
+            "WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": probe.getsockname()[1],
+        }
+    ranks = []
+    for rank in range(size):
+        (folder / f"rank_{rank}").mkdir()
+        mine = {"RANK": rank, "LOCAL_RANK": rank, **place}
+        where = folder / f"rank_{rank}"
+        ranks.append(Command(TRAIN, *arguments, folder=where, variables=mine))
+    return ranks
+
+
 def run(entry: str, *arguments: object, folder: Path, **options: Any) -> Finished:
     """Runs a command to its end."""
     return Command(entry, *arguments, folder=folder, **options).finish()
@@ -184,9 +213,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def _be_command(
-    entry: str, arguments: Sequence[str], files: Sequence[Path], file_bytes: int | None
+    entry: str,
+    arguments: Sequence[str],
+    files: Sequence[Path],
+    file_bytes: int | None,
+    variables: Mapping[str, object],
 ) -> None:
     """Turns this forked process into the command."""
+    os.environ.update({name: str(value) for name, value in variables.items()})
     multiprocessing.set_start_method("fork", force=True)  # not the server's way: a command's own
     os.setsid()
     for descriptor, file in zip((1, 2), files, strict=True):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.errors import TrainingError
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.environment import read_environment
+from armd_scale.train.guard import RollBack
 from armd_scale.train.loop import train_loop
 from armd_scale.train.parts import Parts, scheduled
 from armd_scale.train.signals import StopRequest
@@ -83,10 +83,15 @@ def test_a_request_to_stop_lets_the_step_finish(parts: Parts) -> None:
     assert [state.step for state in witness.finished] == [2]
 
 
-def test_a_step_that_fails_finishes_nothing(parts: Parts) -> None:
+def test_bad_weights_finish_nothing(parts: Parts) -> None:
     with torch.no_grad():
         parts.engine._engine.optimizer.bit16_groups_flat[0].fill_(torch.nan)
     witness = Witness()
-    with pytest.raises(TrainingError, match=r"must be finite, got a loss of nan"):
+    with pytest.raises(RollBack, match=r"a loss of nan") as caught:
         run(parts, witness, TrainState())
-    assert witness.seen == witness.finished == []
+    assert [result.objection for _, result in witness.seen] == ["a loss of nan"] * 2
+    assert witness.finished == []
+    assert caught.value.first_bad_step == 0
+    assert caught.value.state == TrainState(
+        step=3, consumed_samples=12, consumed_tokens=96, left_out=3, bad_in_a_row=3
+    )

@@ -1,0 +1,1 @@
+"""Jobs on a cluster: submitted, started again where that helps, and on record."""

@@ -1,0 +1,79 @@
+"""Saves that may fail: a disk that is full for an hour does not end a run of weeks."""
+
+import time
+from typing import Protocol, runtime_checkable
+
+from armd_scale.errors import CheckpointError
+from armd_scale.log import get_logger
+from armd_scale.train.state import TrainState
+from armd_scale.train.step import StepResult
+from armd_scale.train.watchdog import Watchdog
+
+WAITS_SECONDS = (1.0, 5.0)
+FAILURES_IN_A_ROW = 3
+
+
+@runtime_checkable
+class Saves(Protocol):
+    """What saves: a periodic task that can also be asked to."""
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Saves when it is due."""
+        ...
+
+    def save(self, state: TrainState) -> None:
+        """Saves now."""
+        ...
+
+    def finish(self, state: TrainState) -> None:
+        """Saves at the end."""
+        ...
+
+
+class PatientSaves:
+    """Saves, and where that fails tries again: at once, then at the next interval.
+
+    Training goes on meanwhile from the state in memory. `FAILURES_IN_A_ROW` intervals that all
+    fail end the run. What a bad batch left behind is never saved: the weights may be to blame.
+
+    Args:
+        saves: raises CheckpointError on all processes alike, its state as before the save.
+        watchdog: is told that saving begins.
+    """
+
+    def __init__(self, saves: Saves, watchdog: Watchdog) -> None:
+        self._saves, self._watchdog, self._failures = saves, watchdog, 0
+
+    def after_step(self, state: TrainState, result: StepResult) -> None:
+        """Saves when it is due."""
+        if result.objection is not None:
+            return
+        self._watchdog.begin("saving", state.step)
+        try:
+            self._saves.after_step(state, result)
+        except CheckpointError as error:
+            self._try_again(state, error)
+
+    def finish(self, state: TrainState) -> None:
+        """Saves at the end; a save that fails then is an error."""
+        if state.bad_in_a_row == 0:
+            self._watchdog.begin("saving", state.step)
+            self._saves.finish(state)
+
+    def _try_again(self, state: TrainState, error: CheckpointError) -> None:
+        for seconds in WAITS_SECONDS:
+            get_logger(__name__).warning("%s; trying again in %g s", error, seconds)
+            time.sleep(seconds)
+            try:
+                self._saves.save(state)
+            except CheckpointError as again:
+                error = again
+            else:
+                self._failures = 0
+                return
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            raise error
+        get_logger(__name__).warning(
+            "step %d is not saved; training goes on, and the next interval saves again", state.step
+        )

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Text into token shards on many machines: each task of the array does its part of the corpus, then one
+# job joins the parts into the files that a single run would write, and verifies them:
+#
+#     sbatch --array=0-31 slurm/preprocess_array.sh data/web --input 'web/**/*.jsonl.zst' --tokenizer models/bpe
+#
+# From the project's root. The first argument is the output's prefix, the others are those of
+# tools/preprocess.py. A task that was stopped, whatever stopped it, continues where it was.
+#SBATCH --job-name=preprocess
+#SBATCH --array=0-15
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=32G
+#SBATCH --time=12:00:00
+#SBATCH --signal=USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A-%a.log
+
+source slurm/job.sh
+trap 'bash slurm/start_again.sh $? $SECONDS' EXIT
+
+output=$1
+shift
+if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ -z "${SLURM_RESTART_COUNT:-}" ]; then
+    sbatch --dependency=afterok:"$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
+        slurm/preprocess_merge.sh "$output" "$SLURM_ARRAY_TASK_COUNT"
+fi
+
+srun "$PYTHON" tools/preprocess.py --output "$output" --workers "$SLURM_CPUS_PER_TASK" \
+    --shard "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT" "$@"

@@ -1,0 +1,135 @@
+"""Jobs through submitit, on this machine and on a real Slurm: submitted, preempted, resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from armd_scale.checkpoint.load import open_checkpoint
+from armd_scale.cluster.submit import sweep
+from armd_scale.config.schema import Recipe
+from armd_scale.errors import TrainingError
+from tests.support.runs import ROOT, metrics, tiny_recipe, train, write_recipe, write_text
+from tests.support.slurm import Cluster, cluster, missing, wait_for
+
+SUBMIT = (sys.executable, str(ROOT / "tools/submit.py"))
+SMALL = ("--tasks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-task", "1")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    reason = missing()
+    if reason is not None:
+        assert "CI" not in os.environ, reason
+        pytest.skip(reason)
+    with cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+def last_step(recipe: Recipe) -> int:
+    path = Path(recipe.run.folder) / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def log_of(recipe: Recipe) -> str:
+    path = Path(recipe.run.folder) / "log.txt"
+    return path.read_text() if path.exists() else ""
+
+
+def assert_undisturbed(recipe: Recipe, text: str, folder: Path) -> None:
+    """The run's lines are those of one that nothing happened to."""
+    folder.mkdir()
+    steps = open_checkpoint(recipe.run.folder).state["step"]
+    whole = tiny_recipe(folder, text, train__steps=steps, checkpoint__every_steps=0)
+    assert metrics(recipe) == train(whole, folder)
+
+
+def test_sweeps_are_all_combinations() -> None:
+    assert sweep([]) == [()]
+    assert sweep(["optim.lr=1e-4,3e-4", "run.seed=1,2"]) == [
+        ("optim.lr=1e-4", "run.seed=1"), ("optim.lr=1e-4", "run.seed=2"),
+        ("optim.lr=3e-4", "run.seed=1"), ("optim.lr=3e-4", "run.seed=2"),
+    ]  # fmt: skip
+    for wrong in ("optim.lr", "optim.lr=", "optim.lr=1,,2"):
+        with pytest.raises(TrainingError, match=f"section.key=value,value,..., got {wrong}:"):
+            sweep([wrong])
+
+
+def test_a_job_here_is_preempted_and_resumes(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "pair")
+    recipe = tiny_recipe(tmp_path, text, train__steps=100_000, checkpoint__every_steps=0x7FFF)
+    file = write_recipe(recipe, tmp_path / "recipe.yaml")
+    command = [*SUBMIT, str(file), "--cluster", "local", *SMALL]
+    tool = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: last_step(recipe) > 20, seconds=180)
+        task = next(
+            process
+            for process in psutil.Process(tool.pid).children(recursive=True)
+            if "submitit.core._submit" in process.cmdline()
+        )
+        task.send_signal(signal.SIGUSR2)
+        wait_for(lambda: "resumed from" in log_of(recipe), seconds=180)
+        stopped = last_step(recipe)
+        wait_for(lambda: last_step(recipe) > stopped + 20)
+    finally:
+        for process in psutil.Process(tool.pid).children(recursive=True):
+            if "submitit.core._submit" in process.cmdline():
+                process.send_signal(signal.SIGTERM)
+        output, _ = tool.communicate(timeout=60)
+    assert "stopped by signal 12" in output
+    assert_undisturbed(recipe, text, tmp_path / "whole")
+
+
+def test_a_job_on_slurm_is_preempted_and_resumes(slurm: Cluster, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "pair")
+    recipe = tiny_recipe(tmp_path, text, train__steps=100_000, checkpoint__every_steps=0x7FFF)
+    then = tiny_recipe(tmp_path, text, run__folder=str(tmp_path / "then"))
+    files = [write_recipe(one, tmp_path / f"{i}.yaml") for i, one in enumerate((recipe, then))]
+
+    def tool(*arguments: object) -> list[list[str]]:
+        words = [str(argument) for argument in arguments]
+        return [line.split() for line in slurm.call(*SUBMIT, *words, folder=ROOT).splitlines()]
+
+    limits = ("--slurm", "mem=0")
+    (first, *_), (second, state, _) = tool(*files, *SMALL, *limits)
+    assert state == "PENDING"
+    assert f"afterok:{first}" in slurm.job(second)["Dependency"]
+    wait_for(lambda: last_step(recipe) > 20, seconds=180)
+    slurm.call("scancel", "--signal=USR2", first)
+    wait_for(lambda: log_of(recipe).count("resumed from") == 1, seconds=180)
+    assert slurm.job(first)["Restarts"] == "1"
+    assert tool(files[0], "--only", "state")[0][:2] == [first, "RUNNING"]
+    stopped = last_step(recipe)
+    wait_for(lambda: last_step(recipe) > stopped + 20)
+    tool(files[0], "--only", "cancel")
+    assert slurm.wait_for_end(first)["JobState"] == "CANCELLED"
+    assert_undisturbed(recipe, text, tmp_path / "whole")
+
+
+def test_slurm_may_refuse(slurm: Cluster, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "pair")
+    file = write_recipe(tiny_recipe(tmp_path, text), tmp_path / "recipe.yaml")
+    command = [*SUBMIT, str(file), *SMALL, "--slurm", "partition=none"]
+    done = subprocess.run(command, env=slurm.environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        "error: Slurm must accept the job, and answered 'sbatch: error: invalid part" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_slurm_must_be_there(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "pair")
+    file = write_recipe(tiny_recipe(tmp_path, text), tmp_path / "recipe.yaml")
+    nowhere = {**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*SUBMIT, str(file)], env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs sbatch and srun on PATH" in done.stderr
