@@ -231,6 +231,8 @@ class ModelConfig:
     """Bias on the query, key and value projections."""
     bias: bool = False
     """Bias on the attention output and the MLP projections."""
+    dropout: float = 0.0
+    """Probability that a channel is dropped at the start and in what each layer adds; training."""
     tie_embeddings: bool = True
     """The output head is the token embedding."""
     init_std: float = 0.02
@@ -299,6 +301,8 @@ class TrainConfig:
     """Type of weights in the forward and backward pass; the optimizer keeps fp32."""
     recompute: Literal["none", "full", "selective"] = "none"
     """Activations computed again in the backward pass: none, whole layers, or attention only."""
+    deterministic: bool = False
+    """The same bits from the same run on the same layout and machine, at some cost in speed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from armd_scale.log import Track, configure, get_logger
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.environment import Environment
+from armd_scale.parallel.environment import Environment, be_deterministic
 from armd_scale.parallel.groups import process_groups
 from armd_scale.parallel.liveness import watched
 from armd_scale.parallel.stages import all_stages, describe, layer_costs
@@ -61,6 +61,8 @@ def train(recipe: Recipe, environment: Environment) -> int:
     check_tokenizers(recipe, weights)
     samples, held_out = open_samples(recipe), open_held_out(recipe)
     prepare_folder(recipe, environment)
+    if recipe.train.deterministic:
+        get_logger(__name__).info("%s", be_deterministic(environment.device))
     with (
         StopRequest() as stop,
         process_groups(environment, recipe.parallel) as groups,
