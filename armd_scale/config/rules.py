@@ -184,6 +184,13 @@ def position_tables_reach(recipe: Recipe) -> None:
         refuse("model.max_positions", model.max_positions, must=must, advice=advice)
 
 
+def dropout_leaves_some(recipe: Recipe) -> None:
+    """Dropout is a probability, and cannot drop everything."""
+    rate = recipe.model.dropout
+    if not 0 <= rate < 1:
+        refuse("model.dropout", rate, must="be at least 0 and below 1", advice="try 0.1")
+
+
 def learning_rate_falls(recipe: Recipe) -> None:
     """The last learning rate is not above the peak."""
     optim = recipe.optim
@@ -266,6 +273,7 @@ RULES = (
     two_stream_layers_exist,
     plain_stack_starts_from_tokens,
     position_tables_reach,
+    dropout_leaves_some,
     learning_rate_falls,
     schedule_fits_the_run,
     averages_decay,

@@ -231,6 +231,8 @@ class ModelConfig:
     """Bias on the query, key and value projections."""
     bias: bool = False
     """Bias on the attention output and the MLP projections."""
+    dropout: float = 0.0
+    """Probability that a channel is dropped at the start and in what each layer adds; training."""
     tie_embeddings: bool = True
     """The output head is the token embedding."""
     init_std: float = 0.02
@@ -318,6 +320,8 @@ class TrainConfig:
     hang_seconds: float = 1800.0
     """A process that does the same thing for longer, such as one save or the evaluation of one
     order, is taken to hang, and the job ends with status 75, to be started again; 0: never."""
+    deterministic: bool = False
+    """The same bits from the same run on the same layout and machine, at some cost in speed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.loss import vocabulary_parallel_nll
 from armd_scale.model.attention import KeyValueCache
+from armd_scale.model.dropout import Dropout, row_keys
 from armd_scale.model.naming import parameters_by_name
 from armd_scale.model.norm import Norm
 from armd_scale.model.query import QueryStart
@@ -53,6 +54,7 @@ class ArmdModel(MegatronModule):
         recompute: what the backward pass computes again instead of keeping its activations:
             nothing, whole layers, or attention.
         stage: which part of the network this is; the whole by default.
+        seed: of dropout, the run's.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class ArmdModel(MegatronModule):
         max_positions: int,
         recompute: Literal["none", "full", "selective"] = "none",
         stage: Stage | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(config=config)
         self.model = model
         self.groups = groups
         self.recompute = recompute
         self.stage = stage or whole(model)
+        self.seed = seed
         self.num_two_stream = two_stream_layers(model)
         assert model.vocab_size is not None, "the vocabulary must be known by now"
         self.vocab_size = model.vocab_size
@@ -184,10 +188,13 @@ class ArmdModel(MegatronModule):
         one_stream = self.runs_one_stream(batch)
         masks = self._masks(batch, cache)
         num_content = 0 if one_stream else batch.tokens.shape[1]
+        dropout = self._dropout(batch)
         if self.stage.is_first:
             rows = self._embed(batch, masks, cache, queries_only=one_stream)
             if self.config.sequence_parallel:
                 rows = scatter_to_sequence_parallel_region(rows, group=self.groups.tp)
+            if dropout is not None:
+                rows = (dropout.queries if one_stream else dropout)(rows)
         else:
             assert self._input is not None, "a later stage needs the rows of the one before"
             rows = self._input
@@ -197,6 +204,7 @@ class ArmdModel(MegatronModule):
         for index in self.stage.layers:
             is_lower = num_content > 0 and index < self.num_two_stream
             drops_content = is_lower and index == self.num_two_stream - 1
+            keeps_content = is_lower and not drops_content
             mask = masks.two_stream if is_lower else masks.upper
             rows = self._run_layer(
                 self.layers[str(index)],
@@ -206,6 +214,7 @@ class ArmdModel(MegatronModule):
                 drop_content=drops_content,
                 mask=masks.query_only if drops_content else mask,
                 cache=cache,
+                dropout=dropout if dropout is None or keeps_content else dropout.queries,
             )
         return rows
 
@@ -234,6 +243,15 @@ class ArmdModel(MegatronModule):
             return None
         self.frequencies = self.frequencies.to(positions.device)
         return rotation_at(positions, self.frequencies, dtype)
+
+    def _dropout(self, batch: ArmdBatch) -> Dropout | None:
+        """Dropout of content rows, then query rows; None wherever nothing is learned."""
+        rate = self.model.dropout
+        if rate == 0 or not (self.training and torch.is_grad_enabled()):
+            return None
+        tp = self.groups.tp
+        share = (tp.rank(), tp.size()) if self.config.sequence_parallel else (0, 1)
+        return Dropout(rate, row_keys(batch, self.seed), share=share)
 
     def _embed(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from armd_scale.model.attention import KeyValueCache
+from armd_scale.model.dropout import Dropout
 from armd_scale.model.rotary import Rotation
 from armd_scale.model.visible import RowMask
 
@@ -43,6 +44,7 @@ class ArmdLayer(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.groups = pg_collection
+        self.layer_index = layer_index
         self.attention_norm = build_module(submodules.attention_norm, config, config.hidden_size)
         self.attention = build_module(
             submodules.attention,
@@ -68,6 +70,7 @@ class ArmdLayer(MegatronModule):
         mask: RowMask | None,
         cache: KeyValueCache | None = None,
         recompute_attention: bool = False,
+        dropout: Dropout | None = None,
     ) -> Float[Tensor, "kept batch hidden"]:
         """Applies the layer.
 
@@ -80,6 +83,7 @@ class ArmdLayer(MegatronModule):
             mask: over the rows that attend; None for causal.
             cache: keys and values of earlier rows.
             recompute_attention: compute attention again in the backward pass, keeping its input.
+            dropout: of the rows that are returned; None where nothing is dropped.
 
         Returns:
             All rows, or the query rows alone under `drop_content`.
@@ -98,9 +102,14 @@ class ArmdLayer(MegatronModule):
             attended = attend(normed, rotation)
         if drop_content:
             rows = self._without_content(rows, num_content)
+        if dropout is not None:
+            attended = dropout.in_layer(self.layer_index, "attention")(attended)
         rows = rows + attended
         output, bias = self.mlp(self.mlp_norm(rows))
-        return rows + (output if bias is None else output + bias)
+        output = output if bias is None else output + bias
+        if dropout is not None:
+            output = dropout.in_layer(self.layer_index, "mlp")(output)
+        return rows + output
 
     def _without_content(self, rows: Tensor, num_content: int) -> Tensor:
         """The query rows alone, under sequence parallelism shared out anew among the ranks."""

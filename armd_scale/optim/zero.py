@@ -27,9 +27,12 @@ from torch import Tensor, nn
 from armd_scale.config.schema import OptimConfig
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.groups import parameter_groups
-from armd_scale.parallel.reduce import sum_partial_gradients
+from armd_scale.optim.mpu import Mpu
+from armd_scale.parallel.reduce import sum_partial_gradients, sum_partial_gradients_at_once
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 50_000_000
+"""Gradients that are reduced together; ZeRO 3 keeps a buffer for them for good."""
 logger.setLevel(logging.WARNING)
 # DeepSpeed would compile a shared-memory reduction for CPU ranks at first use, under a lock that a
 # killed build leaves behind, for which every later run waits. gloo does without it.
@@ -78,14 +81,28 @@ class ZeroEngine:
         engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=adam,
-            mpu=_Mpu(groups),
+            mpu=Mpu(groups),
             dist_init_required=False,
-            config=_deepspeed_config(optim, precision=precision, groups=groups),
+            config=_deepspeed_config(
+                optim,
+                precision=precision,
+                groups=groups,
+                num_parameters=sum(p.numel() for p in network.parameters()),
+            ),
         )
         self._engine: Any = engine  # DeepSpeed's own annotations name neither half of what it is
         self.network = network
         self._parameters = network.by_name()
         self._groups = groups
+        # Stages of a pipeline reach their gradients at different times, so there they wait.
+        self._reduces_at_once = (
+            self._stage >= 2 and groups.pp.size() == 1 and optim.offload == "none"
+        )
+        if self._reduces_at_once:
+            sum_partial_gradients_at_once(self._parameters, groups)
+        if self._reduces_at_once and self._stage == 2:
+            # Else DeepSpeed keeps all of every gradient that its partition has a part of.
+            self._engine.optimizer._use_compact_grad_partition_buffer = lambda group: True
         self._make_room(steps=0)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -99,6 +116,12 @@ class ZeroEngine:
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         """Backward passes inside add up; the exit completes and averages the gradients."""
+        if self._reduces_at_once:
+            self._engine.set_gradient_accumulation_boundary(False)
+            yield
+            self._engine.set_gradient_accumulation_boundary(True)
+            self._engine.optimizer.finalize_gradient_accumulation_boundary()
+            return
         coalesce = self._engine.coalesce_grad_reduction if self._stage > 0 else nullcontext
         with coalesce():
             yield
@@ -149,6 +172,24 @@ class ZeroEngine:
             master={name: self._get(p, None) for name, p in named},
             moments={key: {name: self._get(p, key) for name, p in named} for key in MOMENTS},
         )
+
+    def weight_tensors(self) -> Iterator[Tensor]:
+        """The weights on this process: the parameters, and under ZeRO 3 its shards of them."""
+        for parameter in self._parameters.values():
+            yield parameter
+            if self._stage == 3:
+                yield getattr(parameter, "ds_tensor")  # noqa: B009 - set by DeepSpeed
+
+    def optimizer_tensors(self) -> Iterator[Tensor]:
+        """What AdamW holds on this process: the weights that it updates, and their moments."""
+        for tensor in self._updated_tensors():
+            yield tensor
+            yield from (self._adam.state[tensor][key] for key in MOMENTS)
+
+    def reduction_buffers(self) -> Iterator[Tensor]:
+        """What gradients are gathered in to be reduced together, LARGEST_BUCKET at most."""
+        for bucket in getattr(self._engine.optimizer, "ipg_buckets", {}).values():
+            yield from bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
 
     def import_state(self, state: OptimizerState) -> None:
         """Continues from a state that any layout exported."""
@@ -211,7 +252,7 @@ class ZeroEngine:
 
 
 def _deepspeed_config(
-    optim: OptimConfig, *, precision: str, groups: ProcessGroupCollection
+    optim: OptimConfig, *, precision: str, groups: ProcessGroupCollection, num_parameters: int
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; batch sizes are nominal, as the schedule feeds micro-batches."""
     config: dict[str, Any] = {
@@ -221,52 +262,12 @@ def _deepspeed_config(
         "gradient_clipping": optim.clip_grad if optim.zero_stage > 0 else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": optim.zero_stage},
+        "zero_optimization": {
+            "stage": optim.zero_stage,
+            "reduce_bucket_size": min(LARGEST_BUCKET, num_parameters),
+        },
         "bf16": {"enabled": precision == "bf16"},
     }
     if optim.offload == "optimizer":
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     return config
-
-
-class _Mpu:
-    """The process groups under the names that DeepSpeed asks for."""
-
-    def __init__(self, groups: ProcessGroupCollection) -> None:
-        self._groups = groups
-
-    def get_model_parallel_group(self) -> Any:
-        return self._groups.mp
-
-    def get_model_parallel_world_size(self) -> int:
-        return self._groups.mp.size()
-
-    def get_model_parallel_rank(self) -> int:
-        return self._groups.mp.rank()
-
-    def get_data_parallel_group(self) -> Any:
-        return self._groups.dp
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._groups.dp.size()
-
-    def get_data_parallel_rank(self) -> int:
-        return self._groups.dp.rank()
-
-    def get_tensor_model_parallel_group(self) -> Any:
-        return self._groups.tp
-
-    def get_tensor_model_parallel_world_size(self) -> int:
-        return self._groups.tp.size()
-
-    def get_tensor_model_parallel_rank(self) -> int:
-        return self._groups.tp.rank()
-
-    def get_pipeline_model_parallel_group(self) -> Any:
-        return self._groups.pp
-
-    def get_pipeline_model_parallel_world_size(self) -> int:
-        return self._groups.pp.size()
-
-    def get_pipeline_model_parallel_rank(self) -> int:
-        return self._groups.pp.rank()

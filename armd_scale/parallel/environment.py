@@ -99,6 +99,46 @@ def _address(node: str) -> str:
     return node
 
 
+def be_deterministic(device: torch.device) -> str:
+    """Has this process compute the same bits from the same inputs; to be called before it starts.
+
+    On CPU that was so already, at a fixed number of threads. On CUDA kernels that add in an order
+    of their own are replaced by slower ones, or refused by an error where there is no other:
+
+    * cuBLAS gets workspaces of one fixed size, and cuDNN does not choose kernels by timing them;
+    * NCCL reduces along rings, whose order the layout decides, instead of what it finds fastest;
+    * attention: the flash kernel's backward adds in a fixed order under this mode, and the
+      memory-efficient one does not split keys; cuDNN's makes no such promise and is switched off.
+      FlexAttention, which serves larger blocks, has no atomic additions in its backward kernels.
+
+    The promise is for one layout on one kind of device with one set of libraries: another layout
+    adds in another order, and agrees to rounding. On CUDA it costs speed, most of it in attention's
+    backward pass.
+
+    Returns:
+        What was chosen, in words.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if device.type == "cpu":
+        return "deterministic: attention by PyTorch's CPU kernels"
+    enabled = {
+        "flash": torch.backends.cuda.flash_sdp_enabled(),
+        "memory-efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "math": torch.backends.cuda.math_sdp_enabled(),
+    }
+    kernels = ", ".join(name for name, is_enabled in enabled.items() if is_enabled)
+    return (
+        f"deterministic: causal attention by the first kernel that fits of {kernels}; other "
+        f"attention by FlexAttention; cuBLAS {os.environ['CUBLAS_WORKSPACE_CONFIG']}, "
+        f"NCCL {os.environ['NCCL_ALGO']}"
+    )
+
+
 def _numbers(*names: str) -> tuple[int, ...] | None:
     """The integers under `names`, or None where the first of them is not set."""
     if names[0] not in os.environ:

@@ -31,6 +31,26 @@ def sum_partial_gradients(
         dist.all_reduce(_gradient(parameters[tied]), group=groups.embd)
 
 
+def sum_partial_gradients_at_once(
+    parameters: Mapping[str, nn.Parameter], groups: ProcessGroupCollection
+) -> None:
+    """Has every backward pass from now on sum the gradients of marked parameters as they appear.
+
+    For an engine that shares gradients out within the backward pass. All tensor-parallel ranks
+    have the same graph, so they come to the same parameters in the same order.
+    """
+
+    def summed(gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total, group=groups.tp)
+        return total
+
+    if groups.tp.size() > 1:
+        for parameter in parameters.values():
+            if getattr(parameter, "sequence_parallel", False):
+                parameter.register_hook(summed)
+
+
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None, "every parameter takes part in every step"
     return parameter.grad

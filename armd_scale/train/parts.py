@@ -145,6 +145,7 @@ def build_network(
                 max_positions=max_positions(recipe),
                 recompute=recipe.train.recompute,
                 stage=stage,
+                seed=recipe.run.seed,
             )
             for stage in stages
         ]

@@ -23,7 +23,7 @@ from armd_scale.log import Track, configure, get_logger
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.environment import Environment
+from armd_scale.parallel.environment import Environment, be_deterministic
 from armd_scale.parallel.groups import process_groups
 from armd_scale.parallel.liveness import watched
 from armd_scale.parallel.stages import all_stages, describe, layer_costs
@@ -72,6 +72,8 @@ def train(recipe: Recipe, environment: Environment) -> int:
     prepare_folder(recipe, environment)
     folder, hang = Path(recipe.run.folder), recipe.train.hang_seconds
     watchdog = Watchdog(folder, rank=environment.rank, hang_seconds=hang)
+    if recipe.train.deterministic:
+        get_logger(__name__).info("%s", be_deterministic(environment.device))
     with (
         StopRequest() as stop,
         process_groups(environment, recipe.parallel) as groups,

@@ -51,6 +51,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "data.train.0.weight must be above 0, got 0.0; raise it or take the source out",
     ),
     ({"model.kv_heads": 3}, "model.heads must be a multiple of model.kv_heads (3), got 4"),
+    ({"model.dropout": 1.0}, "model.dropout must be at least 0 and below 1, got 1.0; try 0.1"),
+    ({"model.dropout": -0.1}, "model.dropout must be at least 0 and below 1, got -0.1"),
     ({"model.hidden": 30}, "model.hidden must be a multiple of model.heads (4), got 30"),
     ({"model.head_dim": 5}, "model.head_dim must be even with rotary positions, got 5"),
     ({"model.hidden": 36}, "model.head_dim must be even with rotary positions, got 9"),

@@ -35,14 +35,18 @@ ORDERS = {
     "strided": StridedConfig(streams=(1, 2, 4), joint=True),
     "random": RandomConfig(),
 }
-CASES = [(order, tied) for order in ORDERS for tied in (True, False)]
+DROPOUT = 0.1
+# Dropout, which must be the same everywhere, joins in the progressive order of one and two streams.
+CASES = [(order, tied, 0.0) for order in ORDERS for tied in (True, False)]
+CASES.append(("progressive", True, DROPOUT))
+Case = tuple[str, bool, float]
 NUM_STEPS = 10
 
 
 @pytest.fixture(scope="module")
 def recipes(
     tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollection
-) -> dict[tuple[str, bool], Recipe]:
+) -> dict[Case, Recipe]:
     """A recipe for each case; those that tie alike start from one checkpoint."""
     folder = tmp_path_factory.mktemp("layouts")
     text = write_text(folder / "text")
@@ -55,7 +59,7 @@ def recipes(
         checkpoint=CheckpointConfig(every_steps=1000),
     )
     made = {}
-    for order, tied in CASES:
+    for order, tied, dropout in CASES:
         model = replace(MODEL, tie_embeddings=tied, query="anchor" if tied else MODEL.query)
         start = folder / f"start {tied}"
         recipe = bend(replace(base, model=model), {"eval.every_steps": 0, "data.workers": 0})
@@ -64,9 +68,9 @@ def recipes(
                 start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,
                 state={}, optimizer={}, tokenizer=None, groups=groups,
             )  # fmt: skip
-        model = replace(model, init_from=str(start))
-        run = replace(recipe.run, folder=str(folder / f"{order} {tied}"))
-        made[order, tied] = replace(recipe, model=model, order=ORDERS[order], run=run)
+        model = replace(model, init_from=str(start), dropout=dropout)
+        run = replace(recipe.run, folder=str(folder / f"{order} {tied} {dropout}"))
+        made[order, tied, dropout] = replace(recipe, model=model, order=ORDERS[order], run=run)
     return made
 
 
@@ -84,13 +88,13 @@ def run(layout: Layout, recipes: list[Recipe], *arguments: object) -> list:
 
 
 @pytest.fixture(scope="module")
-def one_process(recipes: dict[tuple[str, bool], Recipe]) -> list:
+def one_process(recipes: dict[Case, Recipe]) -> list:
     return run(LAYOUTS["1"], list(recipes.values()), NUM_STEPS)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "1"])
 def test_every_layout_has_the_curve_of_one_process(
-    recipes: dict[tuple[str, bool], Recipe], one_process: list, name: str
+    recipes: dict[Case, Recipe], one_process: list, name: str
 ) -> None:
     found = run(LAYOUTS[name], list(recipes.values()), NUM_STEPS)
     for case, mine, theirs in zip(CASES, found, one_process, strict=True):
@@ -102,14 +106,17 @@ RESUMED = ["1", "TP2+SP", "PP2 interleaved", "DP2 Z3", "TP2xPP2"]
 
 
 @pytest.fixture(scope="module")
-def saved(
-    recipes: dict[tuple[str, bool], Recipe], tmp_path_factory: pytest.TempPathFactory
-) -> dict:
+def resumable(recipes: dict[Case, Recipe]) -> Recipe:
+    return bend(recipes["strided", True, 0.0], {"model.dropout": DROPOUT})
+
+
+@pytest.fixture(scope="module")
+def saved(resumable: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """For each layout the checkpoint of step 4 and the steps that followed it undisturbed."""
     made = {}
     for name in RESUMED:
         folder = str(tmp_path_factory.mktemp("saved"))
-        recipe = bend(recipes["strided", True], {"run.folder": folder})
+        recipe = bend(resumable, {"run.folder": folder})
         (curve,) = run(LAYOUTS[name], [recipe], 9, 4)
         made[name] = (checkpoints_of(recipe), curve[4:])
     return made
@@ -118,7 +125,7 @@ def saved(
 @pytest.mark.parametrize("resumed", RESUMED)
 @pytest.mark.parametrize("writer", RESUMED)
 def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
-    recipes: dict[tuple[str, bool], Recipe],
+    resumable: Recipe,
     saved: dict[str, tuple[Path, list]],
     tmp_path: Path,
     writer: str,
@@ -126,7 +133,7 @@ def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
 ) -> None:
     checkpoints, undisturbed = saved[writer]
     changes = {"run.folder": str(tmp_path), "checkpoint.resume": str(checkpoints)}
-    (curve,) = run(LAYOUTS[resumed], [bend(recipes["strided", True], changes)], 5)
+    (curve,) = run(LAYOUTS[resumed], [bend(resumable, changes)], 5)
     if writer == resumed:
         assert curve == undisturbed
     for got, expected in zip(curve, undisturbed, strict=True):

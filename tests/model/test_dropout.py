@@ -1,0 +1,138 @@
+"""Dropout: its mask as a random number, and as a function of the sample alone."""
+
+import dataclasses
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from armd_scale.model.armd import ArmdModel
+from armd_scale.model.dropout import Dropout, mix, row_keys
+from tests.model.test_likelihood import assert_same_loss, loss_and_gradient
+from tests.support.networks import GPT2, LLAMA, QWEN3, build
+from tests.support.samples import draw_windows
+
+RATE = 0.2
+
+
+def kept(*, windows: int = 4, width: int = 512, site: int = 0, seed: int = 0) -> Tensor:
+    """[64 rows, windows, width]: which channels stay, as 0 and 1."""
+    batch = draw_windows("random", (33,), count=windows).batch()
+    rows = torch.ones(64, windows, width)
+    return (Dropout(RATE, row_keys(batch, seed), site=site)(rows) > 0).double()
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    """In units of its standard deviation, were the two independent."""
+    deviation = RATE * (1 - RATE)
+    product = (one - 1 + RATE) * (other - 1 + RATE)
+    return float(product.mean() / deviation * product.numel() ** 0.5)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+def test_the_mean_stays(rate: float) -> None:
+    keys = mix(torch.arange(4096, dtype=torch.int32)).view(-1, 2)
+    rows = Dropout(rate, keys)(torch.ones(2048, 2, 64))
+    assert rows.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
+    # 4 standard deviations of a mean of 262,144
+    assert float(rows.mean()) == pytest.approx(1, abs=4 * (rate / (1 - rate) / 2**18) ** 0.5)
+
+
+def test_rows_channels_and_sites_are_independent() -> None:
+    mask = kept()
+    spread = (RATE * (1 - RATE)) ** 0.5
+    for others, name in (((1, 2), "row"), ((0, 1), "channel")):
+        mean = mask.mean(others)
+        count = mask.numel() / mean.numel()
+        assert (mean - 1 + RATE).abs().max() < 5 * spread / count**0.5, name
+    # Content rows of a window, each at a place of its own, then channels near and far.
+    content = mask[:32]
+    for distance in (1, 2, 16):
+        assert abs(correlation(content[distance:], content[:-distance])) < 4
+        assert abs(correlation(content[..., distance:], content[..., :-distance])) < 4
+    assert abs(correlation(content[:, 1:], content[:, :-1])) < 4
+    assert abs(correlation(content, kept(site=1)[:32])) < 4
+    assert abs(correlation(content, kept(seed=1)[:32])) < 4
+
+
+def test_mixing_flips_half_of_the_bits() -> None:
+    numbers = torch.arange(10_000, dtype=torch.int32)
+    for bit in range(31):
+        changed = mix(numbers) ^ mix(numbers ^ (1 << bit))
+        flips = torch.stack([(changed >> place) & 1 for place in range(32)]).double().mean(1)
+        assert ((flips - 0.5).abs() < 0.1).all(), bit
+
+
+def test_a_mask_belongs_to_the_sample_and_not_to_its_batch() -> None:
+    batch = draw_windows("random", (17,), count=3).batch()
+    moved = {
+        field.name: getattr(batch, field.name).flip(0)
+        for field in dataclasses.fields(batch)
+        if isinstance(getattr(batch, field.name), Tensor)
+    }
+    flipped = dataclasses.replace(batch, **moved)
+    assert torch.equal(row_keys(flipped, 5), row_keys(batch, 5).flip(1))
+    later = dataclasses.replace(batch, sample_index=batch.sample_index + 2**33)
+    assert not (row_keys(later, 5) == row_keys(batch, 5)).any()
+
+
+def network_of(
+    groups: ProcessGroupCollection, shape: str = "llama", **changes: object
+) -> ArmdModel:
+    model = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}[shape]
+    model = dataclasses.replace(model, **{"dropout": RATE, **changes})  # type: ignore[arg-type]
+    return build(model, groups, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("lengths", [(16,), (5, 1, 9, 4)])
+@pytest.mark.parametrize("shape", ["llama", "qwen3", "gpt2"])
+def test_left_to_right_one_stream_drops_what_two_streams_do(
+    groups: ProcessGroupCollection, shape: str, lengths: tuple[int, ...]
+) -> None:
+    network = network_of(groups, shape)
+    batch = draw_windows("l2r", lengths).batch()
+    assert network.runs_one_stream(batch)
+    expected = loss_and_gradient(network, batch)
+    for causal in (True, False):
+        two = dataclasses.replace(batch, left_to_right=False, causal=causal and batch.causal)
+        assert not network.runs_one_stream(two)
+        assert_same_loss(loss_and_gradient(network, two), expected)
+    dropped_nothing = loss_and_gradient(network_of(groups, shape, dropout=0.0), batch)
+    assert abs(dropped_nothing[0] - expected[0]) > 1e-3
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recomputation_drops_the_same(groups: ProcessGroupCollection, recompute: str) -> None:
+    network = network_of(groups)
+    batch = draw_windows("strided-joint:3", (16,)).batch()
+    expected = loss_and_gradient(network, batch)
+    network.recompute = recompute  # type: ignore[assignment]
+    assert_same_loss(loss_and_gradient(network, batch), expected)
+
+
+def test_what_is_not_learned_from_is_not_dropped(groups: ProcessGroupCollection) -> None:
+    network, whole = network_of(groups), network_of(groups, dropout=0.0)
+    batch = draw_windows("strided-joint:3", (16,)).batch()
+    assert not torch.equal(network(batch), whole(batch))
+    with torch.no_grad():
+        assert torch.equal(network(batch), whole(batch))
+        assert torch.equal(network.logits(batch), whole.logits(batch))
+    network.eval()
+    assert torch.equal(network(batch), whole(batch))
+
+
+def test_every_branch_of_every_layer_is_dropped(groups: ProcessGroupCollection) -> None:
+    seen = []
+    original = Dropout.__call__
+
+    def watched(self: Dropout, rows: Tensor) -> Tensor:
+        seen.append((self.site, len(rows)))
+        return original(self, rows)
+
+    network = network_of(groups)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dropout, "__call__", watched)
+        network(draw_windows("random", (17,)).batch())
+    # 16 targets: both streams until the last two-stream layer, whose output is the queries'.
+    assert seen == [(0, 32), (1, 32), (2, 32), *((site, 16) for site in range(3, 9))]

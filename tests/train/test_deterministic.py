@@ -1,0 +1,68 @@
+"""train.deterministic: the same run leaves the same bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.config.schema import Recipe
+from armd_scale.parallel.environment import be_deterministic
+from tests.config.examples import bend
+from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
+from tests.support.ranks import run_on_ranks
+from tests.support.runs import contents, tiny_recipe, train, write_text
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipe(
+        tmp_path,
+        write_text(tmp_path / "text"),
+        train__deterministic=True,
+        model__dropout=0.1,
+    )
+
+
+def left_by(recipe: Recipe) -> dict[str, bytes]:
+    """Files of a run's checkpoints; the folder is moved away, for the next run to take its name.
+
+    All but the indexes of tensors, in which PyTorch writes a random number for each save, and the
+    manifests with their hashes.
+    """
+    folder = Path(recipe.run.folder)
+    found = contents(checkpoints_of(recipe))
+    files = {k: v for k, v in found.items() if not k.endswith((".metadata", "manifest.json"))}
+    assert len([name for name in files if name.endswith(".distcp")]) > 1
+    folder.rename(folder.with_name(f"{folder.name} before {len(list(folder.parent.iterdir()))}"))
+    return files
+
+
+def test_two_runs_leave_equal_metrics_and_checkpoints(recipe: Recipe, tmp_path: Path) -> None:
+    lines = train(recipe, tmp_path)
+    log = (Path(recipe.run.folder) / "log.txt").read_text()
+    assert log.count("deterministic: attention by PyTorch's CPU kernels") == 1
+    files = left_by(recipe)
+    assert train(recipe, tmp_path) == lines
+    again = left_by(recipe)
+    assert again.keys() == files.keys()
+    assert [name for name in files if again[name] != files[name]] == []
+
+
+def deterministic_curves(groups: ProcessGroupCollection, recipe: Recipe) -> list:
+    be_deterministic(torch.device("cpu"))
+    try:
+        return curves(groups, [recipe], 4, 4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS["DP2 Z2"], LAYOUTS["TP2+SP"]])
+def test_two_runs_of_a_layout_leave_equal_checkpoints(recipe: Recipe, layout: Layout) -> None:
+    changes = {"parallel": layout.parallel, "model.kv_heads": 2, "train.micro_batch": 1}
+    recipe = bend(recipe, {**changes, "optim.zero_stage": layout.zero_stage})
+    found = []
+    for _ in range(2):
+        curve = run_on_ranks(deterministic_curves, layout.size, recipe, parallel=layout.parallel)
+        found.append((curve, left_by(recipe)))
+    assert found[0] == found[1]
