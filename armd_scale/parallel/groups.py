@@ -84,7 +84,7 @@ def _gloo_with_one_loop() -> str:
     device = dist.ProcessGroupGloo.create_default_device()
 
     def make_group(given: Any, _: Any) -> dist.ProcessGroupGloo:
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
         options._devices, options._timeout = [device], given.timeout
         return dist.ProcessGroupGloo(given.store, given.group_rank, given.group_size, options)
 
