@@ -224,13 +224,6 @@ def micro_batches_fill_the_batch(recipe: Recipe) -> None:
         refuse("train.global_batch", train.global_batch, must=must, advice="change one of them")
 
 
-def saves_block_training(recipe: Recipe) -> None:
-    """Saving in the background is not there yet, and is refused rather than ignored."""
-    if recipe.checkpoint.asynchronous:
-        must, advice = "be false, because saves block training as yet", "set it to false"
-        refuse("checkpoint.asynchronous", True, must=must, advice=advice)
-
-
 def evaluation_has_text(recipe: Recipe) -> None:
     """Evaluating needs held-out shards and an order."""
     if recipe.eval.every_steps == 0:
@@ -258,6 +251,5 @@ RULES = (
     schedule_fits_the_run,
     averages_decay,
     micro_batches_fill_the_batch,
-    saves_block_training,
     evaluation_has_text,
 )

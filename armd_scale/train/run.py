@@ -40,7 +40,8 @@ from armd_scale.train.parts import (
     read_progress,
     scheduled,
 )
-from armd_scale.train.periodic import Evaluate, LogProgress, SaveCheckpoints
+from armd_scale.train.periodic import Evaluate, LogProgress
+from armd_scale.train.saving import SaveCheckpoints
 from armd_scale.train.signals import StopRequest
 from armd_scale.train.state import TrainState
 
@@ -81,7 +82,13 @@ def train(recipe: Recipe, environment: Environment) -> int:
         periodic = [
             LogProgress(parts, writers, track=closed_at_end.enter_context(track)),
             Evaluate(parts, writers, held_out),
-            SaveCheckpoints(parts, state, average=average, tokenizer=tokenizer_folder(recipe)),
+            SaveCheckpoints(
+                parts,
+                state,
+                average=average,
+                tokenizer=tokenizer_folder(recipe),
+                writers=writers,
+            ),
         ]
         stopped_by = train_loop(parts, batches, state, periodic=periodic, stop=stop)
     if stopped_by is None:

@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,12 @@ class Command:
     """A command that runs: a module or a tool's file, as `python -m MODULE` or `python FILE`."""
 
     def __init__(
-        self, entry: str, *arguments: object, folder: Path, file_bytes: int | None = None
+        self,
+        entry: str,
+        *arguments: object,
+        folder: Path,
+        file_bytes: int | None = None,
+        place: Mapping[str, object] | None = None,
     ) -> None:
         """Starts it.
 
@@ -124,9 +130,10 @@ class Command:
             arguments: of the command line.
             folder: for its two output files.
             file_bytes: largest file that it may write, as a full disk would have it.
+            place: environment variables of a launcher; see `launch`.
         """
         self._files = [folder / "stdout.txt", folder / "stderr.txt"]
-        job = (entry, [str(argument) for argument in arguments], self._files, file_bytes)
+        job = (entry, [str(one) for one in arguments], self._files, file_bytes, place or {})
         self._process = _SERVER.Process(target=_be_command, args=job)
         self._process.start()
 
@@ -134,10 +141,14 @@ class Command:
     def is_running(self) -> bool:
         return self._process.is_alive()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def send(self, number: signal.Signals, *, to_group: bool = False) -> None:
         """Sends a signal, to all of the command's processes where asked, as a terminal does."""
-        assert self._process.pid is not None
-        (os.killpg if to_group else os.kill)(self._process.pid, number)
+        (os.killpg if to_group else os.kill)(self.pid, number)
 
     def wait_for(self, condition: Callable[[], bool], *, seconds: float = 60) -> None:
         """Waits until the condition holds, which must be before the command ends."""
@@ -158,6 +169,32 @@ class Command:
         return Finished(status, output, errors)
 
 
+def launch(
+    entry: str, *arguments: object, size: int, folder: Path, file_bytes: Mapping[int, int] = {}
+) -> list[Command]:
+    """Starts a command on each of `size` ranks of one job, as torchrun does; see `Command`.
+
+    Args:
+        entry: name of a module.
+        arguments: of every rank's command line.
+        size: number of processes.
+        folder: each rank's output files go to a folder of its own in it.
+        file_bytes: the largest file of a rank, for ranks that have a limit.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = []
+    for rank in range(size):
+        own = folder / f"rank{rank}"
+        own.mkdir(parents=True, exist_ok=True)
+        place = {**job, "RANK": rank, "LOCAL_RANK": rank}
+        limit = file_bytes.get(rank)
+        ranks.append(Command(entry, *arguments, folder=own, place=place, file_bytes=limit))
+    return ranks
+
+
 def run(entry: str, *arguments: object, folder: Path, **options: Any) -> Finished:
     """Runs a command to its end."""
     return Command(entry, *arguments, folder=folder, **options).finish()
@@ -171,9 +208,10 @@ def train(recipe: Recipe, folder: Path, *overrides: str, status: int = 0) -> lis
 
 
 def metrics(recipe: Recipe) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, without what depends on the clock."""
+    """The lines of a run's metrics, without what depends on the clock or on when it was saved."""
     text = (Path(recipe.run.folder) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
+    lines = [line for line in lines if "checkpoint_seconds" not in line]
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
@@ -184,11 +222,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def _be_command(
-    entry: str, arguments: Sequence[str], files: Sequence[Path], file_bytes: int | None
+    entry: str,
+    arguments: Sequence[str],
+    files: Sequence[Path],
+    file_bytes: int | None,
+    place: Mapping[str, object],
 ) -> None:
     """Turns this forked process into the command."""
     multiprocessing.set_start_method("fork", force=True)  # not the server's way: a command's own
     os.setsid()
+    os.environ.update({name: str(value) for name, value in place.items()})
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     if file_bytes is not None:

@@ -1,0 +1,1 @@
+"""Figures that the README states, each measured by one command: `tools/bench.py`."""
