@@ -10,7 +10,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from armd_scale.errors import CheckpointError
 from armd_scale.log import get_logger
@@ -25,13 +27,18 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def begin(checkpoints: Path, step: int) -> Path:
-    """An empty folder to write a checkpoint into; leftovers of a broken save are removed.
+def partial_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it has its name."""
+    return checkpoints / f".{folder_name(step)}.partial"
+
+
+def begin(checkpoints: Path, step: int, *, subfolders: Sequence[str] = ()) -> Path:
+    """A folder to write a checkpoint into; leftovers of a broken save are removed.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    partial = checkpoints / f".{folder_name(step)}.partial"
+    partial = partial_folder(checkpoints, step)
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         for folder in committed(checkpoints):
@@ -40,25 +47,31 @@ def begin(checkpoints: Path, step: int) -> Path:
         for old in checkpoints.glob(".step_*"):
             shutil.rmtree(old)
         partial.mkdir()
+        for name in subfolders:
+            (partial / name).mkdir()
     except OSError as error:
-        raise _unwritable(checkpoints, error) from error
+        raise unwritable(checkpoints, error) from error
     return partial
 
 
-def commit(partial: Path, *, keep: int) -> Path:
+def commit(partial: Path, *, keep: int, hashed: Mapping[str, Any] | None = None) -> Path:
     """Makes what was written into a checkpoint, then removes all but the newest `keep`.
 
+    Args:
+        partial: from `begin`, filled.
+        keep: how many checkpoints stay; 0 for all of them.
+        hashed: size and SHA-256, by name, of files whose writers took them; the rest is read.
+
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or lacks a file that was.
     """
     step = _step_of(partial)
     final = partial.parent / folder_name(step)
-    files = {
-        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
+    hashed = hashed or {}
     try:
+        names = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
+        _require_all(partial, set(hashed) - set(names))
+        files = {name: hashed.get(name) or _entry(partial / name) for name in names}
         manifest = {"format": FORMAT, "step": step, "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _flush(partial)
@@ -69,11 +82,10 @@ def commit(partial: Path, *, keep: int) -> Path:
             final.rename(replaced)
         partial.rename(final)
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise _unwritable(partial.parent, error) from error
-    if keep > 0:
-        for old in committed(partial.parent)[:-keep]:
+        for old in committed(partial.parent)[:-keep] if keep > 0 else []:
             shutil.rmtree(old)
+    except OSError as error:
+        raise unwritable(partial.parent, error) from error
     return final
 
 
@@ -89,11 +101,11 @@ def committed(checkpoints: Path) -> list[Path]:
     return [folder if folder.exists() else _set_aside(folder) for folder in named]
 
 
-def newest_sound(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that matches its manifest; damaged ones are named and passed by."""
+def newest_sound(checkpoints: Path, *, inside: str | tuple[str, ...] = "") -> Path | None:
+    """The newest checkpoint that `verify` passes; damaged ones are named and passed by."""
     for folder in reversed(committed(checkpoints)):
         try:
-            verify(folder)
+            verify(folder, inside=inside)
         except CheckpointError as error:
             get_logger(__name__).warning("%s; trying the one before it", error)
             continue
@@ -101,8 +113,8 @@ def newest_sound(checkpoints: Path) -> Path | None:
     return None
 
 
-def verify(folder: Path, *, inside: str = "") -> None:
-    """Compares files with the manifest: all of them, or those under one subfolder.
+def verify(folder: Path, *, inside: str | tuple[str, ...] = "") -> None:
+    """Compares files with the manifest: all of them, or those whose names begin with `inside`.
 
     Raises:
         CheckpointError: the folder is no checkpoint, or a file is missing, cut short or changed.
@@ -163,11 +175,25 @@ def _damaged(path: Path, how: str) -> CheckpointError:
     )
 
 
-def _unwritable(folder: Path, error: OSError) -> CheckpointError:
+def _require_all(partial: Path, missing: set[str]) -> None:
+    if missing:
+        raise CheckpointError(
+            f"all processes must write to one {partial.parent}, and the first sees no "
+            f"{partial / min(missing)} that another has written: put run.folder on a filesystem "
+            "that all machines share"
+        )
+
+
+def unwritable(folder: Path, error: OSError) -> CheckpointError:
+    """The error for a folder of checkpoints that something could not be written to."""
     return CheckpointError(
-        f"checkpoints must be written to {folder}, and that failed ({error.strerror}): "
+        f"checkpoints must be written to {folder}, and that failed ({error.strerror or error}): "
         "free space or mend permissions there, then start again to resume"
     )
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:

@@ -46,14 +46,13 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
         CheckpointError: there is none, or the one that was named is damaged.
     """
     path = Path(path)
-    folder = _choose(path)
+    needed = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, WEIGHTS)
+    folder = _choose(path, needed)
     if folder is None:
         raise CheckpointError(
             f"{path} must be a checkpoint, or a folder that holds one, and holds none that is "
             "sound: give the path of a checkpoint (step_...) or of a run"
         )
-    for inside in (RECIPE, STATE, TOKENIZER, WEIGHTS) if not with_optimizer else ("",):
-        verify(folder, inside=inside)
     return Checkpoint(
         folder=folder,
         recipe=load_recipe(folder / RECIPE),
@@ -61,12 +60,14 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     )
 
 
-def _choose(path: Path) -> Path | None:
+def _choose(path: Path, needed: str | tuple[str, ...]) -> Path | None:
+    """The checkpoint that is meant, once what is needed of it has been read and found sound."""
     if path.name.endswith(".partial") or (path / MANIFEST).is_file():
+        verify(path, inside=needed)
         return path
     for checkpoints in (path, path / "checkpoints"):
         if committed(checkpoints):
-            return newest_sound(checkpoints)
+            return newest_sound(checkpoints, inside=needed)
     return None
 
 

@@ -2,17 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
-from armd_scale.checkpoint.folder import begin, commit
-from armd_scale.checkpoint.layout import Network, Sections, write_sections
+from armd_scale.checkpoint.background import Task, all_are_done, results_of_all
+from armd_scale.checkpoint.folder import begin, commit, folder_name, partial_folder, unwritable
+from armd_scale.checkpoint.layout import Network, SectionFiles, Sections, plan_sections
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import CheckpointError
@@ -52,48 +52,118 @@ def save_checkpoint(
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    is_main = dist.get_rank() == 0
-    # The name is a function of the step, so that every process writes into the folder of the first.
-    partial = begin(checkpoints, step) if is_main else None
-    shared = [partial]
-    dist.broadcast_object_list(shared, src=0)
-    folder = shared[0]
-    assert folder is not None
-    try:
-        if is_main:
-            _write_small_files(folder, recipe=recipe, state=state, tokenizer=tokenizer)
-        dist.barrier()
-        own = {"weights": weights or network.by_name()}
-        for name, sections in ((WEIGHTS, own), (OPTIMIZER, optimizer)):
-            if sections:
-                write_sections(sections, folder / name, network=network, groups=groups)
-    except (OSError, CheckpointException) as error:
-        raise CheckpointError(
-            f"a checkpoint must be written to {checkpoints}, and that failed ({_reason(error)}): "
-            "free space there, then start again to resume from the checkpoint before"
-        ) from error
-    dist.barrier()
-    if is_main:
-        commit(folder, keep=recipe.checkpoint.keep)
-    dist.barrier()
-    return checkpoints / folder.name.removeprefix(".").removesuffix(".partial")
+    saving = Saving(
+        checkpoints,
+        step=step,
+        network=network,
+        recipe=recipe,
+        state=state,
+        optimizer=optimizer,
+        tokenizer=tokenizer,
+        groups=groups,
+        weights=weights,
+    )
+    return saving.wait()
 
 
-def _reason(error: BaseException) -> str:
-    """Why writing failed; the writers of tensors report it by rank, wrapped several times."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    if error.__cause__ is not None:
-        error = error.__cause__
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+class Saving:
+    """A checkpoint on its way to disk; every process makes one and calls its methods in step.
 
+    Making it agrees who writes what. Files are then written, flushed and hashed in a thread of each
+    process; once all have done so, a thread of the first writes index and manifest, renames the
+    folder and removes old checkpoints. What the threads came to, the main threads tell one another,
+    in small collectives on the training's own groups and in its own order. A group of their own
+    would let the threads do so without a step in between, but then two threads of a process start
+    collectives in no agreed order, which NCCL may answer with a deadlock.
 
-def _write_small_files(
-    folder: Path, *, recipe: Recipe, state: Mapping[str, Any], tokenizer: Path | None
-) -> None:
-    (folder / RECIPE).write_text(dump_recipe(recipe))
-    (folder / STATE).write_text(json.dumps(state, indent=1))
-    if tokenizer is not None:
-        shutil.copytree(tokenizer, folder / TOKENIZER)
-    for name in (WEIGHTS, OPTIMIZER):
-        (folder / name).mkdir()
+    The arguments are those of `save_checkpoint`, whose tensors must keep their values until this is
+    done. Errors too are raised by all processes alike: CheckpointError where something cannot be
+    written, by the constructor and every method.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        *,
+        step: int,
+        network: Network,
+        recipe: Recipe,
+        state: Mapping[str, Any],
+        optimizer: Sections,
+        tokenizer: Path | None,
+        groups: ProcessGroupCollection,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.folder = checkpoints / folder_name(step)
+        self._device = next(network.parameters()).device
+        self._recipe, self._tokenizer = recipe, tokenizer
+        self._texts = {RECIPE: dump_recipe(recipe), STATE: json.dumps(state, indent=1)}
+        partial = self._begin(step)
+        named = {WEIGHTS: {"weights": weights or network.by_name()}, OPTIMIZER: optimizer}
+        files = {
+            name: plan_sections(sections, partial / name, network=network, groups=groups)
+            for name, sections in named.items()
+            if sections
+        }
+        self._stages = self._work(partial, files)
+        self._task: Task | None = next(self._stages)
+
+    def advance(self) -> bool:
+        """Goes on with what all processes are ready for, without waiting; whether all is done."""
+        while self._task is not None and all_are_done(self._task, self._device):
+            self._task = next(self._stages, None)
+        return self._task is None
+
+    def wait(self) -> Path:
+        """The checkpoint's folder, once it is there."""
+        while not self.advance():
+            assert self._task is not None
+            self._task.wait()
+        return self.folder
+
+    def give_up(self) -> None:
+        """Returns when this process writes no more; the folder stays unfinished."""
+        if self._task is not None:
+            self._task.wait()
+
+    def _begin(self, step: int) -> Path:
+        """The folder to write into, which the first process makes."""
+        checkpoints = self.folder.parent
+        begun = self._on_main(lambda: begin(checkpoints, step, subfolders=(WEIGHTS, OPTIMIZER)))
+        begun.wait()
+        results_of_all(begun, self._sentence)
+        return partial_folder(checkpoints, step)
+
+    def _work(self, partial: Path, files: Mapping[str, SectionFiles]) -> Iterator[Task]:
+        """What is to be done, each task yielded as it starts and left once all have ended it."""
+        task = Task(lambda: {name: section.write() for name, section in files.items()})
+        yield task
+        written = results_of_all(task, self._sentence)
+        task = self._on_main(lambda: self._commit(partial, files, written))
+        yield task
+        results_of_all(task, self._sentence)
+
+    def _commit(
+        self,
+        partial: Path,
+        files: Mapping[str, SectionFiles],
+        written: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Adds all that is not a tensor and makes the folder a checkpoint."""
+        for name, text in self._texts.items():
+            (partial / name).write_text(text)
+        if self._tokenizer is not None:
+            shutil.copytree(self._tokenizer, partial / TOKENIZER)
+        hashed = {}
+        for name, section in files.items():
+            section.finish([rank[name].results for rank in written])
+            for rank in written:
+                hashed |= {f"{name}/{file}": entry for file, entry in rank[name].entries.items()}
+        commit(partial, keep=self._recipe.checkpoint.keep, hashed=hashed)
+
+    def _on_main(self, work: Callable[[], Any]) -> Task:
+        """The first process's task; the others have nothing to do meanwhile."""
+        return Task(work if dist.get_rank() == 0 else lambda: None)
+
+    def _sentence(self, error: OSError) -> CheckpointError:
+        return unwritable(self.folder.parent, error)

@@ -243,13 +243,6 @@ def spikes_stand_out(recipe: Recipe) -> None:
         refuse("train.guard.spike_factor", factor, must=must, advice=advice)
 
 
-def saves_block_training(recipe: Recipe) -> None:
-    """Saving in the background is not there yet, and is refused rather than ignored."""
-    if recipe.checkpoint.asynchronous:
-        must, advice = "be false, because saves block training as yet", "set it to false"
-        refuse("checkpoint.asynchronous", True, must=must, advice=advice)
-
-
 def evaluation_has_text(recipe: Recipe) -> None:
     """Evaluating needs held-out shards and an order."""
     if recipe.eval.every_steps == 0:
@@ -279,6 +272,5 @@ RULES = (
     averages_decay,
     micro_batches_fill_the_batch,
     spikes_stand_out,
-    saves_block_training,
     evaluation_has_text,
 )

@@ -333,7 +333,7 @@ class CheckpointConfig:
     keep: int = 3
     """How many of the newest checkpoints stay."""
     asynchronous: bool = False
-    """Write in the background while training goes on."""
+    """Training waits for a copy in host memory only, as large as what its process writes."""
     resume: str = "auto"
     """`auto`: the newest sound checkpoint in the run's folder; `never`; or the path of one."""
 

@@ -6,7 +6,7 @@ inside it every backward leaves its gradient on the parameter, and its exit redu
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -164,14 +164,22 @@ class ZeroEngine:
         for name, parameter in self._parameters.items():
             yield name, self._get(parameter, None) if self._stage == 3 else parameter.detach()
 
-    def export_state(self) -> OptimizerState:
-        """The optimizer's state as full tensors (a collective over data parallelism)."""
+    def export_state(
+        self, take: Callable[[str, str, Tensor], Tensor] = lambda _, __, tensor: tensor
+    ) -> OptimizerState:
+        """The optimizer's state as full tensors (a collective over data parallelism).
+
+        Args:
+            take: makes of section ("master" or a moment), name and full tensor what is kept of it,
+                before the next one is gathered.
+        """
         named = self._parameters.items()
-        return OptimizerState(
-            steps=self._updates(),
-            master={name: self._get(p, None) for name, p in named},
-            moments={key: {name: self._get(p, key) for name, p in named} for key in MOMENTS},
-        )
+
+        def section(key: str | None) -> dict[str, Tensor]:
+            return {name: take(key or "master", name, self._get(p, key)) for name, p in named}
+
+        moments = {key: section(key) for key in MOMENTS}
+        return OptimizerState(steps=self._updates(), master=section(None), moments=moments)
 
     def weight_tensors(self) -> Iterator[Tensor]:
         """The weights on this process: the parameters, and under ZeRO 3 its shards of them."""

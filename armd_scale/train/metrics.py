@@ -100,12 +100,15 @@ class WandbWriter:
             config={"recipe": dump_recipe(recipe)},
             resume="allow",
         )
+        self._step = 0
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Logs one object at its step; an evaluation under the name of its order."""
         prefix = f"eval/{values['eval_order']}/" if "eval_order" in values else "train/"
         numbers = {prefix + k: v for k, v in values.items() if isinstance(v, int | float)}
-        self._run.log(numbers, step=values["step"])
+        # A checkpoint's line comes when it is written, steps later, and steps here never go back.
+        self._step = max(self._step, values["step"])
+        self._run.log(numbers, step=self._step)
 
     def close(self) -> None:
         """Ends the run."""

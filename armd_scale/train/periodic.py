@@ -1,17 +1,14 @@
-"""What a run does every so many steps: log, evaluate, save."""
+"""What a run does every so many steps: log and evaluate here, save in `saving`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 
-from armd_scale.checkpoint.save import save_checkpoint
 from armd_scale.config.derive import model_flops_per_token
 from armd_scale.eval.likelihood import evaluate
 from armd_scale.log import Track, get_logger
-from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.schedule import learning_rate
 from armd_scale.order.curriculum import order_at
 from armd_scale.train.hardware import memory_gib, peak_flops
@@ -165,51 +162,3 @@ class Evaluate:
 
     def finish(self, state: TrainState) -> None:
         """Nothing is left open."""
-
-
-class SaveCheckpoints:
-    """Checkpoints at their interval, and one wherever the loop ends."""
-
-    def __init__(
-        self,
-        parts: Parts,
-        start: TrainState,
-        *,
-        average: WeightAverage | None,
-        tokenizer: Path | None,
-    ) -> None:
-        self._parts, self._average, self._tokenizer = parts, average, tokenizer
-        self._saved_step = start.step
-
-    def after_step(self, state: TrainState, result: StepResult) -> None:
-        """Saves when it is due."""
-        if self._average is not None:
-            self._average.update()
-        if is_due(state.step, self._parts.recipe.checkpoint.every_steps):
-            self.save(state)
-
-    def finish(self, state: TrainState) -> None:
-        """Saves what the last checkpoint does not have yet."""
-        if self._parts.recipe.checkpoint.every_steps > 0 and state.step != self._saved_step:
-            self.save(state)
-
-    def save(self, state: TrainState) -> None:
-        """Writes the checkpoint of this state; all processes take part."""
-        parts = self._parts
-        optimizer = parts.engine.export_state()
-        sections = {"master": optimizer.master, **optimizer.moments}
-        if self._average is not None:
-            sections["average"] = self._average.average
-        folder = save_checkpoint(
-            Path(parts.recipe.run.folder) / "checkpoints",
-            step=state.step,
-            network=parts.network,
-            recipe=parts.recipe,
-            state=state.to_json(),
-            weights=optimizer.weights(parts.network),
-            optimizer=sections,
-            tokenizer=self._tokenizer,
-            groups=parts.groups,
-        )
-        self._saved_step = state.step
-        get_logger(__name__).info("saved %s", folder)

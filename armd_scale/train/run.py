@@ -48,7 +48,8 @@ from armd_scale.train.parts import (
     scheduled,
 )
 from armd_scale.train.patient import PatientSaves
-from armd_scale.train.periodic import Evaluate, LogProgress, SaveCheckpoints
+from armd_scale.train.periodic import Evaluate, LogProgress
+from armd_scale.train.saving import SaveCheckpoints
 from armd_scale.train.signals import StopRequest
 from armd_scale.train.state import TrainState
 from armd_scale.train.watchdog import Watchdog
@@ -146,13 +147,13 @@ def run_once(
         batches = iter(micro_batches(parts, job.samples, state))
         closed_at_end.enter_context(closing(batches))
         track = Track(recipe.run.name, recipe.train.steps - state.step, unit="steps")
+        tokenizer = tokenizer_folder(recipe)
+        saves = SaveCheckpoints(parts, state, average=average, tokenizer=tokenizer, writers=writers)
+        closed_at_end.enter_context(closing(saves))
         periodic = [
             LogProgress(parts, writers, track=closed_at_end.enter_context(track)),
             Evaluate(parts, writers, job.held_out),
-            PatientSaves(
-                SaveCheckpoints(parts, state, average=average, tokenizer=tokenizer_folder(recipe)),
-                job.watchdog,
-            ),
+            PatientSaves(saves, job.watchdog),
         ]
         return train_loop(parts, batches, state, periodic=periodic, stop=stop)
 

@@ -180,6 +180,14 @@ def test_damaged_checkpoints_are_passed_by_with_a_warning(
     assert newest_sound(tmp_path) is None
 
 
+def test_a_file_that_the_committing_process_cannot_see_is_named(tmp_path: Path) -> None:
+    partial = begin(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="a filesystem that all machines share") as caught:
+        commit(partial, keep=1, hashed={"weights/a.bin": {"bytes": 1, "sha256": ""}})
+    assert str(partial / "weights" / "a.bin") in str(caught.value)
+    assert committed(tmp_path) == []
+
+
 def test_there_may_be_no_checkpoints_yet(tmp_path: Path) -> None:
     assert committed(tmp_path / "none") == []
     assert newest_sound(tmp_path) is None

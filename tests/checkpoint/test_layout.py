@@ -1,15 +1,17 @@
 """Tensors written and read back: to the last bit, by name, under another layout."""
 
 import dataclasses
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from armd_scale.checkpoint.layout import read_sections, write_sections
+from armd_scale.checkpoint.layout import Sections, plan_sections, read_sections
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.errors import CheckpointError
 from armd_scale.parallel.shard import split_of
@@ -19,6 +21,17 @@ from tests.support.ranks import run_on_ranks
 
 def parameters(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def write_sections(
+    sections: Sections, folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
+) -> None:
+    files = plan_sections(sections, folder, network=network, groups=groups)
+    written = [None] * dist.get_world_size()
+    dist.all_gather_object(written, files.write().results)
+    if dist.get_rank() == 0:
+        files.finish(written)
+    dist.barrier()
 
 
 def new_folder(path: Path) -> Path:
@@ -42,6 +55,14 @@ def test_sections_come_back_to_the_last_bit(
         assert read[section].keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert torch.equal(read[section][name], tensor), name
+
+
+def test_writing_starts_no_process(groups: ProcessGroupCollection, tmp_path: Path) -> None:
+    """One would outlive a trainer that is killed."""
+    network = build(LLAMA, groups)
+    before = multiprocessing.active_children()
+    write_sections({"weights": parameters(network)}, tmp_path, network=network, groups=groups)
+    assert multiprocessing.active_children() == before
 
 
 def test_each_half_of_a_gated_mlp_is_a_tensor_of_its_own(

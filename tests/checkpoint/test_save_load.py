@@ -1,6 +1,7 @@
 """Whole checkpoints: written, opened, refused."""
 
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
 from tests.config.examples import SMALL, bend
 from tests.support.networks import LLAMA, build
+from tests.support.ranks import run_on_ranks
 from tests.support.samples import draw_windows
 
 
@@ -133,6 +135,35 @@ def test_the_newest_sound_checkpoint_is_taken(
     assert f"{second / 'state.json'} has 2 bytes instead of" in refused(second)
     shutil.rmtree(first)
     assert "holds none that is sound" in refused(tmp_path)
+
+
+def test_a_file_is_read_once_to_be_found_sound(
+    network: ArmdModel,
+    groups: ProcessGroupCollection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = save(tmp_path, network, groups, with_optimizer=True)
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda f, kind: read.append(f.name) or digest(f, kind)
+    )
+    open_checkpoint(tmp_path, with_optimizer=True)
+    files = [str(path) for path in folder.rglob("*") if path.is_file()]
+    assert sorted(read) == sorted(set(files) - {str(folder / "manifest.json")})
+
+
+def refused_save(groups: ProcessGroupCollection, folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        save(folder, build(LLAMA, groups), groups)
+    return str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_every_process_s_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    one, other = run_on_ranks(refused_save, 2, tmp_path / "file")
+    assert one == other
+    assert f"checkpoints must be written to {tmp_path}/file/checkpoints, and that failed" in one
 
 
 def test_only_what_is_needed_is_checked(

@@ -14,8 +14,8 @@ from armd_scale.optim.schedule import learning_rate
 from armd_scale.parallel.environment import read_environment
 from armd_scale.train.inputs import open_samples
 from armd_scale.train.parts import Parts, build_network, find_checkpoint, first_weights, scheduled
-from armd_scale.train.periodic import SaveCheckpoints
 from armd_scale.train.run import micro_batches, start_optimizer
+from armd_scale.train.saving import SaveCheckpoints
 from armd_scale.train.step import train_step
 
 

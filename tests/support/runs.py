@@ -133,7 +133,7 @@ class Command:
             arguments: of the command line.
             folder: for its two output files.
             file_bytes: largest file that it may write, as a full disk would have it.
-            variables: of its environment, besides those of this process.
+            variables: of its environment, besides those of this process; see `launch`.
         """
         self._files = [folder / "stdout.txt", folder / "stderr.txt"]
         words = [str(argument) for argument in arguments]
@@ -145,10 +145,14 @@ class Command:
     def is_running(self) -> bool:
         return self._process.is_alive()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def send(self, number: signal.Signals, *, to_group: bool = False) -> None:
         """Sends a signal, to all of the command's processes where asked, as a terminal does."""
-        assert self._process.pid is not None
-        (os.killpg if to_group else os.kill)(self._process.pid, number)
+        (os.killpg if to_group else os.kill)(self.pid, number)
 
     def wait_for(self, condition: Callable[[], bool], *, seconds: float = 60) -> None:
         """Waits until the condition holds, which must be before the command ends."""
@@ -169,21 +173,29 @@ class Command:
         return Finished(status, output, errors)
 
 
-def start_ranks(size: int, *arguments: object, folder: Path) -> list[Command]:
-    """The training command on several processes that form one job, as torchrun starts it."""
+def launch(
+    entry: str, *arguments: object, size: int, folder: Path, file_bytes: Mapping[int, int] = {}
+) -> list[Command]:
+    """Starts a command on each of `size` ranks of one job, as torchrun does; see `Command`.
+
+    Args:
+        entry: name of a module.
+        arguments: of every rank's command line.
+        size: number of processes.
+        folder: each rank's output files go to a folder of its own in it.
+        file_bytes: the largest file of a rank, for ranks that have a limit.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        place = {
-            "WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": probe.getsockname()[1],
-        }
+        port = probe.getsockname()[1]
+    job = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = []
     for rank in range(size):
-        (folder / f"rank_{rank}").mkdir()
-        mine = {"RANK": rank, "LOCAL_RANK": rank, **place}
-        where = folder / f"rank_{rank}"
-        ranks.append(Command(TRAIN, *arguments, folder=where, variables=mine))
+        own = folder / f"rank{rank}"
+        own.mkdir(parents=True, exist_ok=True)
+        place = {**job, "RANK": rank, "LOCAL_RANK": rank}
+        limit = file_bytes.get(rank)
+        ranks.append(Command(entry, *arguments, folder=own, variables=place, file_bytes=limit))
     return ranks
 
 
@@ -200,9 +212,10 @@ def train(recipe: Recipe, folder: Path, *overrides: str, status: int = 0) -> lis
 
 
 def metrics(recipe: Recipe) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, without what depends on the clock."""
+    """The lines of a run's metrics, without what depends on the clock or on when it was saved."""
     text = (Path(recipe.run.folder) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
+    lines = [line for line in lines if "checkpoint_seconds" not in line]
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from armd_scale.parallel.liveness import LOST_STATUS
 from armd_scale.train.watchdog import Watchdog
-from tests.support.runs import start_ranks, tiny_recipe, write_recipe, write_text
+from tests.support.runs import TRAIN, launch, tiny_recipe, write_recipe, write_text
 
 HANG_SECONDS = 5.0
 
@@ -35,7 +35,7 @@ def test_a_rank_that_is_stopped_ends_the_job_and_one_that_lags_is_in_the_metrics
         train__hang_seconds=HANG_SECONDS, checkpoint__every_steps=10,
     )  # fmt: skip
     folder = Path(recipe.run.folder)
-    ranks = start_ranks(2, write_recipe(recipe, tmp_path / "recipe.yaml"), folder=tmp_path)
+    ranks = launch(TRAIN, write_recipe(recipe, tmp_path / "recipe.yaml"), size=2, folder=tmp_path)
     ranks[0].wait_for(lambda: (folder / "metrics.jsonl").exists(), seconds=120)
 
     def lines() -> list[dict]:

@@ -1,0 +1,230 @@
+"""How long a save keeps training waiting: while it is waited for, and while training goes on."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.config.derive import parameter_count
+from armd_scale.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    LeftToRightConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    Recipe,
+    RunConfig,
+    TrainConfig,
+)
+from armd_scale.data.batch import ArmdBatch, make_batch
+from armd_scale.parallel.environment import Environment, read_environment
+from armd_scale.parallel.groups import process_groups
+from armd_scale.train.parts import Parts, build_network, scheduled
+from armd_scale.train.run import start_optimizer
+from armd_scale.train.saving import SaveCheckpoints
+from armd_scale.train.state import TrainState
+from armd_scale.train.step import train_step
+
+MODEL = ModelConfig(
+    layers=8, hidden=768, ffn_hidden=2048, heads=12, vocab_size=16384, two_stream_layers=2
+)
+SEQ_LENGTH = 64
+Stage = Literal[0, 1, 2, 3]
+
+
+def compare_saves(
+    *,
+    saves: int = 5,
+    parallel: ParallelConfig | None = None,
+    zero_stage: Stage = 1,
+    model: ModelConfig = MODEL,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Trains and saves, in turn waited for and in the background, on all processes of the job.
+
+    Args:
+        saves: of either kind; one more of each comes first and is reported apart, because a
+            background save then makes the host memory that later ones use again.
+        parallel: the layout; data parallelism takes the processes that are left over.
+        zero_stage: of the optimizer.
+        model: what is trained.
+        folder: where to write, on the storage to be measured; None: a temporary folder.
+
+    Returns:
+        JSON values. Of either kind the seconds that training waited for a save and those that it
+        was written in the background; seconds of steps beside no write and beside one.
+    """
+    environment = read_environment()
+    parallel = parallel or ParallelConfig()
+    with process_groups(environment, parallel) as groups, _shared_folder(folder) as place:
+        recipe = _recipe(place, model, parallel, zero_stage=zero_stage, size=groups.dp.size())
+        job = _Job(recipe, environment, groups)
+        kinds = {"synchronous": job.saver(False), "asynchronous": job.saver(True)}
+        first = {name: job.save(saver) for name, saver in kinds.items()}
+        timed: dict[str, list[_Save]] = {name: [] for name in kinds}
+        for _ in range(saves):
+            for name, saver in kinds.items():
+                timed[name].append(job.save(saver))
+        newest = max((place / "asynchronous" / "checkpoints").glob("step_*"))
+        sizes = [path.stat().st_size for path in newest.rglob("*") if path.is_file()]
+        return {
+            "processes": environment.world_size,
+            "tensor": parallel.tensor,
+            "pipeline": parallel.pipeline,
+            "zero_stage": zero_stage,
+            "parameters": parameter_count(model, model.vocab_size or 0),
+            "checkpoint_bytes": sum(sizes),
+            "first_stall_seconds": {name: save.stall_seconds for name, save in first.items()},
+            **_summary(**timed),
+        }
+
+
+def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[str, Any]:
+    stalls = {
+        "synchronous": _spread([save.stall_seconds for save in synchronous]),
+        "asynchronous": _spread([save.stall_seconds for save in asynchronous]),
+    }
+    alone = [seconds for save in synchronous for seconds in save.step_seconds]
+    beside = [seconds for save in asynchronous for seconds in save.beside_seconds]
+    return {
+        "stall_seconds": stalls,
+        "asynchronous_to_synchronous": stalls["asynchronous"]["median"]
+        / stalls["synchronous"]["median"],
+        "background_seconds": _spread([save.background_seconds for save in asynchronous]),
+        "step_seconds": _spread(alone),
+        "step_seconds_beside_a_write": _spread(beside) if beside else None,
+    }
+
+
+@dataclass
+class _Save:
+    """One save and the steps around it."""
+
+    stall_seconds: float
+    background_seconds: float
+    step_seconds: list[float]
+    """Of steps before the save."""
+    beside_seconds: list[float]
+    """Of steps while it was written."""
+
+
+@dataclass
+class _Lines:
+    """Keeps what would go to metrics.jsonl."""
+
+    lines: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.lines.append(values)
+
+    def close(self) -> None:
+        pass
+
+
+class _Job:
+    """A run whose steps are taken and whose saves are begun by hand."""
+
+    STEPS_BETWEEN = 3
+
+    def __init__(
+        self, recipe: Recipe, environment: Environment, groups: ProcessGroupCollection
+    ) -> None:
+        network = build_network(recipe, None, groups=groups, device=environment.device)
+        engine, _, self._state = start_optimizer(recipe, network, None)
+        self._parts = Parts(recipe, environment, groups, network, engine, scheduled(engine))
+        self._batches = [_batch(recipe).to(environment.device)]
+        self._lines = _Lines()
+
+    def saver(self, asynchronous: bool) -> SaveCheckpoints:
+        recipe = self._parts.recipe
+        folder = Path(recipe.run.folder) / ("asynchronous" if asynchronous else "synchronous")
+        recipe = replace(
+            recipe,
+            run=replace(recipe.run, folder=str(folder)),
+            checkpoint=replace(recipe.checkpoint, asynchronous=asynchronous),
+        )
+        parts = replace(self._parts, recipe=recipe)
+        return SaveCheckpoints(
+            parts, TrainState(step=-1), average=None, tokenizer=None, writers=[self._lines]
+        )
+
+    def save(self, saver: SaveCheckpoints) -> _Save:
+        before = [self._step() for _ in range(self.STEPS_BETWEEN)]
+        known = len(self._lines.lines)
+        saver.save(self._state)
+        beside = []
+        while len(self._lines.lines) == known:
+            beside.append(self._step())
+            saver.advance()
+        line = self._lines.lines[-1]
+        background = line["checkpoint_background_seconds"]
+        return _Save(line["checkpoint_seconds"], background, before, beside)
+
+    def _step(self) -> float:
+        parts = self._parts
+        began = time.perf_counter()
+        result = train_step(
+            parts.engine,
+            parts.stages,
+            self._batches,
+            learning_rate=1e-4,
+            groups=parts.groups,
+            started=began,
+        )
+        self._state = self._state.after(samples=1, tokens=result.tokens)
+        return result.seconds
+
+
+def _recipe(
+    folder: Path, model: ModelConfig, parallel: ParallelConfig, *, zero_stage: Stage, size: int
+) -> Recipe:
+    return Recipe(
+        run=RunConfig(name="saves", folder=str(folder)),
+        data=DataConfig(train="none", seq_length=SEQ_LENGTH),
+        order=LeftToRightConfig(),
+        model=model,
+        parallel=parallel,
+        optim=OptimConfig(warmup_steps=0, schedule="constant", zero_stage=zero_stage),
+        train=TrainConfig(steps=1000, micro_batch=1, global_batch=size, precision="fp32"),
+        checkpoint=CheckpointConfig(every_steps=1, keep=1),
+        eval=EvalConfig(every_steps=0, orders=(), samples=0),
+        log=LogConfig(every_steps=1),
+    )
+
+
+def _batch(recipe: Recipe) -> ArmdBatch:
+    assert recipe.model.vocab_size is not None
+    length = recipe.data.seq_length + 1
+    tokens = np.random.default_rng(0).integers(0, recipe.model.vocab_size, size=(1, length))
+    block = np.arange(length)[None]
+    return make_batch(tokens, block, lengths=[(length,)], sample_index=np.zeros(1, dtype=np.int64))
+
+
+@contextmanager
+def _shared_folder(parent: Path | None) -> Iterator[Path]:
+    """A folder of the first process's making, under one that all processes see."""
+    with tempfile.TemporaryDirectory(dir=parent) as own:
+        shared = [own]
+        dist.broadcast_object_list(shared)
+        yield Path(shared[0])
+        dist.barrier()
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float | int]:
+    return {
+        "median": statistics.median(seconds),
+        "least": min(seconds),
+        "most": max(seconds),
+        "runs": len(seconds),
+    }
