@@ -28,29 +28,25 @@ def _positive(text: str) -> int:
 
 
 RANKS = {"type": _positive, "default": 4, "metavar": "N", "help": "processes (default: 4)"}
+MEMORY = "bytes that each ZeRO stage holds on a process, against the ZeRO paper's"
 BENCHES = {
-    "memory": Bench(
-        "bytes that each ZeRO stage holds on a process, against the ZeRO paper's",
-        "armd_scale.bench.memory:measure_memory",
-        {"--ranks": RANKS},
-    ),
+    "memory": Bench(MEMORY, "armd_scale.bench.memory:measure_memory", {"--ranks": RANKS}),
 }
 
 
 def main() -> None:
     """Runs a benchmark, prints its table, and writes the JSON file."""
     args = vars(_parser().parse_args())
-    function, file = BENCHES[args.pop("bench")].function, args.pop("json")
-    read_environment()  # before what is imported now: DeepSpeed reads it on import
-    rows = resolve_name(function)(**args)
+    bench, file = BENCHES[args.pop("bench")], args.pop("json")
+    read_environment()  # before the import: DeepSpeed reads it then
+    rows = resolve_name(bench.function)(**args)
     if file is not None:
         write_json(rows, file)
     print(markdown(rows))
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="bench", required=True)
     for name, bench in BENCHES.items():
         command = commands.add_parser(name, help=bench.summary, description=bench.summary)

@@ -1,7 +1,9 @@
 """AdamW under DeepSpeed's ZeRO: the only module that knows DeepSpeed.
 
 megatron-core's schedules call autograd themselves. DeepSpeed's `coalesce_grad_reduction` lets them:
-inside it every backward leaves its gradient on the parameter, and its exit reduces once.
+inside it every backward leaves its gradient on the parameter, and its exit reduces once. From stage
+2 on, without a pipeline, each backward shares its gradients out at once instead, so that a process
+never holds more than its part: that is what stages 2 and 3 are for, at one reduction a micro-batch.
 """
 
 import logging
