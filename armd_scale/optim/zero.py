@@ -105,6 +105,7 @@ class ZeroEngine:
         if self._reduces_at_once and self._stage == 2:
             # Else DeepSpeed keeps all of every gradient that its partition has a part of.
             self._engine.optimizer._use_compact_grad_partition_buffer = lambda group: True
+        self._is_spoiled = False
         self._make_room(steps=0)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -123,10 +124,12 @@ class ZeroEngine:
             yield
             self._engine.set_gradient_accumulation_boundary(True)
             self._engine.optimizer.finalize_gradient_accumulation_boundary()
+            self._spoil_reduced()
             return
         coalesce = self._engine.coalesce_grad_reduction if self._stage > 0 else nullcontext
         with coalesce():
             yield
+            self._spoil_whole()
             sum_partial_gradients(
                 self._parameters, tied=self.network.tied_across_stages, groups=self._groups
             )
@@ -138,9 +141,25 @@ class ZeroEngine:
 
         A gradient that is not finite is what every ZeRO stage turns down, gradients cleared.
         """
-        gradient = next(iter(self._parameters.values())).grad
-        assert gradient is not None, "every parameter takes part in every step"
-        gradient.fill_(math.nan)
+        self._is_spoiled = True
+
+    def _spoil_whole(self) -> None:
+        """Makes a gradient NaN where parameters have theirs until the block's exit."""
+        if self._is_spoiled:
+            gradient = next(iter(self._parameters.values())).grad
+            assert gradient is not None, "every parameter takes part in every step"
+            gradient.fill_(math.nan)
+        self._is_spoiled = False
+
+    def _spoil_reduced(self) -> None:
+        """The same where each backward pass has shared them out."""
+        optimizer = self._engine.optimizer
+        if self._is_spoiled and self._stage == 3:
+            optimizer.inf_or_nan_tracker.fill_(True)
+        elif self._is_spoiled:
+            groups = optimizer.averaged_gradients.values()
+            next(gradient for group in groups for gradient in group).fill_(math.nan)
+        self._is_spoiled = False
 
     def step(self, learning_rate: float) -> float:
         """Clips, updates and clears; returns the global gradient norm before clipping.
