@@ -233,7 +233,7 @@ def test_a_disk_that_is_full(place: Place) -> None:
     checkpoints = place.run / "checkpoints"
     before = contents(checkpoints)
     done = run(TRAIN, place.file, "train.steps=20", folder=place.folder, file_bytes=20_000)
-    assert f"a checkpoint must be written to {checkpoints}, and that failed" in done.sentence
+    assert f"checkpoints must be written to {checkpoints}, and that failed" in done.sentence
     assert "File too large" in done.sentence
     assert {k: v for k, v in contents(checkpoints).items() if not k.startswith(".")} == before
     lines = train(place.recipe, place.folder, "train.steps=20")
