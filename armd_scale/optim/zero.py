@@ -155,7 +155,7 @@ class ZeroEngine:
         """The same where each backward pass has shared them out."""
         optimizer = self._engine.optimizer
         if self._is_spoiled and self._stage == 3:
-            optimizer.inf_or_nan_tracker.fill_(True)
+            optimizer.grad_partitions_flat_buffer.fill_(math.nan)
         elif self._is_spoiled:
             groups = optimizer.averaged_gradients.values()
             next(gradient for group in groups for gradient in group).fill_(math.nan)
@@ -171,6 +171,9 @@ class ZeroEngine:
         if self._stage > 0:
             self._engine.step()
             skipped = self._engine.optimizer.overflow
+            if skipped and self._stage == 3:
+                # The next step writes over all of it but padding, which counts in the norm.
+                self._engine.optimizer.grad_partitions_flat_buffer.zero_()
             return math.inf if skipped else float(self._engine.get_global_grad_norm())
         # The engine's own clipping at stage 0 keeps the norm to itself.
         norm = clip_grad_norm_(self.network.parameters(), self._clip_grad, mpu=self._engine.mpu)

@@ -9,7 +9,7 @@ from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 from armd_scale.train.watchdog import Watchdog
 
-WAITS_SECONDS = (1.0, 5.0)
+WAITS_SECONDS = (1.0, 3.0)
 FAILURES_IN_A_ROW = 3
 
 
@@ -21,8 +21,17 @@ class Saves(Protocol):
         """Saves when it is due."""
         ...
 
+    @property
+    def saved_step(self) -> int:
+        """Step of the newest checkpoint."""
+        ...
+
     def save(self, state: TrainState) -> None:
-        """Saves now."""
+        """Begins a save."""
+        ...
+
+    def advance(self, *, wait: bool) -> None:
+        """Ends it."""
         ...
 
     def finish(self, state: TrainState) -> None:
@@ -42,7 +51,8 @@ class PatientSaves:
     """
 
     def __init__(self, saves: Saves, watchdog: Watchdog) -> None:
-        self._saves, self._watchdog, self._failures = saves, watchdog, 0
+        self._saves, self._watchdog = saves, watchdog
+        self._failures, self._saved_step = 0, saves.saved_step
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """Saves when it is due."""
@@ -53,6 +63,8 @@ class PatientSaves:
             self._saves.after_step(state, result)
         except CheckpointError as error:
             self._try_again(state, error)
+        if self._saves.saved_step != self._saved_step:
+            self._failures, self._saved_step = 0, self._saves.saved_step
 
     def finish(self, state: TrainState) -> None:
         """Saves at the end; a save that fails then is an error."""
@@ -66,10 +78,10 @@ class PatientSaves:
             time.sleep(seconds)
             try:
                 self._saves.save(state)
+                self._saves.advance(wait=True)
             except CheckpointError as again:
                 error = again
             else:
-                self._failures = 0
                 return
         self._failures += 1
         if self._failures >= FAILURES_IN_A_ROW:

@@ -56,7 +56,8 @@ class SaveCheckpoints:
     ) -> None:
         self._parts, self._average, self._tokenizer = parts, average, tokenizer
         self._writers = writers
-        self._saved_step = start.step
+        self.saved_step = start.step
+        """Step of the newest checkpoint that is whole."""
         self._in_flight: _InFlight | None = None
         self._has_warned = False
         self._in_background = parts.recipe.checkpoint.asynchronous
@@ -73,7 +74,7 @@ class SaveCheckpoints:
     def finish(self, state: TrainState) -> None:
         """Waits for the save in flight; saves what the last checkpoint does not have yet."""
         self.advance(wait=True)
-        if self._parts.recipe.checkpoint.every_steps > 0 and state.step != self._saved_step:
+        if self._parts.recipe.checkpoint.every_steps > 0 and state.step != self.saved_step:
             self.save(state)
         self.advance(wait=True)
 
@@ -131,7 +132,7 @@ class SaveCheckpoints:
         now.blocked_seconds += ended - looked
         if is_done:
             self._in_flight = None
-            self._saved_step = now.step
+            self.saved_step = now.step
             self._report(now, total_seconds=ended - now.began)
 
     def close(self) -> None:
