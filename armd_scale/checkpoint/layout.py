@@ -6,7 +6,7 @@ whatever part another layout asks for.
 """
 
 import queue
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor
+from torch import Tensor, nn
 
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
@@ -44,9 +44,21 @@ def write_sections(
 
 
 def read_sections(
-    names: Iterable[str], folder: Path, *, network: Network, groups: ProcessGroupCollection
+    names: Iterable[str],
+    folder: Path,
+    *,
+    network: Network,
+    groups: ProcessGroupCollection,
+    may_lack: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, dict[str, Tensor]]:
     """Reads this process's part of the named sections, in the types they were written in.
+
+    Args:
+        names: of the sections.
+        folder: that `write_sections` wrote.
+        network: whose parameters are wanted, and how they are split.
+        groups: the process groups of the layout.
+        may_lack: which parameters are left out where the folder has none of that name and shape.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape: another model's checkpoint.
@@ -62,6 +74,7 @@ def read_sections(
         empty = {
             name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
             for name, parameter in network.by_name().items()
+            if not may_lack(name) or _holds(stored, f"{section}.{name}", parameter, groups)
         }
         shards = _shards(section, empty, network=network, groups=groups)
         for key, shard in shards.items():
@@ -89,6 +102,8 @@ def _shards(
     """
     shards = {}
     for name, parameter in network.by_name().items():
+        if name not in tensors:
+            continue
         split = split_of(parameter, groups.tp)
         offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
         # Of equal copies, over stages, tensor and data parallelism, the one numbered 0 is written.
@@ -101,6 +116,17 @@ def _shards(
             key = f"{section}.{name}" + (f".{number}" if split.stride > 1 else "")
             shards[key] = ShardedTensor.from_rank_offsets(key, part, *offsets, replica_id=copy)
     return shards
+
+
+def _holds(
+    stored: Mapping[str, ShardedTensor],
+    key: str,
+    parameter: nn.Parameter,
+    groups: ProcessGroupCollection,
+) -> bool:
+    """Whether a tensor of that name and whole shape is there; of parameters of stride 1."""
+    whole = split_of(parameter, groups.tp).full_shape(parameter.shape)
+    return key in stored and tuple(stored[key].global_shape) == whole
 
 
 def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:

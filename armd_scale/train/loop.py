@@ -51,6 +51,7 @@ def train_loop(
             learning_rate=rate,
             groups=parts.groups,
             started=started,
+            parent=parts.parent,
         )
         state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
         for task in periodic:

@@ -32,6 +32,7 @@ from armd_scale.train.inputs import (
 )
 from armd_scale.train.loop import train_loop
 from armd_scale.train.metrics import MetricsWriter, open_writers
+from armd_scale.train.parent import load_parent, open_parent
 from armd_scale.train.parts import (
     Parts,
     build_network,
@@ -58,7 +59,9 @@ def train(recipe: Recipe, environment: Environment) -> int:
     recipe = with_vocabulary(recipe)
     resumed = find_checkpoint(recipe)
     weights = first_weights(recipe, resumed)
-    check_tokenizers(recipe, weights)
+    parent_checkpoint = open_parent(recipe)
+    for checkpoint in (weights, parent_checkpoint):
+        check_tokenizers(recipe, checkpoint)
     samples, held_out = open_samples(recipe), open_held_out(recipe)
     prepare_folder(recipe, environment)
     with (
@@ -69,9 +72,10 @@ def train(recipe: Recipe, environment: Environment) -> int:
     ):
         network = build_network(recipe, weights, groups=groups, device=environment.device)
         engine, average, state = start_optimizer(recipe, network, resumed)
-        stages = scheduled(engine)
+        parent = load_parent(recipe, parent_checkpoint, groups=groups, device=environment.device)
+        stages = scheduled(engine, parent)
         log_layout(recipe, groups)
-        parts = Parts(recipe, environment, groups, network, engine, stages)
+        parts = Parts(recipe, environment, groups, network, engine, stages, parent)
         writers = open_records(recipe, state) if environment.is_main else []
         for writer in writers:
             closed_at_end.enter_context(closing(writer))

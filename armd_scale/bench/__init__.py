@@ -1,0 +1,1 @@
+"""Experiments and measurements that a reader can repeat with one command."""
