@@ -30,20 +30,58 @@ def vocabulary_parallel_nll(
     Returns:
         nats per row, the same on every rank of the group.
     """
-    logits = _without_padding(logits, vocab_size - first_token)
+    shifted, partition = _shifted(logits, vocab_size - first_token, group)
+    column = labels - first_token
+    is_here = (column >= 0) & (column < shifted.shape[-1])
+    picked = shifted.gather(-1, column.where(is_here, 0).unsqueeze(-1)).squeeze(-1)
+    label_logit = _sum_over_ranks(picked.where(is_here, 0), group)
+    return partition.log() - label_logit
+
+
+def vocabulary_parallel_kl(
+    parent_logits: Float[Tensor, "*rows local_vocabulary"],
+    logits: Float[Tensor, "*rows local_vocabulary"],
+    *,
+    first_token: int,
+    vocab_size: int,
+    group: dist.ProcessGroup,
+) -> Float[Tensor, "*rows"]:
+    """KL(parent || model) = sum_v p_v (log p_v - log q_v), again without gathering logits.
+
+    Equal logits give exactly 0. Gradients go to the model alone, whose logits get q - p.
+
+    Args:
+        parent_logits: this rank's columns of the parent's logits, padding included.
+        logits: the same columns of the model's.
+        first_token: the token id of this rank's first column.
+        vocab_size: number of tokens; columns beyond are padding and get no probability.
+        group: the tensor-parallel group.
+
+    Returns:
+        nats per row, the same on every rank of the group.
+    """
+    num_tokens = vocab_size - first_token
+    theirs, their_partition = _shifted(parent_logits.detach(), num_tokens, group)
+    ours, our_partition = _shifted(logits, num_tokens, group)
+    probability = theirs.exp() / their_partition.unsqueeze(-1)
+    # The column of a rank of padding alone is -inf on both sides.
+    difference = (theirs - ours).where(probability > 0, 0.0)
+    mean = _sum_over_ranks((probability * difference).sum(dim=-1), group)
+    return mean - their_partition.log() + our_partition.log()
+
+
+def _shifted(
+    logits: Float[Tensor, "*rows columns"], num_tokens: int, group: dist.ProcessGroup
+) -> tuple[Float[Tensor, "*rows kept"], Float[Tensor, "*rows"]]:
+    """Logits of real tokens less the row's largest on any rank, and the sum of exponentials."""
+    logits = _without_padding(logits, num_tokens)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     largest = logits.detach().amax(dim=-1)
     if dist.get_world_size(group) > 1:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     shifted = logits - largest.unsqueeze(-1)
-    partition = _sum_over_ranks(shifted.exp().sum(dim=-1), group)
-
-    column = labels - first_token
-    is_here = (column >= 0) & (column < logits.shape[-1])
-    picked = shifted.gather(-1, column.where(is_here, 0).unsqueeze(-1)).squeeze(-1)
-    label_logit = _sum_over_ranks(picked.where(is_here, 0), group)
-    return partition.log() - label_logit
+    return shifted, _sum_over_ranks(shifted.exp().sum(dim=-1), group)
 
 
 def _sum_over_ranks(values: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.loss import sum_over_targets, vocabulary_parallel_nll
+from armd_scale.loss import sum_over_targets, vocabulary_parallel_kl, vocabulary_parallel_nll
 from armd_scale.model import armd
 from tests.support.networks import LLAMA, QWEN3, build
 from tests.support.ranks import run_on_ranks
@@ -73,6 +73,68 @@ def test_a_vocabulary_in_two_unequal_shares():
         torch.testing.assert_close(nll, theirs.detach(), atol=1e-12, rtol=0)
     whole = torch.cat([share for _, share in shares], dim=-1)
     torch.testing.assert_close(whole, gradient(theirs, logits), atol=1e-12, rtol=0)
+
+
+def parent_of(logits):
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
+    return logits.detach() + logits.detach().std() * noise
+
+
+def divergence(parent, logits):
+    """Sum p (log p - log q), densely."""
+    mine, theirs = logits.double().log_softmax(-1), parent.double().log_softmax(-1)
+    return (theirs.exp() * (theirs - mine)).sum(-1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0, 2000.0])
+def test_divergence_equals_the_dense_one_forward_and_backward(groups, scale):
+    logits, _ = drawn(scale)
+    parent = parent_of(logits)
+    mine = vocabulary_parallel_kl(
+        parent, logits, first_token=0, vocab_size=logits.shape[-1], group=groups.tp
+    )
+    theirs = divergence(parent, logits)
+    assert theirs.max() > 0.1
+    torch.testing.assert_close(mine, theirs, atol=1e-12 * scale, rtol=0)
+    torch.testing.assert_close(
+        gradient(mine, logits), gradient(theirs, logits), atol=1e-12 * scale, rtol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_model_diverges_from_itself_by_exactly_nothing(groups, dtype):
+    logits, _ = drawn(dtype=dtype)
+    nats = vocabulary_parallel_kl(
+        logits, logits, first_token=0, vocab_size=logits.shape[-1], group=groups.tp
+    )
+    assert not nats.any()
+    assert nats.dtype is (torch.float32 if dtype is torch.bfloat16 else dtype)
+
+
+def kl_of_share(groups, vocab_size):
+    logits, _ = drawn(50.0)
+    rank, width = groups.tp.rank(), 64
+    own = slice(rank * width, (rank + 1) * width)
+    share = torch.nn.functional.pad(logits, (0, 27))[..., own].detach().requires_grad_()
+    parent = torch.nn.functional.pad(parent_of(logits), (0, 27))[..., own]
+    nats = vocabulary_parallel_kl(
+        parent, share, first_token=rank * width, vocab_size=vocab_size, group=groups.tp
+    )
+    return nats.detach(), gradient(nats, share)
+
+
+@pytest.mark.parametrize("vocab_size", [101, 64, 60])
+def test_divergence_over_a_vocabulary_in_two_shares(vocab_size):
+    """The second share holds 37 tokens and padding, or padding alone."""
+    logits, _ = drawn(50.0)
+    theirs = divergence(parent_of(logits)[..., :vocab_size], logits[..., :vocab_size])
+    shares = run_on_ranks(kl_of_share, 2, vocab_size, parallel=ParallelConfig(tensor=2))
+    for nats, _ in shares:
+        torch.testing.assert_close(nats, theirs.detach(), atol=1e-12, rtol=0)
+    whole = torch.cat([share for _, share in shares], dim=-1)
+    torch.testing.assert_close(whole[..., :101], gradient(theirs, logits), atol=1e-12, rtol=0)
+    assert not whole[..., vocab_size:].any()
 
 
 def test_sum_and_count_leave_given_tokens_out():

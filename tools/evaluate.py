@@ -1,4 +1,4 @@
-"""Likelihood of held-out text under an order, by the network of a checkpoint."""
+"""Likelihood of held-out text under an order, by a checkpoint or a Hugging Face folder."""
 
 import argparse
 from pathlib import Path
@@ -30,7 +30,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a checkpoint, or a run folder: its newest one")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--checkpoint", help="a checkpoint, or a run folder: its newest one")
+    which.add_argument("--hf", type=Path, metavar="FOLDER", help="an ARMD's or an AR model's")
     add("--data", required=True, metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
     add("--order", required=True, metavar="SPEC", help=" | ".join(FORMS.values()))
     add("--samples", type=_positive, metavar="N", help="windows to score (default: all)")

@@ -1,1 +1,1 @@
-"""Figures that the README states, each measured by one command: `tools/bench.py`."""
+"""Figures and experiments of the README, each repeated by one command: `tools/bench.py`."""

@@ -9,7 +9,7 @@ are first looked at by `SectionFiles.write`, which needs no other process and ma
 import hashlib
 import os
 import queue
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -163,9 +163,21 @@ def is_written_here(name: str, *, network: Network, groups: ProcessGroupCollecti
 
 
 def read_sections(
-    names: Iterable[str], folder: Path, *, network: Network, groups: ProcessGroupCollection
+    names: Iterable[str],
+    folder: Path,
+    *,
+    network: Network,
+    groups: ProcessGroupCollection,
+    may_lack: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, dict[str, Tensor]]:
     """Reads this process's part of the named sections, in the types they were written in.
+
+    Args:
+        names: of the sections.
+        folder: that `write_sections` wrote.
+        network: whose parameters are wanted, and how they are split.
+        groups: the process groups of the layout.
+        may_lack: which parameters are left out where the folder has none of that name and shape.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape: another model's checkpoint.
@@ -181,6 +193,7 @@ def read_sections(
         empty = {
             name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
             for name, parameter in network.by_name().items()
+            if not may_lack(name) or _holds(stored, f"{section}.{name}", parameter, groups)
         }
         shards = _shards(section, empty, network=network, groups=groups)
         for key, shard in shards.items():
@@ -208,6 +221,8 @@ def _shards(
     """
     shards = {}
     for name, parameter in network.by_name().items():
+        if name not in tensors:
+            continue
         split, copy = split_of(parameter, groups.tp), _copy_number(parameter, groups)
         offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
         for number, part in enumerate(tensors[name].detach().chunk(split.stride, split.dim or 0)):
@@ -221,6 +236,17 @@ def _copy_number(parameter: nn.Parameter, groups: ProcessGroupCollection) -> tup
     split = split_of(parameter, groups.tp)
     is_tied_copy = int(getattr(parameter, "is_tied_copy", False))
     return is_tied_copy, split.rank if split.dim is None else 0, groups.dp.rank()
+
+
+def _holds(
+    stored: Mapping[str, ShardedTensor],
+    key: str,
+    parameter: nn.Parameter,
+    groups: ProcessGroupCollection,
+) -> bool:
+    """Whether a tensor of that name and whole shape is there; of parameters of stride 1."""
+    whole = split_of(parameter, groups.tp).full_shape(parameter.shape)
+    return key in stored and tuple(stored[key].global_shape) == whole
 
 
 def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Opens a checkpoint, and rebuilds from it the network or the whole training state."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIG
 from armd_scale.config.derive import max_positions
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig, Recipe
+from armd_scale.data.tokenize import HF_FILE, SENTENCEPIECE_FILE
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.spec import transformer_config
@@ -30,9 +32,11 @@ class Checkpoint:
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The tokenizer that came with the training data, where there was one."""
-        folder = self.folder / TOKENIZER
-        return folder if folder.is_dir() else None
+        """The tokenizer that came with the training data or the folder, where there was one."""
+        for folder in (self.folder / TOKENIZER, self.folder):
+            if any((folder / name).is_file() for name in (HF_FILE, SENTENCEPIECE_FILE)):
+                return folder
+        return None
 
 
 def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkpoint:
@@ -100,17 +104,32 @@ def load_network(
 
 @torch.no_grad()
 def load_weights(
-    checkpoint: Checkpoint, network: Network, *, groups: ProcessGroupCollection
-) -> None:
+    checkpoint: Checkpoint,
+    network: Network,
+    *,
+    groups: ProcessGroupCollection,
+    may_lack: Callable[[str], bool] = lambda name: False,
+) -> list[str]:
     """Copies a checkpoint's weights into the network, converting their type where it differs.
+
+    Args:
+        checkpoint: from `open_checkpoint`.
+        network: what to fill.
+        groups: the process groups of the network's layout.
+        may_lack: which parameters the checkpoint may not have, or may have in another shape.
+
+    Returns:
+        The names of those, left as they were.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
     folder = checkpoint.folder / WEIGHTS
-    tensors = read_sections(["weights"], folder, network=network, groups=groups)["weights"]
-    for name, parameter in network.by_name().items():
-        parameter.copy_(tensors[name])
+    sections = read_sections(["weights"], folder, network=network, groups=groups, may_lack=may_lack)
+    parameters = network.by_name()
+    for name, tensor in sections["weights"].items():
+        parameters[name].copy_(tensor)
+    return [name for name in parameters if name not in sections["weights"]]
 
 
 def load_optimizer(

@@ -20,6 +20,11 @@ def kv_heads(model: ModelConfig) -> int:
     return model.heads if model.kv_heads is None else model.kv_heads
 
 
+def rotary_width(model: ModelConfig) -> int:
+    """Channels of a head that rotary embedding turns."""
+    return int(head_dim(model) * model.rotary_fraction)
+
+
 def two_stream_layers(model: ModelConfig) -> int:
     """Number of lower layers that run both streams; half of them unless said otherwise."""
     return model.layers // 2 if model.two_stream_layers is None else model.two_stream_layers
@@ -29,6 +34,11 @@ def max_positions(recipe: Recipe) -> int:
     """Longest text in tokens, and rows of position tables."""
     given = recipe.model.max_positions
     return recipe.data.seq_length + 1 if given is None else given
+
+
+def has_position_table(model: ModelConfig) -> bool:
+    """Whether there are positions that the network has no row for; rotary ones have no end."""
+    return model.positions == "learned" or "prefix" in model.query
 
 
 def padded_vocab_size(vocab_size: int, tensor: int) -> int:
@@ -83,9 +93,14 @@ def layer_parameter_count(model: ModelConfig) -> int:
     queries, keys_values = model.heads * head_dim(model), 2 * kv_heads(model) * head_dim(model)
     up = 2 * f if model.activation == "swiglu" else f
     matrices = d * (queries + keys_values) + queries * d + d * up + f * d
-    biases = model.attention_bias * (queries + keys_values) + model.bias * (d + up + d)
-    head_norms = 2 * _norm(model, head_dim(model)) if model.qk_norm else 0
-    return matrices + biases + 2 * _norm(model, d) + head_norms
+    biases = model.attention_bias * (queries + keys_values) + model.attention_output_bias * d
+    biases += model.mlp_bias * (up + d)
+    head_norms = {
+        "none": 0,
+        "head": 2 * _norm(model, head_dim(model)),
+        "projection": queries + keys_values // 2,
+    }
+    return matrices + biases + 2 * _norm(model, d) + head_norms[model.qk_norm]
 
 
 def query_parameter_count(model: ModelConfig, max_positions: int | None) -> int:

@@ -8,7 +8,9 @@ import operator
 
 from armd_scale.config import derive
 from armd_scale.config.layout_rules import LAYOUT_RULES, WORLD_RULES
+from armd_scale.config.model_rules import MODEL_RULES
 from armd_scale.config.order_rules import check_order
+from armd_scale.config.parent_rules import PARENT_RULES
 from armd_scale.config.schema import Recipe
 from armd_scale.config.wording import refuse
 
@@ -61,7 +63,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         RecipeError: the first rule that is broken: key, what must hold, value, what to do.
     """
-    for rule in (*RULES, *LAYOUT_RULES):
+    for rule in (*RULES, *MODEL_RULES, *LAYOUT_RULES, *PARENT_RULES):
         rule(recipe)
     check_order(recipe)
 
@@ -113,82 +115,6 @@ def sources_have_weights(recipe: Recipe) -> None:
         if source.weight <= 0:
             key = f"data.train.{i}.weight"
             refuse(key, source.weight, must="be above 0", advice="raise it or take the source out")
-
-
-def heads_share_keys_and_values(recipe: Recipe) -> None:
-    """Every key/value head serves the same number of query heads."""
-    kv_heads = derive.kv_heads(recipe.model)
-    if recipe.model.heads % kv_heads:
-        must = f"be a multiple of model.kv_heads ({kv_heads})"
-        refuse("model.heads", recipe.model.heads, must=must, advice="change one of them")
-
-
-def heads_share_hidden(recipe: Recipe) -> None:
-    """The width of a head is given or follows from the residual stream."""
-    model = recipe.model
-    if model.head_dim is None and model.hidden % model.heads:
-        must = f"be a multiple of model.heads ({model.heads})"
-        refuse("model.hidden", model.hidden, must=must, advice="change one or give model.head_dim")
-
-
-def rotary_turns_pairs(recipe: Recipe) -> None:
-    """Rotary embedding turns channels of a head two by two."""
-    width = derive.head_dim(recipe.model)
-    if recipe.model.positions == "rotary" and width % 2:
-        must = "be even with rotary positions"
-        refuse("model.head_dim", width, must=must, advice="change it or model.heads")
-
-
-def rope_scaling_stretches(recipe: Recipe) -> None:
-    """Rotary scaling needs rotary positions, a factor that stretches and two distinct bounds."""
-    scaling = recipe.model.rope_scaling
-    if scaling is None:
-        return
-    if recipe.model.positions != "rotary":
-        must = "be rotary when model.rope_scaling is given"
-        refuse("model.positions", recipe.model.positions, must=must, advice="change one of them")
-    if scaling.factor < 1:
-        refuse("model.rope_scaling.factor", scaling.factor, must="be at least 1", advice="raise it")
-    if not 0 < scaling.low_frequency_factor < scaling.high_frequency_factor:
-        must = f"lie between 0 and high_frequency_factor ({scaling.high_frequency_factor})"
-        key, value = "model.rope_scaling.low_frequency_factor", scaling.low_frequency_factor
-        refuse(key, value, must=must, advice="lower it")
-    if scaling.original_max_positions < 1:
-        key, value = "model.rope_scaling.original_max_positions", scaling.original_max_positions
-        refuse(key, value, must="be at least 1", advice="raise it")
-
-
-def two_stream_layers_exist(recipe: Recipe) -> None:
-    """Two-stream layers are some of the layers."""
-    layers, count = recipe.model.layers, derive.two_stream_layers(recipe.model)
-    if not 0 <= count <= layers:
-        must = f"lie between 0 and model.layers ({layers})"
-        refuse("model.two_stream_layers", count, must=must, advice="leave it out for half of them")
-
-
-def plain_stack_starts_from_tokens(recipe: Recipe) -> None:
-    """Without two-stream layers the only way in for a token is the start of a query row."""
-    model = recipe.model
-    if derive.two_stream_layers(model) == 0 and model.query != "anchor":
-        must = "be anchor when model.two_stream_layers is 0"
-        refuse("model.query", model.query, must=must, advice="change one of them")
-
-
-def position_tables_reach(recipe: Recipe) -> None:
-    """Tables of positions have a row for every token of a sample, the given one included."""
-    model, needed = recipe.model, recipe.data.seq_length + 1
-    has_table = model.positions == "learned" or "prefix" in model.query
-    if has_table and derive.max_positions(recipe) < needed:
-        must = f"be at least data.seq_length + 1 ({needed})"
-        advice = "raise it or shorten the samples"
-        refuse("model.max_positions", model.max_positions, must=must, advice=advice)
-
-
-def dropout_leaves_some(recipe: Recipe) -> None:
-    """Dropout is a probability, and cannot drop everything."""
-    rate = recipe.model.dropout
-    if not 0 <= rate < 1:
-        refuse("model.dropout", rate, must="be at least 0 and below 1", advice="try 0.1")
 
 
 def learning_rate_falls(recipe: Recipe) -> None:
@@ -259,14 +185,6 @@ RULES = (
     amounts_are_possible,
     names_are_given,
     sources_have_weights,
-    heads_share_keys_and_values,
-    heads_share_hidden,
-    rotary_turns_pairs,
-    rope_scaling_stretches,
-    two_stream_layers_exist,
-    plain_stack_starts_from_tokens,
-    position_tables_reach,
-    dropout_leaves_some,
     learning_rate_falls,
     schedule_fits_the_run,
     averages_decay,

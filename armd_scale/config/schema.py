@@ -171,15 +171,17 @@ OrderConfig: TypeAlias = Union[  # noqa: UP007 - a name that forward references 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Stretching of rotary wavelengths for contexts longer than the original one (Llama 3.1)."""
+    """Stretching of rotary wavelengths for contexts longer than the original one."""
 
+    kind: Literal["llama3", "linear", "yarn"] = "llama3"
+    """`linear` stretches all wavelengths alike; `llama3` and `yarn` spare short ones."""
     factor: float
-    """How many times the long wavelengths are stretched."""
-    low_frequency_factor: float
-    """Wavelengths above original_max_positions / this are stretched fully."""
-    high_frequency_factor: float
-    """Wavelengths below original_max_positions / this stay as they are."""
-    original_max_positions: int
+    """How many times wavelengths are stretched."""
+    low_frequency_factor: float | None = None
+    """Wavelengths above original_max_positions / this are stretched fully (YaRN's beta_slow)."""
+    high_frequency_factor: float | None = None
+    """Wavelengths below original_max_positions / this stay as they are (YaRN's beta_fast)."""
+    original_max_positions: int | None = None
     """Context length of the first training, in tokens."""
 
 
@@ -214,23 +216,32 @@ class ModelConfig:
     positions: Literal["rotary", "learned"] = "rotary"
     """Rotary embedding in every layer, or a learned absolute embedding added at the start."""
     max_positions: int | None = None
-    """Rows of position tables, so the longest text they serve; null: data.seq_length + 1."""
+    """Rows of position tables, so the longest text they serve; null: data.seq_length + 1.
+    Rotary positions have no table and no end."""
     rope_base: float = 10000.0
     """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling | None = None
     """Stretching of rotary wavelengths; null: none."""
+    rotary_fraction: float = 1.0
+    """Share of a head's channels that rotary embedding turns, the first ones."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Kind of every norm."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Norms on what attention and MLP read, or on what they add to the residual (OLMo 2)."""
     norm_epsilon: float = 1e-5
     """Added to the variance under the root."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     """Non-linearity of the MLP; `gelu_tanh` is GPT-2's approximation."""
-    qk_norm: bool = False
-    """Norm on each query and key head, one weight vector of head_dim each."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same rows, and their sum is added (GPT-NeoX)."""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """Norm on each query and key head by itself (Qwen 3), or on all heads together (OLMo 2)."""
     attention_bias: bool = False
     """Bias on the query, key and value projections."""
-    bias: bool = False
-    """Bias on the attention output and the MLP projections."""
+    attention_output_bias: bool = False
+    """Bias on the attention output projection."""
+    mlp_bias: bool = False
+    """Bias on the MLP projections."""
     dropout: float = 0.0
     """Probability that a channel is dropped at the start and in what each layer adds; training."""
     tie_embeddings: bool = True
@@ -302,6 +313,17 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParentConfig:
+    """A frozen model that the left-to-right part of training holds the trained one to."""
+
+    checkpoint: str
+    """Checkpoint of it, of the same vocabulary; usually that of `model.init_from`."""
+    weight: float
+    """Factor of KL(parent || model), its mean over left-to-right targets, in the loss; 0: report it
+    alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How much is trained, and in what portions."""
 
@@ -322,6 +344,8 @@ class TrainConfig:
     order, is taken to hang, and the job ends with status 75, to be started again; 0: never."""
     deterministic: bool = False
     """The same bits from the same run on the same layout and machine, at some cost in speed."""
+    parent: ParentConfig | None = None
+    """What the model must not forget; every process holds its tensor-parallel part whole."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ slot is and which row sees which slots.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,17 @@ class ArmdBatch:
     def to(self, device: torch.device | str) -> "ArmdBatch":
         """The same batch on `device`; from pinned memory the copy does not wait."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def in_text_order(self) -> tuple[Bool[Tensor, " b"], "ArmdBatch"]:
+        """Which samples are in their natural order, one token a block; and the batch of those.
+
+        Of training windows, whose only given tokens are those that open documents.
+        """
+        opens = self.block[:, 1:] == 0
+        samples = (opens | (self.block[:, 1:] > self.block[:, :-1])).all(dim=1)
+        part = _map_tensors(self, lambda tensor: tensor[samples])
+        one_document = not bool(opens[samples].any())
+        return samples, replace(part, left_to_right=True, causal=self.causal or one_document)
 
     def pin_memory(self) -> "ArmdBatch":
         """The same batch in page-locked memory (the name is the one that DataLoader calls)."""

@@ -1,7 +1,7 @@
 """Held-out data opened for a checkpoint, once it is known to fit it."""
 
 from armd_scale.checkpoint.load import Checkpoint
-from armd_scale.config.derive import max_positions
+from armd_scale.config.derive import has_position_table, max_positions
 from armd_scale.data.dataset import TokenWindows
 from armd_scale.data.shards import Shards, open_shards
 from armd_scale.data.tokenize import load_tokenizer
@@ -21,13 +21,13 @@ def open_held_out(
     Raises:
         ShardError: the data is missing, damaged or shorter than a window.
         TokenizerError: it was tokenized with another vocabulary.
-        CheckpointError: the network has fewer positions than a window has tokens.
+        CheckpointError: the network has a table of fewer positions than a window has tokens.
     """
     recipe = checkpoint.recipe
     length = recipe.data.seq_length if seq_length is None else seq_length
     shards = open_shards(prefix)
     _require_same_tokenizer(shards, checkpoint)
-    if length + 1 > max_positions(recipe):
+    if has_position_table(recipe.model) and length + 1 > max_positions(recipe):
         raise CheckpointError(
             f"a window of --seq-length {length} plus 1 tokens must fit the positions of the model, "
             f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with --seq-length "

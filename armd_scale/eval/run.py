@@ -1,5 +1,6 @@
 """One evaluation of a checkpoint, from what was asked for to the files that were."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,10 @@ from armd_scale.parallel.groups import process_groups
 class Request:
     """What to evaluate; None leaves the choice to the checkpoint's recipe."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     """A checkpoint, or a run's folder."""
+    hf: Path | None = None
+    """A Hugging Face folder, of an ARMD or an AR model; in place of a checkpoint."""
     data: str
     """Prefix of the .bin/.idx pair."""
     order: str
@@ -54,18 +57,38 @@ def evaluate_checkpoint(request: Request, environment: Environment) -> Likelihoo
     order = parse_spec(request.order)
     require_folder(request.json, "--json")
     require_folder(request.dump, "--dump")
-    checkpoint = open_checkpoint(request.checkpoint)
+    checkpoint, load = _open(request)
     windows = open_held_out(request.data, checkpoint, seq_length=request.seq_length)
     with process_groups(environment, ParallelConfig()) as groups:
         precision = checkpoint.recipe.train.precision
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        network = load_network(checkpoint, groups=groups, dtype=dtype, device=environment.device)
+        network = load(groups, dtype).to(environment.device)
         found, scores = _scored(request, checkpoint, network, windows, order=order, groups=groups)
         if request.dump is not None:
             write_dump(request.dump, scores, groups=groups)
     if request.json is not None and environment.is_main:
         write_json(request.json, found)
     return found
+
+
+def _open(
+    request: Request,
+) -> tuple[Checkpoint, Callable[[ProcessGroupCollection, torch.dtype], torch.nn.Module]]:
+    """What is to be evaluated, and how its network is loaded."""
+    if request.hf is None:
+        assert request.checkpoint is not None
+        checkpoint = open_checkpoint(request.checkpoint)
+        return checkpoint, lambda groups, dtype: load_network(
+            checkpoint, groups=groups, dtype=dtype
+        )
+    # transformers takes seconds to import, and nothing else here needs it.
+    from armd_scale.checkpoint.from_hf import recipe_for
+    from armd_scale.checkpoint.opened_hf import HfFolder, HfWeights, Settings
+
+    folder = HfFolder(request.hf, Settings())
+    recipe = recipe_for(folder, request.hf, parallel=ParallelConfig())
+    checkpoint = Checkpoint(folder=request.hf, recipe=recipe, state={})
+    return checkpoint, lambda groups, dtype: HfWeights(folder, groups).load(dtype)
 
 
 def _scored(

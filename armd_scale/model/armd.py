@@ -6,6 +6,7 @@ causal stack. Hidden information is hidden by attention only: no mask token, no 
 (Karami & Ghodsi, arXiv 2601.16971, section 3).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -27,13 +28,14 @@ from torch.utils.checkpoint import checkpoint
 from armd_scale.config.derive import padded_vocab_size, two_stream_layers
 from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.loss import vocabulary_parallel_nll
+from armd_scale.loss import vocabulary_parallel_kl, vocabulary_parallel_nll
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.dropout import Dropout, row_keys
 from armd_scale.model.naming import parameters_by_name
 from armd_scale.model.norm import Norm
 from armd_scale.model.query import QueryStart
-from armd_scale.model.rotary import Rotation, inverse_frequencies, rotation_at
+from armd_scale.model.reference import Reference
+from armd_scale.model.rotary import Rotation, amplitude, inverse_frequencies, rotation_at
 from armd_scale.model.spec import layer_spec, mark_splits
 from armd_scale.model.visible import LayerMasks, RowMask
 from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
@@ -80,11 +82,13 @@ class ArmdModel(MegatronModule):
         padded = padded_vocab_size(self.vocab_size, config.tensor_model_parallel_size)
         if self.stage.is_first:
             self._make_embeddings(padded, max_positions)
-        spec = layer_spec(config)
+        spec = layer_spec()
         # By number in the whole network, so that parameters have the same names on any layout.
         self.layers = nn.ModuleDict()
         for index in self.stage.layers:
-            layer = build_module(spec, config=config, layer_index=index, pg_collection=groups)
+            layer = build_module(
+                spec, config=config, model=model, layer_index=index, pg_collection=groups
+            )
             self.layers[str(index)] = layer  # pyright: ignore[reportArgumentType]
         if self.stage.is_last:
             self._make_head(padded)
@@ -136,26 +140,33 @@ class ArmdModel(MegatronModule):
         """Takes the rows that the stage before put out."""
         self._input = rows
 
-    def forward(self, batch: ArmdBatch) -> Tensor:
+    def forward(self, batch: ArmdBatch, reference: Reference | None = None) -> Tensor:
         """The rows for the next stage; in the last one -log P of every target, [batch, queries].
 
-        In nats; undefined where `is_target` is False. The logits are computed, and in the backward
-        pass recomputed, in chunks of rows, so that no more than LOGITS_PER_CHUNK of them exist at a
-        time.
+        In nats; undefined where `is_target` is False. With a reference [2, batch, queries]: below
+        it KL(reference || this network), 0 for samples that the reference leaves out. The logits
+        are computed, and in the backward pass recomputed, in chunks of rows, so that no more than
+        LOGITS_PER_CHUNK of them exist at a time.
         """
         rows = self.rows(batch)
         if not self.stage.is_last:
             return rows.contiguous()  # to be sent
-        hidden = shared_input(self.final_norm(rows), self.config, self.groups.tp)
-        labels = batch.labels.t()
-        size = max(1, LOGITS_PER_CHUNK // (labels.shape[1] * self.vocab_size))
-        if size >= hidden.shape[0]:
-            return self._nll(hidden, labels).t()
-        nll = [
-            checkpoint(self._nll, *chunk, use_reentrant=False)
-            for chunk in zip(hidden.split(size), labels.split(size), strict=True)
-        ]
-        return torch.cat(nll).t()  # pyright: ignore[reportArgumentType, reportCallIssue]
+        inputs = [self.before_head(rows), batch.labels.t()]
+        score, num_logits = self._nll, inputs[1].shape[1] * self.vocab_size
+        if reference is not None:
+            inputs.append(reference.rows)
+            score = partial(self._nll_and_kl, reference=reference)
+            num_logits += reference.rows.shape[1] * self.vocab_size
+        size = max(1, LOGITS_PER_CHUNK // num_logits)
+        if size >= inputs[0].shape[0]:
+            return score(*inputs).mT
+        chunks = zip(*(rows.split(size) for rows in inputs), strict=True)
+        scores = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(scores, dim=-2).mT  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def before_head(self, rows: Float[Tensor, "rows batch hidden"]) -> Tensor:
+        """The last layer's rows as the head reads them: normed, and all of them on every rank."""
+        return shared_input(self.final_norm(rows), self.config, self.groups.tp)
 
     def logits(
         self,
@@ -172,7 +183,7 @@ class ArmdModel(MegatronModule):
             last: give the logits of that many last query rows alone; None: of all.
         """
         rows = shared_input(self.rows(batch, cache), self.config, self.groups.tp)
-        local = self._all_local_logits(self.final_norm(rows[-(last or len(rows)) :]))
+        local = self.local_logits(self.final_norm(rows[-(last or len(rows)) :]))
         with cpu_stands_in_for_cuda():
             full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
         return full[..., : self.vocab_size].transpose(0, 1)
@@ -242,7 +253,7 @@ class ArmdModel(MegatronModule):
         if self.frequencies is None:
             return None
         self.frequencies = self.frequencies.to(positions.device)
-        return rotation_at(positions, self.frequencies, dtype)
+        return rotation_at(positions, self.frequencies, dtype, amplitude=amplitude(self.model))
 
     def _dropout(self, batch: ArmdBatch) -> Dropout | None:
         """Dropout of content rows, then query rows; None wherever nothing is learned."""
@@ -282,18 +293,32 @@ class ArmdModel(MegatronModule):
             return LayerMasks(two_stream=None, query_only=None, upper=None)
         return masks_of(batch, cache, upper_sees_block=self.model.upper_visibility == "block")
 
-    def _all_local_logits(self, hidden: Tensor) -> Tensor:
-        """This rank's columns of the logits, padding included."""
+    def local_logits(self, hidden: Tensor) -> Tensor:
+        """This rank's columns of the logits, padding included, of rows from `before_head`."""
         tied = self.model.tie_embeddings and self.stage.is_first
         logits, _ = self.output_layer(hidden, weight=self.embedding.weight if tied else None)
         return logits
 
     def _nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = self._all_local_logits(hidden)
-        return vocabulary_parallel_nll(
-            logits,
-            labels,
-            first_token=self.groups.tp.rank() * logits.shape[-1],
+        return self._on_split_vocabulary(vocabulary_parallel_nll, self.local_logits(hidden), labels)
+
+    def _nll_and_kl(
+        self, hidden: Tensor, labels: Tensor, rows: Tensor, *, reference: Reference
+    ) -> Float[Tensor, "2 rows batch"]:
+        logits = self.local_logits(hidden)
+        nll = self._on_split_vocabulary(vocabulary_parallel_nll, logits, labels)
+        compared = self._on_split_vocabulary(
+            vocabulary_parallel_kl, reference.head(rows), logits[:, reference.samples]
+        )
+        kl = torch.zeros_like(nll)
+        kl[:, reference.samples] = compared
+        return torch.stack((nll, kl))
+
+    def _on_split_vocabulary(self, loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """A loss from `armd_scale.loss` on this rank's columns."""
+        return loss(
+            *inputs,
+            first_token=self.groups.tp.rank() * inputs[0].shape[-1],
             vocab_size=self.vocab_size,
             group=self.groups.tp,
         )

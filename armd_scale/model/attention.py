@@ -18,9 +18,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
+from armd_scale.config.schema import ModelConfig
+from armd_scale.model.norm import Norm, ProjectionNorm
 from armd_scale.model.rotary import Rotation
 from armd_scale.model.visible import RowMask
 from armd_scale.parallel.shard import shared_input
@@ -44,13 +46,11 @@ class KeyValueCache(Protocol):
 
 @dataclass
 class StreamAttentionSubmodules:
-    """What a StreamAttention is built from; the norms are None without QK-norm."""
+    """What a StreamAttention is built from."""
 
     linear_q: ModuleSpec | type
     linear_kv: ModuleSpec | type
     linear_proj: ModuleSpec | type
-    q_norm: ModuleSpec | type | None = None
-    k_norm: ModuleSpec | type | None = None
 
 
 class StreamAttention(MegatronModule):
@@ -65,6 +65,7 @@ class StreamAttention(MegatronModule):
         config: TransformerConfig,
         submodules: StreamAttentionSubmodules,
         *,
+        model: ModelConfig,
         layer_index: int,
         pg_collection: ProcessGroupCollection,
     ) -> None:
@@ -84,7 +85,11 @@ class StreamAttention(MegatronModule):
             "tp_group": pg_collection.tp,
         }
         # Both read the same gathered rows, so gathering and reduction are shared_input's.
-        column = {"bias": config.add_qkv_bias, "gather_output": False, "disable_grad_reduce": True}
+        column = {
+            "bias": model.attention_bias,
+            "gather_output": False,
+            "disable_grad_reduce": True,
+        }
         width = config.num_attention_heads * self.head_dim
         kv_width = 2 * config.num_query_groups * self.head_dim
         hidden = config.hidden_size
@@ -97,15 +102,22 @@ class StreamAttention(MegatronModule):
             submodules.linear_proj,
             width,
             config.hidden_size,
-            bias=config.add_bias_linear,
+            bias=model.attention_output_bias,
             input_is_parallel=True,
             is_expert=False,
             **linear,
         )
-        self.q_norm = self.k_norm = None
-        if submodules.q_norm is not None and submodules.k_norm is not None:
-            self.q_norm = build_module(submodules.q_norm, config, self.head_dim, on_heads=True)
-            self.k_norm = build_module(submodules.k_norm, config, self.head_dim, on_heads=True)
+        self.q_norm = self._norm_of_heads(model, self.heads)
+        self.k_norm = self._norm_of_heads(model, self.kv_heads)
+
+    def _norm_of_heads(self, model: ModelConfig, heads: int) -> nn.Module | None:
+        match model.qk_norm:
+            case "none":
+                return None
+            case "head":
+                return Norm(self.config, self.head_dim, on_heads=True)
+            case "projection":
+                return ProjectionNorm(self.config, heads, self.head_dim, group=self.groups.tp)
 
     def forward(
         self,
@@ -120,7 +132,7 @@ class StreamAttention(MegatronModule):
         """Attends from all rows, or from the query rows alone, to the keys of the layer.
 
         Args:
-            rows: normalised rows, the content ones first.
+            rows: what the layer reads, content rows first.
             rotation: of all rows; None where positions are not rotary.
             num_content: number of content rows; 0 where the query stream attends to itself.
             queries_only: leave the content rows out of the output.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.naming import EMBEDDING, parameters_by_name
+from armd_scale.model.reference import Reference
 
 
 class Chunks(nn.Module):
@@ -23,9 +24,11 @@ class Chunks(nn.Module):
         self.groups = self.models[0].groups
         self.transformer_config = self.models[0].config
 
-    def forward(self, batch: ArmdBatch, part: int = 0) -> Tensor:
+    def forward(
+        self, batch: ArmdBatch, part: int = 0, reference: Reference | None = None
+    ) -> Tensor:
         """The output of one part: rows for the next stage, or nats per target in the last one."""
-        return self.models[part](batch)
+        return self.models[part](batch, reference)
 
     def by_name(self) -> dict[str, nn.Parameter]:
         """All parameters by their names in the whole network."""

@@ -6,17 +6,19 @@ the network a run starts from does not depend on the layout, and adding a parame
 
 import hashlib
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
+from armd_scale.config.schema import ModelConfig
 from armd_scale.model.armd import ArmdModel
 from armd_scale.parallel.shard import split_of
 
 
 @torch.no_grad()
-def initialise(network: ArmdModel, *, seed: int) -> None:
-    """Fills every parameter of the network, or of a part of it, in place.
+def initialise(network: ArmdModel, *, seed: int, names: Collection[str] | None = None) -> None:
+    """Fills every parameter of the network, or of a part of it, in place; or those named alone.
 
     Matrices and embeddings are normal with `model.init_std`; those that write to the residual
     stream are narrower by sqrt(2 x layers) (GPT-2). Norms are one, biases zero. The gap table
@@ -24,14 +26,16 @@ def initialise(network: ArmdModel, *, seed: int) -> None:
     learned.
     """
     for name, parameter in network.by_name().items():
+        if names is not None and name not in names:
+            continue
         split = split_of(parameter, network.groups.tp)
         full = torch.empty(split.full_shape(parameter.shape), dtype=torch.float32)
-        _fill(full, name, network=network, seed=seed)
+        draw(full, name, model=network.model, seed=seed)
         parameter.copy_(split.local_part(full))
 
 
-def _fill(full: torch.Tensor, name: str, *, network: ArmdModel, seed: int) -> None:
-    model = network.model
+def draw(full: torch.Tensor, name: str, *, model: ModelConfig, seed: int) -> None:
+    """Fills the whole of one parameter, which `name` says, in place."""
     generator = torch.Generator().manual_seed(_seed_of(seed, name))
     if name.endswith(("norm.weight", "prefix.scale")):
         # Beside an anchor the prefix comes in gradually; alone it must start the row.

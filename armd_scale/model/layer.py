@@ -1,4 +1,4 @@
-"""One pre-norm transformer layer over rows that are content, then queries."""
+"""One transformer layer over rows that are content, then queries."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from armd_scale.config.schema import ModelConfig
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.dropout import Dropout
 from armd_scale.model.rotary import Rotation
@@ -32,23 +33,27 @@ class ArmdLayerSubmodules:
 
 
 class ArmdLayer(MegatronModule):
-    """Attention and MLP with the standard residual; both streams share every weight (ARMD)."""
+    """Attention and MLP beside the residual; both streams share every weight (ARMD)."""
 
     def __init__(
         self,
         config: TransformerConfig,
         submodules: ArmdLayerSubmodules,
         *,
+        model: ModelConfig,
         layer_index: int,
         pg_collection: ProcessGroupCollection,
     ) -> None:
         super().__init__(config=config)
         self.groups = pg_collection
         self.layer_index = layer_index
+        self.norms_come_first = model.norm_position == "pre"
+        self.parallel_residual = model.parallel_residual
         self.attention_norm = build_module(submodules.attention_norm, config, config.hidden_size)
         self.attention = build_module(
             submodules.attention,
             config=config,
+            model=model,
             layer_index=layer_index,
             pg_collection=pg_collection,
         )
@@ -95,21 +100,27 @@ class ArmdLayer(MegatronModule):
             mask=mask,
             cache=cache,
         )
-        normed = self.attention_norm(rows)
+        read = self.attention_norm(rows) if self.norms_come_first else rows
         if recompute_attention:
-            attended = checkpoint(attend, normed, rotation, use_reentrant=False)
+            attended = checkpoint(attend, read, rotation, use_reentrant=False)
         else:
-            attended = attend(normed, rotation)
+            attended = attend(read, rotation)
+        attended = attended if self.norms_come_first else self.attention_norm(attended)
         if drop_content:
             rows = self._without_content(rows, num_content)
         if dropout is not None:
             attended = dropout.in_layer(self.layer_index, "attention")(attended)
-        rows = rows + attended
-        output, bias = self.mlp(self.mlp_norm(rows))
-        output = output if bias is None else output + bias
+        summed = rows + attended
+        added = self._transformed(rows if self.parallel_residual else summed)
         if dropout is not None:
-            output = dropout.in_layer(self.layer_index, "mlp")(output)
-        return rows + output
+            added = dropout.in_layer(self.layer_index, "mlp")(added)
+        return summed + added
+
+    def _transformed(self, rows: Tensor) -> Tensor:
+        """What the MLP adds to the residual."""
+        output, bias = self.mlp(self.mlp_norm(rows) if self.norms_come_first else rows)
+        output = output if bias is None else output + bias
+        return output if self.norms_come_first else self.mlp_norm(output)
 
     def _without_content(self, rows: Tensor, num_content: int) -> Tensor:
         """The query rows alone, under sequence parallelism shared out anew among the ranks."""

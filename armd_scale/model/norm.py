@@ -1,8 +1,14 @@
-"""RMSNorm and LayerNorm that know about sequence parallelism."""
+"""RMSNorm and LayerNorm that know about tensor and sequence parallelism."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
@@ -33,3 +39,35 @@ class Norm(nn.Module):
         if self.bias is None:
             return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+class ProjectionNorm(nn.Module):
+    """RMSNorm over all heads of a row together, those of other ranks included (OLMo 2).
+
+    Args:
+        config: its epsilon and dtype.
+        heads: number of heads of this rank.
+        head_dim: width of a head.
+        group: the ranks that hold the heads of a row.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, heads: int, head_dim: int, *, group: dist.ProcessGroup
+    ) -> None:
+        super().__init__()
+        self.epsilon = config.layernorm_epsilon
+        self.group = group
+        self.weight = nn.Parameter(torch.empty(heads * head_dim, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+
+    def forward(
+        self, x: Float[Tensor, "*rows heads head_dim"]
+    ) -> Float[Tensor, "*rows heads head_dim"]:
+        """Normalises each row by the mean square of all its heads."""
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        square = precise.square().mean(dim=(-2, -1), keepdim=True)
+        square = reduce_from_tensor_model_parallel_region(square, group=self.group)
+        # Every rank's heads depend on the sum, so its gradient is summed as well.
+        square = copy_to_tensor_model_parallel_region(square, group=self.group)
+        normed = precise * torch.rsqrt(square / self.group.size() + self.epsilon)
+        return (normed * self.weight.view(x.shape[-2:])).to(x.dtype)

@@ -4,58 +4,112 @@ Sorting by slot scatters positions, so the angles are looked up per row instead 
 are computed once per forward and shared by all layers.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from armd_scale.config.derive import head_dim
-from armd_scale.config.schema import ModelConfig
+from armd_scale.config.derive import rotary_width
+from armd_scale.config.schema import ModelConfig, RopeScaling
 
 
 @dataclass(frozen=True)
 class Rotation:
     """Cosines and sines of the rows' angles, in the dtype of the heads that they turn."""
 
-    cos: Float[Tensor, "rows batch 1 head_dim"]
-    sin: Float[Tensor, "rows batch 1 head_dim"]
+    cos: Float[Tensor, "rows batch 1 turned"]
+    sin: Float[Tensor, "rows batch 1 turned"]
 
     def __call__(
         self, x: Float[Tensor, "rows batch heads head_dim"]
     ) -> Float[Tensor, "rows batch heads head_dim"]:
-        """Turns every pair (x_i, x_{i + head_dim/2}) by its angle (the rotate-half convention)."""
-        low, high = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-high, low), dim=-1) * self.sin
+        """Turns every pair (x_i, x_{i + turned/2}) by its angle (the rotate-half convention).
+
+        Channels behind the first `turned` stay as they are.
+        """
+        turned, kept = x.tensor_split((self.cos.shape[-1],), dim=-1)
+        low, high = turned.chunk(2, dim=-1)
+        turned = turned * self.cos + torch.cat((-high, low), dim=-1) * self.sin
+        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
     def rows(self, start: int, stop: int) -> "Rotation":
         """The rotation of the rows start..stop-1."""
         return Rotation(self.cos[start:stop], self.sin[start:stop])
 
 
-def inverse_frequencies(model: ModelConfig) -> Float[Tensor, " half_head_dim"]:
-    """Radians per position of each pair, float64; with Llama 3.1's scaling where asked for."""
-    dim = head_dim(model)
-    frequencies = model.rope_base ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+def inverse_frequencies(model: ModelConfig) -> Float[Tensor, " pairs"]:
+    """Radians per position of each pair, stretched where asked for.
+
+    In float32 at any precision of the network: published models were trained with these values, and
+    are other functions with better ones.
+    """
+    width = rotary_width(model)
+    pairs = torch.arange(0, width, 2, dtype=torch.float32)
+    frequencies = 1 / model.rope_base ** (pairs / width)
     scaling = model.rope_scaling
     if scaling is None:
         return frequencies
-    # Wavelengths longer than the original context are stretched by `factor`, short ones are kept,
-    # and those between are interpolated (Llama 3.1's published rule).
-    wavelengths = 2 * torch.pi / frequencies
+    match scaling.kind:
+        case "linear":
+            kept = torch.zeros_like(frequencies)
+        case "llama3":
+            kept = _kept_by_turns(frequencies, scaling)
+        case "yarn":
+            kept = _kept_by_channel(width, model.rope_base, scaling)
+    return kept * frequencies + (1 - kept) * (frequencies / scaling.factor)
+
+
+def amplitude(model: ModelConfig) -> float:
+    """Factor of the turned channels; YaRN's sharpens attention over a longer context."""
+    scaling = model.rope_scaling
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    return 0.1 * math.log(scaling.factor) + 1
+
+
+def _kept_by_turns(
+    frequencies: Float[Tensor, " pairs"], scaling: RopeScaling
+) -> Float[Tensor, " pairs"]:
+    """1 where a pair turns often within the original context, 0 where hardly (Llama 3.1)."""
+    low, high, original = _bounds(scaling)
+    turns = original / (2 * math.pi / frequencies)
+    return ((turns - low) / (high - low)).clamp(0, 1)
+
+
+def _kept_by_channel(width: int, base: float, scaling: RopeScaling) -> Float[Tensor, " pairs"]:
+    """The same, falling evenly over the pairs between the bounds, these rounded (YaRN)."""
+    low, high, original = _bounds(scaling)
+
+    def pair_that_turns(times: float) -> float:
+        return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    first = max(math.floor(pair_that_turns(high)), 0)
+    last = min(math.ceil(pair_that_turns(low)), width - 1)
+    pairs = torch.arange(width // 2, dtype=torch.float32)
+    return 1 - ((pairs - first) / (last - first or 1e-3)).clamp(0, 1)
+
+
+def _bounds(scaling: RopeScaling) -> tuple[float, float, int]:
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    turns = scaling.original_max_positions / wavelengths
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (keep + (1 - keep) / scaling.factor)
+    original = scaling.original_max_positions
+    assert low is not None, "a rule asks for the bounds"
+    assert high is not None
+    assert original is not None
+    return low, high, original
 
 
 def rotation_at(
     positions: Int[Tensor, "batch rows"],
-    frequencies: Float[Tensor, " half_head_dim"],
+    frequencies: Float[Tensor, " pairs"],
     dtype: torch.dtype,
+    *,
+    amplitude: float = 1.0,
 ) -> Rotation:
     """The rotation of rows at `positions`; angles in float32 at least, whatever `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
     angles = positions.t().unsqueeze(-1).to(precise) * frequencies.to(precise)
     angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    return Rotation(cos.to(dtype), sin.to(dtype))

@@ -52,9 +52,7 @@ def transformer_config(
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.activation == "swiglu",
         activation_func=ACTIVATIONS[model.activation],
-        add_bias_linear=model.bias,
-        add_qkv_bias=model.attention_bias,
-        qk_layernorm=model.qk_norm,
+        add_bias_linear=model.mlp_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor,
@@ -81,15 +79,12 @@ def transformer_config(
     )
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec:
+def layer_spec() -> ModuleSpec:
     """One transformer layer; the same modules serve two-stream and upper layers."""
-    head_norm = Norm if config.qk_layernorm else None
     attention = StreamAttentionSubmodules(
         linear_q=ColumnParallelLinear,
         linear_kv=ColumnParallelLinear,
         linear_proj=RowParallelLinear,
-        q_norm=head_norm,
-        k_norm=head_norm,
     )
     mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return ModuleSpec(

@@ -56,6 +56,7 @@ def train_loop(
             started=started,
             object_to=partial(find_spike, state, guard=guard),
             watchdog=parts.watchdog,
+            parent=parts.parent,
         )
         state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
         state = take_note(state, result.loss, result.objection, guard)

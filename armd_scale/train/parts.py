@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -16,8 +18,9 @@ from armd_scale.checkpoint.load import (
     load_weights,
     open_checkpoint,
 )
-from armd_scale.config.derive import max_positions
+from armd_scale.config.derive import head_dim, kv_heads, max_positions
 from armd_scale.config.schema import Recipe
+from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError
 from armd_scale.log import get_logger
 from armd_scale.model.armd import ArmdModel
@@ -28,8 +31,16 @@ from armd_scale.optim.zero import MOMENTS, OptimizerState, ZeroEngine
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.schedule import ScheduledStage
 from armd_scale.parallel.stages import stages_of_rank
+from armd_scale.train.parent import Parent
 from armd_scale.train.state import TrainState
 from armd_scale.train.watchdog import Watchdog
+
+QUERY_START = "query_start."
+# Keys in which a run's model may differ from the one whose weights it starts from.
+FREE_AT_START = frozenset(
+    {"init_from", "init_std", "two_stream_layers", "query", "upper_visibility", "gap_rows"}
+    | {"prefix_width", "dropout"}
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Parts:
     engine: ZeroEngine
     stages: Sequence[ScheduledStage]
     watchdog: Watchdog = field(default_factory=Watchdog)
+    parent: Parent | None = None
 
     @property
     def device(self) -> torch.device:
@@ -107,11 +119,47 @@ def first_weights(recipe: Recipe, resumed: Checkpoint | None) -> Checkpoint | No
     """The checkpoint whose weights open the run: the resumed one, else that of `model.init_from`.
 
     Raises:
-        CheckpointError: there is no sound checkpoint at `model.init_from`.
+        CheckpointError: there is no sound checkpoint at `model.init_from`, or it computes something
+            else with these weights.
     """
     if resumed is not None or recipe.model.init_from is None:
         return resumed
-    return open_checkpoint(recipe.model.init_from)
+    checkpoint = open_checkpoint(recipe.model.init_from)
+    _check_same_function(recipe, checkpoint)
+    return checkpoint
+
+
+def _check_same_function(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Weights of one function are noise in another, though every shape may agree.
+
+    What may differ says how query rows start and which layers carry content (FREE_AT_START): the
+    weights of the layers mean the same under all of it.
+    """
+    mine, theirs = _settled(recipe), _settled(checkpoint.recipe)
+    if not _has_position_table(recipe, checkpoint):
+        mine["max_positions"] = theirs["max_positions"]
+    for key in mine:
+        if key not in FREE_AT_START and mine[key] != theirs[key]:
+            raise CheckpointError(
+                f"the recipe's model must compute what {checkpoint.folder} was trained to compute, "
+                f"and model.{key} is {mine[key]} against {theirs[key]}: mend the recipe or choose "
+                "another model.init_from"
+            )
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """The model section with the values that null stands for."""
+    return dataclasses.asdict(recipe.model) | {
+        "kv_heads": kv_heads(recipe.model),
+        "head_dim": head_dim(recipe.model),
+        "max_positions": max_positions(recipe),
+    }
+
+
+def _has_position_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
+    """Whether a learned table of positions would go from one to the other."""
+    pooled = all("prefix" in each.model.query for each in (recipe, checkpoint.recipe))
+    return pooled or recipe.model.positions == "learned"
 
 
 def _check_same_model(recipe: Recipe, checkpoint: Checkpoint) -> None:
@@ -131,7 +179,10 @@ def build_network(
     groups: ProcessGroupCollection,
     device: torch.device,
 ) -> Chunks:
-    """This process's parts of the network, with a checkpoint's weights or drawn ones."""
+    """This process's parts of the network, with a checkpoint's weights or drawn ones.
+
+    Of a checkpoint's network the start of query rows may be another one: what it lacks is drawn.
+    """
     config = transformer_config(recipe.model, recipe.parallel, message_dtype=compute_dtype(recipe))
     stages = stages_of_rank(
         recipe.model, recipe.parallel, seq_length=recipe.data.seq_length, rank=groups.pp.rank()
@@ -154,19 +205,28 @@ def build_network(
         for part in network.models:
             initialise(part, seed=recipe.run.seed)
     else:
-        load_weights(weights, network, groups=groups)
+        new = load_weights(
+            weights, network, groups=groups, may_lack=lambda name: name.startswith(QUERY_START)
+        )
+        for part in network.models:
+            initialise(part, seed=recipe.run.seed, names=new)
+        if new:
+            get_logger(__name__).info("not in %s, drawn: %s", weights.folder, ", ".join(new))
     return network.to(device)
 
 
-def scheduled(engine: ZeroEngine) -> list[ScheduledStage]:
-    """The network's parts as the schedule sees them, each called through the engine."""
+def scheduled(engine: ZeroEngine, parent: Parent | None = None) -> list[ScheduledStage]:
+    """The network's parts as the schedule sees them, each called through the engine.
+
+    Beside a parent the network is in one part, and puts out its divergence from it as well.
+    """
     network = engine.network
+
+    def call(batch: ArmdBatch, number: int) -> Tensor:
+        return engine(batch, number, None if parent is None else parent.reference(batch))
+
     return [
-        ScheduledStage(
-            lambda batch, number=number: engine(batch, number),
-            part.set_input,
-            network.transformer_config,
-        )
+        ScheduledStage(partial(call, number=number), part.set_input, network.transformer_config)
         for number, part in enumerate(network.models)
     ]
 

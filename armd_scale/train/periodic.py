@@ -14,7 +14,7 @@ from armd_scale.order.curriculum import order_at
 from armd_scale.train.hardware import memory_gib, peak_flops
 from armd_scale.train.inputs import HeldOut
 from armd_scale.train.metrics import MetricsWriter
-from armd_scale.train.parts import Parts
+from armd_scale.train.parts import Parts, scheduled
 from armd_scale.train.score import Scorer
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
@@ -72,6 +72,7 @@ class LogProgress:
         line = {
             "step": state.step,
             "loss": result.loss,
+            **({} if self._parts.parent is None else {"kl_nats": result.kl}),
             "grad_norm": result.grad_norm,
             "learning_rate": learning_rate(recipe.optim, recipe.train, state.step - 1),
             "tokens": state.consumed_tokens,
@@ -122,7 +123,7 @@ class Evaluate:
         self, parts: Parts, writers: Sequence[MetricsWriter], held_out: HeldOut | None
     ) -> None:
         self._parts, self._writers, self._held_out = parts, writers, held_out
-        self._scorer = Scorer(parts.network, parts.stages)
+        self._scorer = Scorer(parts.network, scheduled(parts.engine))
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
         """Evaluates when it is due, and after the last step."""

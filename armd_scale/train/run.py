@@ -38,6 +38,7 @@ from armd_scale.train.inputs import (
 )
 from armd_scale.train.loop import train_loop
 from armd_scale.train.metrics import MetricsWriter, open_writers
+from armd_scale.train.parent import Parent, load_parent, open_parent
 from armd_scale.train.parts import (
     Parts,
     build_network,
@@ -68,7 +69,9 @@ def train(recipe: Recipe, environment: Environment) -> int:
     recipe = with_vocabulary(recipe)
     resumed = find_checkpoint(recipe)
     weights = first_weights(recipe, resumed)
-    check_tokenizers(recipe, weights)
+    parent_checkpoint = open_parent(recipe)
+    for checkpoint in (weights, parent_checkpoint):
+        check_tokenizers(recipe, checkpoint)
     samples, held_out = open_samples(recipe), open_held_out(recipe)
     prepare_folder(recipe, environment)
     folder, hang = Path(recipe.run.folder), recipe.train.hang_seconds
@@ -82,7 +85,8 @@ def train(recipe: Recipe, environment: Environment) -> int:
     ):
         record_start(folder, environment)
         log_layout(recipe, groups)
-        job = Job(recipe, environment, groups, samples, held_out, watchdog)
+        parent = load_parent(recipe, parent_checkpoint, groups=groups, device=environment.device)
+        job = Job(recipe, environment, groups, samples, held_out, watchdog, parent)
         stopped_by = run_to_the_end(job, stop, resumed=resumed, weights=weights)
     if stopped_by is None:
         return 0
@@ -100,6 +104,7 @@ class Job:
     samples: SampleStream
     held_out: HeldOut | None
     watchdog: Watchdog
+    parent: Parent | None
 
 
 def run_to_the_end(
@@ -139,8 +144,10 @@ def run_once(
         network = build_network(recipe, weights, groups=job.groups, device=environment.device)
         engine, average, state = start_optimizer(recipe, network, resumed)
         state = go_on_at or state
-        stages = scheduled(engine)
-        parts = Parts(recipe, environment, job.groups, network, engine, stages, job.watchdog)
+        stages = scheduled(engine, job.parent)
+        parts = Parts(
+            recipe, environment, job.groups, network, engine, stages, job.watchdog, job.parent
+        )
         writers = open_records(recipe, state) if environment.is_main else []
         for writer in writers:
             closed_at_end.enter_context(closing(writer))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from armd_scale.parallel.schedule import (
     run_micro_batches,
     sum_from_last_stage,
 )
+from armd_scale.train.parent import Parent
 from armd_scale.train.watchdog import Watchdog
 
 
@@ -32,6 +34,8 @@ class StepResult:
     """L2 norm of the gradient before clipping."""
     tokens: int
     """Targets in the global batch."""
+    kl: float | None
+    """Mean KL(parent || model) in nats per left-to-right target; None without parent or target."""
     seconds: float
     """Time it took, waiting for its data included."""
     own_seconds: float = 0.0
@@ -50,6 +54,7 @@ def train_step(
     started: float,
     object_to: Callable[[float], str | None] = lambda loss: None,
     watchdog: Watchdog | None = None,
+    parent: Parent | None = None,
 ) -> StepResult:
     """Updates the weights with the mean loss over the targets of the global batch.
 
@@ -66,24 +71,32 @@ def train_step(
         object_to: why a loss must not be learnt from; None where it may. What is not finite never
             is.
         watchdog: is told what begins.
+        parent: what the network is held to; `stages` must be those that compare with it.
     """
     begin = (watchdog or Watchdog()).begin
     clock = _Stopwatch(started)
     size = groups.dp.size()
-    num_targets = torch.stack([batch.is_target.sum() for batch in batches]).sum()
-    dist.all_reduce(num_targets, group=groups.dp)
+    counts = torch.stack([_count(batch, parent) for batch in batches]).sum(dim=0)
+    dist.all_reduce(counts, group=groups.dp)
+    weights = counts.new_tensor(
+        [1.0] if parent is None else [1.0, parent.weight], dtype=torch.float
+    )
 
-    def loss_of(nll: Tensor, batch: ArmdBatch) -> tuple[Tensor, Tensor]:
-        total, _ = sum_over_targets(nll, batch.is_target)
+    def loss_of(output: Tensor, batch: ArmdBatch) -> tuple[Tensor, Tensor]:
+        parts = output.unsqueeze(0) if parent is None else output
+        sums = torch.stack([sum_over_targets(part, batch.is_target)[0] for part in parts])
         # DeepSpeed averages gradients over data parallelism; the sum is what is wanted.
-        return total * size / num_targets, total.detach()
+        return (weights * sums * size / counts.clamp(min=1)).sum(), sums.detach()
 
     begin("in forward and backward passes")
     with engine.accumulate():
         clock.go_on()
-        totals = run_micro_batches(stages, batches, loss_of=loss_of, groups=groups)
+        made = run_micro_batches(stages, batches, loss_of=loss_of, groups=groups)
         clock.stop()
-        loss = float(sum_from_last_stage(totals, groups) / num_targets)
+        loss, *divergence = (
+            float(sum_from_last_stage([sums[i] for sums in made], groups) / count)
+            for i, count in enumerate(counts)
+        )
         objection = object_to(loss) if math.isfinite(loss) else f"a loss of {loss}"
         if objection is not None:
             engine.spoil()
@@ -95,11 +108,18 @@ def train_step(
     return StepResult(
         loss=loss,
         grad_norm=grad_norm,
-        tokens=int(num_targets),
+        tokens=int(counts[0]),
+        kl=divergence[0] if parent is not None and counts[1] > 0 else None,
         seconds=time.perf_counter() - started,
         own_seconds=clock.seconds(),
         objection=objection,
     )
+
+
+def _count(batch: ArmdBatch, parent: Parent | None) -> Int[Tensor, " terms"]:
+    """Targets that each term of the loss is a mean over."""
+    terms = [batch] if parent is None else [batch, batch.in_text_order()[1]]
+    return torch.stack([term.is_target.sum() for term in terms])
 
 
 class _Stopwatch:

@@ -15,7 +15,7 @@ from armd_scale.checkpoint.layout import Sections, plan_sections, read_sections
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.errors import CheckpointError
 from armd_scale.parallel.shard import split_of
-from tests.support.networks import GPT2, LLAMA, QWEN3, build
+from tests.support.networks import LLAMA, QWEN3, SHAPES, build
 from tests.support.ranks import run_on_ranks
 
 
@@ -39,7 +39,7 @@ def new_folder(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("model", [LLAMA, QWEN3, GPT2], ids=["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
 def test_sections_come_back_to_the_last_bit(
     groups: ProcessGroupCollection, tmp_path: Path, model: ModelConfig
 ) -> None:

@@ -17,7 +17,8 @@ GPT2 = {
     "positions": "learned",
     "max_positions": 1024,
     "attention_bias": True,
-    "bias": True,
+    "attention_output_bias": True,
+    "mlp_bias": True,
 }
 
 
@@ -28,7 +29,7 @@ def model(layers: int, hidden: int, ffn_hidden: int, heads: int, **more: Any) ->
 GPT2_SMALL = model(12, 768, 3072, 12, **GPT2)
 GPT2_MEDIUM = model(24, 1024, 4096, 16, **GPT2)
 QWEN2_HALF_B = model(24, 896, 4864, 14, kv_heads=2, attention_bias=True)
-QWEN3_2B = model(28, 2048, 6144, 16, kv_heads=8, head_dim=128, qk_norm=True)
+QWEN3_2B = model(28, 2048, 6144, 16, kv_heads=8, head_dim=128, qk_norm="head")
 LLAMA3_8B = model(32, 4096, 14336, 32, kv_heads=8, tie_embeddings=False)
 
 
@@ -72,8 +73,14 @@ def test_a_head_of_its_own_and_every_bias_are_counted() -> None:
     qkv = 32 + 2 * 16
     biased = replace(config, attention_bias=True)
     assert derive.parameter_count(biased, 100) == count + 2 * qkv
-    biased = replace(config, bias=True)
-    assert derive.parameter_count(biased, 100) == count + 2 * (32 + 2 * 64 + 32)
+    biased = replace(config, attention_output_bias=True)
+    assert derive.parameter_count(biased, 100) == count + 2 * 32
+    biased = replace(config, mlp_bias=True)
+    assert derive.parameter_count(biased, 100) == count + 2 * (2 * 64 + 32)
+    normed = replace(config, qk_norm="head")
+    assert derive.parameter_count(normed, 100) == count + 2 * 2 * 8
+    normed = replace(config, qk_norm="projection")
+    assert derive.parameter_count(normed, 100) == count + 2 * (32 + 16)
     normed = replace(config, norm="layernorm")
     assert derive.parameter_count(normed, 100) == count + 5 * 32
 

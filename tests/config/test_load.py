@@ -7,7 +7,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from armd_scale.config.load import dump_recipe, load_recipe, recipe_from_mapping
@@ -129,7 +129,7 @@ def test_an_order_replaces_the_one_it_extends_as_a_whole(small: Path) -> None:
     ("override", "changes"),
     [
         ("model.layers=6", {"model.layers": 6}),
-        ("model={layers: 6, qk_norm: true}", {"model.layers": 6, "model.qk_norm": True}),
+        ("model={layers: 6, qk_norm: head}", {"model.layers": 6, "model.qk_norm": "head"}),
         ("model.kv_heads=", {"model.kv_heads": None}),
         ("run.name=a=b", {"run.name": "a=b"}),
         ("parallel.tensor=2", {"parallel": replace(SMALL.parallel, tensor=2)}),
@@ -175,7 +175,8 @@ def test_overrides_reach_into_lists_and_the_last_one_wins(small: Path) -> None:
         ("model.layers=true", "model.layers must be a whole number, got true"),
         ("model.layers=", "model.layers must be a whole number, got null"),
         ("model.layers=[4]", "model.layers must be a whole number, got [4]"),
-        ("model.qk_norm=1", "model.qk_norm must be true or false, got 1"),
+        ("model.mlp_bias=1", "model.mlp_bias must be true or false, got 1"),
+        ("model.qk_norm=true", "model.qk_norm must be one of none, head, projection, got true"),
         ("optim.lr=true", "optim.lr must be a number, got true"),
         ("optim.lr=fast", "optim.lr must be a number, got 'fast'"),
         ("optim.lr=.nan", "optim.lr must be a number, got nan"),
@@ -196,7 +197,7 @@ def test_overrides_reach_into_lists_and_the_last_one_wins(small: Path) -> None:
         ),
         ("data.train=[{path: a}]", "data.train.0.weight is missing, give it a number"),
         ("data=3", "data must be a mapping of train, valid, seq_length, packing, workers, got 3"),
-        ("model.rope_scaling=2", "model.rope_scaling must be a mapping of factor, low_frequency"),
+        ("model.rope_scaling=2", "model.rope_scaling must be a mapping of kind, factor, low_f"),
         ("order=l2r", "order must be a mapping, got 'l2r'"),
         ("order={streams: [1]}", "order.policy is missing, give it one of l2r, progressive,"),
         ("order={policy: stride}", "got 'stride'; did you mean strided?"),
@@ -324,6 +325,7 @@ def anything(hint: Any) -> st.SearchStrategy[Any]:
     return st.from_type(hint)
 
 
+@settings(deadline=None)
 @given(anything(Recipe))
 @example(bend(SMALL, {"run.name": "\x85"}))
 def test_a_dumped_recipe_loads_back_equal(recipe: Recipe) -> None:

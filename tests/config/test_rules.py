@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from armd_scale.config import layout_rules, order_rules, rules
+from armd_scale.config import layout_rules, model_rules, order_rules, parent_rules, rules
 from armd_scale.config.schema import (
     DiffusionConfig,
     GroupsConfig,
     LeftToRightConfig,
     MixtureConfig,
     OrderConfig,
+    ParentConfig,
     PermutedGroupsConfig,
     ProgressiveConfig,
     RandomConfig,
@@ -59,6 +60,36 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (
         {"model.rope_scaling": scaling(), **LEARNED},
         "model.positions must be rotary when model.rope_scaling is given, got 'learned'",
+    ),
+    (
+        {"model.rotary_fraction": 0.5, **LEARNED},
+        "model.positions must be rotary when model.rotary_fraction is given, got 'learned'",
+    ),
+    ({"model.rotary_fraction": 0.0}, "model.rotary_fraction must lie above 0, at most 1, got 0.0"),
+    ({"model.rotary_fraction": 1.5}, "model.rotary_fraction must lie above 0, at most 1, got 1.5"),
+    (
+        {"model.rotary_fraction": 0.4},
+        "model.rotary_fraction must turn an even number of a head's 8 channels, got 0.4",
+    ),
+    (
+        {"model.rotary_fraction": 0.1},
+        "model.rotary_fraction must turn an even number of a head's 8 channels, got 0.1",
+    ),
+    (
+        {"model.qk_norm": "projection", "model.norm": "layernorm"},
+        "model.norm must be rmsnorm when model.qk_norm is projection, got 'layernorm'",
+    ),
+    (
+        {"model.rope_scaling": scaling(high_frequency_factor=None)},
+        "model.rope_scaling.high_frequency_factor must be given for kind llama3, got null",
+    ),
+    (
+        {"model.rope_scaling": scaling(kind="yarn", original_max_positions=None)},
+        "model.rope_scaling.original_max_positions must be given for kind yarn, got null",
+    ),
+    (
+        {"model.rope_scaling": scaling(kind="linear")},
+        "model.rope_scaling.low_frequency_factor must be null for kind linear, got 1.0",
     ),
     (
         {"model.rope_scaling": scaling(factor=0.5)},
@@ -148,6 +179,35 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"eval.orders": ()}, "eval.orders must name an order to evaluate under, got []"),
 ]
 
+PARENT = ParentConfig(checkpoint="a", weight=1.0)
+BROKEN_PARENTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"train.parent": ParentConfig(checkpoint=" ", weight=1.0)},
+        "train.parent.checkpoint must not be blank, got ' '; name a checkpoint, or leave",
+    ),
+    (
+        {"train.parent": ParentConfig(checkpoint="a", weight=-0.5)},
+        "train.parent.weight must be at least 0, got -0.5; raise it",
+    ),
+    (
+        {"train.parent": PARENT, "parallel.pipeline": 2},
+        "parallel.pipeline must be 1 with train.parent, because the parent runs where the loss",
+    ),
+    *(
+        (
+            {"train.parent": PARENT, "order": order},
+            f"order.policy must draw some samples left to right with train.parent, got '{name}'",
+        )
+        for name, order in {
+            "random": RANDOM,
+            "strided": StridedConfig(streams=(2, 4)),
+            "groups": GroupsConfig(sizes=(2,)),
+            "progressive": ProgressiveConfig(ar_steps=0, ramp_end=2, rho=3),
+            "mixture": MixtureConfig(parts=(WeightedOrder(weight=1.0, order=RANDOM),)),
+        }.items()
+    ),
+]
+
 BROKEN_ORDERS: list[tuple[OrderConfig, str]] = [
     (
         ProgressiveConfig(ar_steps=-1, ramp_end=2, rho=3),
@@ -214,6 +274,10 @@ INSIDE: list[dict[str, Any]] = [
     {"model.max_positions": 65, **LEARNED},
     {"model.max_positions": 8},
     {"model.rope_scaling": scaling()},
+    {"model.rope_scaling": scaling(kind="yarn")},
+    {"model.rope_scaling": RopeScaling(kind="linear", factor=2.0)},
+    {"model.rotary_fraction": 0.5},
+    {"model.head_dim": 6, "model.rotary_fraction": 0.7},
     {"parallel.tensor": 2, "parallel.sequence": True, "optim.zero_stage": 3},
     {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2, "optim.zero_stage": 2},
     {"optim.zero_stage": 0},
@@ -221,6 +285,17 @@ INSIDE: list[dict[str, Any]] = [
     {"optim.warmup_steps": 0, "optim.min_lr": 3e-4, "optim.clip_grad": 0.0},
     {"data.valid": None, "eval.every_steps": 0, "eval.orders": ()},
     {"order": ProgressiveConfig(ar_steps=0, ramp_end=0, rho=64)},
+    {"train.parent": PARENT, "optim.zero_stage": 3},
+    {"train.parent": ParentConfig(checkpoint="a", weight=0.0), "order": StridedConfig()},
+    {
+        "train.parent": PARENT,
+        "order": StagesConfig(
+            parts=(
+                Stage(until=5, order=RANDOM),
+                Stage(order=MixtureConfig(parts=(WeightedOrder(weight=1.0, order=L2R),))),
+            )
+        ),
+    },
 ]
 
 BROKEN_WORLDS: list[tuple[dict[str, Any], int, str]] = [
@@ -240,7 +315,7 @@ BROKEN_WORLDS: list[tuple[dict[str, Any], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "sentence"), BROKEN)
+@pytest.mark.parametrize(("changes", "sentence"), BROKEN + BROKEN_PARENTS)
 def test_a_broken_rule_says_so(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RecipeError) as caught:
         rules.check(bend(SMALL, changes))
@@ -288,8 +363,11 @@ def test_worlds_that_share_the_batch_equally_fit(world_size: int) -> None:
 def test_every_rule_is_applied() -> None:
     for module, applied in (
         (rules, rules.RULES),
+        (model_rules, model_rules.MODEL_RULES),
+        (model_rules, model_rules.MODEL_RULES),
         (layout_rules, layout_rules.LAYOUT_RULES + layout_rules.WORLD_RULES),
         (order_rules, order_rules.RULES),
+        (parent_rules, parent_rules.PARENT_RULES),
     ):
         written = [
             value

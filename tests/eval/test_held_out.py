@@ -73,9 +73,15 @@ def test_tokens_that_the_model_does_not_know_without_a_manifest(tmp_path, prefix
 
 
 def test_windows_longer_than_the_positions(tmp_path, prefix):
-    assert open_held_out(prefix, checkpoint(tmp_path, model__max_positions=40), seq_length=39)
+    table = checkpoint(tmp_path, model__max_positions=40, model__positions="learned")
+    assert open_held_out(prefix, table, seq_length=39)
     with pytest.raises(CheckpointError, match=r"--seq-length 40 plus .* with --seq-length 39 or"):
-        open_held_out(prefix, checkpoint(tmp_path, model__max_positions=40), seq_length=40)
+        open_held_out(prefix, table, seq_length=40)
+
+
+def test_rotary_positions_have_no_end(tmp_path, prefix):
+    rotary = checkpoint(tmp_path, model__max_positions=40)
+    assert open_held_out(prefix, rotary, seq_length=174).num_windows == 1
 
 
 def test_windows_longer_than_the_data(tmp_path, prefix):

@@ -8,10 +8,9 @@ import torch
 
 from armd_scale.order.draw import draw_blocks
 from armd_scale.order.policies import parse_spec
-from tests.support.networks import GPT2, LLAMA, QWEN3, batch_of, build, log_probs_by_position
+from tests.support.networks import LLAMA, OTHERS, SHAPES, batch_of, build, log_probs_by_position
 from tests.support.oracle import Oracle
 
-SHAPES = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
 QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
 ORDERS = [
     "l2r",
@@ -74,7 +73,7 @@ def test_forward_and_backward_equal_the_oracle(groups, query, order):
 
 
 @pytest.mark.parametrize("order", ["l2r", "random", "strided-joint:2"])
-@pytest.mark.parametrize("shape", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("shape", OTHERS)
 def test_other_architectures_equal_the_oracle(groups, shape, order):
     assert_equals_oracle(SHAPES[shape], groups, order, (N + 1,))
 

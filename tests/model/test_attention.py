@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from armd_scale.model.armd import masks_of
 from armd_scale.model.attention import attend_causally, attend_masked
 from armd_scale.model.visible import RowMask
-from tests.support.networks import GPT2, LLAMA, QWEN3, build
+from tests.support.networks import SHAPES, build
 from tests.support.samples import draw_windows
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
@@ -117,7 +117,7 @@ def test_masked_attention_on_cuda(order, lengths, upper):
 
 
 @pytest.mark.parametrize("two_stream_layers", [0, 1, 2, 3])
-@pytest.mark.parametrize("model", [LLAMA, QWEN3, GPT2], ids=["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("order", ["random", "progressive:6", "strided:3", "l2r"])
 def test_the_folded_path_equals_the_masked_path(groups, order, model, two_stream_layers):
     model = dataclasses.replace(model, two_stream_layers=two_stream_layers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd import ArmdModel
-from tests.support.networks import GPT2, LLAMA, QWEN3, build
+from tests.support.networks import LLAMA, OTHERS, build
 from tests.support.samples import VOCAB, Windows, draw_windows, logits_by_index
 
 QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
@@ -63,7 +63,7 @@ def test_lower_and_upper_half_alike(groups, order, two_stream_layers):
         np.testing.assert_array_equal(influence(network, windows), earlier(windows))
 
 
-@pytest.mark.parametrize("model", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("order", ["l2r", "random", "given"])
 def test_other_architectures_alike(groups, order, model):
     network = build(model, groups, dtype=torch.float64)

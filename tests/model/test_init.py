@@ -11,13 +11,13 @@ from armd_scale.model.armd import ArmdModel
 from armd_scale.model.init import initialise
 from armd_scale.model.spec import transformer_config
 from armd_scale.parallel.shard import split_of
-from tests.support.networks import GPT2, LLAMA, QWEN3
+from tests.support.networks import LLAMA, SHAPES
 from tests.support.ranks import run_on_ranks
 
 PREFIX = dataclasses.replace(LLAMA, query="prefix")
 WIDE = ModelConfig(
     layers=3, hidden=256, ffn_hidden=512, heads=4, vocab_size=1000, query="anchor+prefix",
-    positions="learned", bias=True, norm="layernorm", tie_embeddings=False, init_std=0.03,
+    positions="learned", mlp_bias=True, norm="layernorm", tie_embeddings=False, init_std=0.03,
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def fresh(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
     return network
 
 
-@pytest.mark.parametrize("model", [LLAMA, QWEN3, GPT2, PREFIX, WIDE])
+@pytest.mark.parametrize("model", [*SHAPES.values(), PREFIX, WIDE])
 def test_the_same_seed_gives_the_same_weights_and_another_others(groups, model):
     one, same, other = (weights(model, groups, seed=seed) for seed in (1, 1, 2))
     for name, tensor in one.items():
@@ -54,7 +54,7 @@ def test_no_two_tensors_share_their_draws(groups):
 def test_a_parameter_more_moves_no_other(groups):
     plain, normed = (
         weights(dataclasses.replace(LLAMA, qk_norm=qk_norm, query=query), groups)
-        for qk_norm, query in ((False, "learned"), (True, "anchor"))
+        for qk_norm, query in (("none", "learned"), ("head", "anchor"))
     )
     shared = plain.keys() & normed.keys()
     assert len(shared) < min(len(plain), len(normed))
@@ -102,7 +102,7 @@ def parts_of_rank(groups, models):
 
 
 def test_weights_do_not_depend_on_the_layout(groups):
-    models = [LLAMA, QWEN3, GPT2, WIDE]
+    models = [*SHAPES.values(), WIDE]
     ranks = run_on_ranks(parts_of_rank, 2, models, parallel=ParallelConfig(tensor=2))
     for rank, networks in enumerate(ranks):
         for model, parts in zip(models, networks, strict=True):

@@ -8,7 +8,7 @@ import torch
 
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd import ArmdModel
-from tests.support.networks import GPT2, LLAMA, QWEN3, batch_of, build
+from tests.support.networks import LLAMA, OTHERS, SHAPES, batch_of, build
 from tests.support.oracle import Oracle
 from tests.support.samples import VOCAB, Windows, draw_windows, logits_by_index
 
@@ -91,7 +91,7 @@ def test_one_pass_equals_a_pass_a_block_in_float32(groups, order):
     assert_one_pass_is_all_passes(network, draw_windows(order, (16,), count=1), 1e-5)
 
 
-@pytest.mark.parametrize("model", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("two_stream_layers", [1, 3])
 def test_one_pass_equals_a_pass_a_block_for_other_architectures(groups, model, two_stream_layers):
     model = dataclasses.replace(model, two_stream_layers=two_stream_layers)
@@ -121,7 +121,7 @@ def assert_same_loss(mine, theirs):
 
 
 @pytest.mark.parametrize("lengths", DOCUMENTS)
-@pytest.mark.parametrize("model", [LLAMA, QWEN3, GPT2], ids=["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
 def test_left_to_right_with_anchor_is_the_auto_regressive_loss(groups, model, lengths):
     network = build(model, groups, dtype=torch.float64)
     plain_model = dataclasses.replace(model, two_stream_layers=0)

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from armd_scale.config.schema import RopeScaling
-from armd_scale.model.rotary import inverse_frequencies, rotation_at
+from armd_scale.model.rotary import amplitude, inverse_frequencies, rotation_at
 from tests.support.networks import LLAMA
 
 LLAMA31 = RopeScaling(
     factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+)
+YARN = dataclasses.replace(
+    LLAMA31, kind="yarn", factor=4.0, high_frequency_factor=32.0, original_max_positions=32768
 )
 WIDE = dataclasses.replace(LLAMA, hidden=512, heads=4, rope_base=5e5)
 
@@ -33,8 +36,17 @@ def test_each_pair_turns_by_position_over_its_wavelength():
     for i in range(4):
         angle = 5 * 10000.0 ** (-2 * i / 8)
         pair = complex(x[i], x[i + 4]) * complex(math.cos(angle), math.sin(angle))
-        assert got[i].item() == pytest.approx(pair.real, abs=1e-12)
-        assert got[i + 4].item() == pytest.approx(pair.imag, abs=1e-12)
+        # Wavelengths are float32's.
+        assert got[i].item() == pytest.approx(pair.real, abs=1e-5)
+        assert got[i + 4].item() == pytest.approx(pair.imag, abs=1e-5)
+
+
+def test_channels_behind_the_rotary_ones_stay():
+    x = torch.randn(8, dtype=torch.float64)
+    got = turned(x, 5, dataclasses.replace(LLAMA, rotary_fraction=0.5))
+    assert torch.equal(got[4:], x[4:])
+    narrow = dataclasses.replace(LLAMA, head_dim=4)
+    assert torch.equal(got[:4], turned(x[:4], 5, narrow))
 
 
 def test_products_depend_on_distance_alone():
@@ -76,8 +88,29 @@ def test_stretching_by_the_published_rule():
             smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
             kind, expected = "between", (1 - smooth) * before / 8.0 + smooth * before
         kinds.add(kind)
-        assert after == pytest.approx(expected, rel=1e-12)
+        assert after == pytest.approx(expected, rel=1e-6)
     assert kinds == {"short", "between", "long"}
+
+
+def test_linear_scaling_stretches_every_wavelength():
+    linear = dataclasses.replace(WIDE, rope_scaling=RopeScaling(kind="linear", factor=8.0))
+    torch.testing.assert_close(inverse_frequencies(linear) * 8, inverse_frequencies(WIDE))
+    assert amplitude(linear) == amplitude(WIDE) == 1
+
+
+def test_yarn_stretches_by_channel_between_its_bounds():
+    """Of 64 pairs, those that turn 32 times in 32,768 tokens come before the 25th (24.98)."""
+    yarn = dataclasses.replace(WIDE, rope_scaling=YARN)
+    ratio = inverse_frequencies(WIDE) / inverse_frequencies(yarn)
+    first = 64 * math.log(32768 / (32 * 2 * math.pi)) / math.log(5e5)
+    last = 64 * math.log(32768 / (2 * math.pi)) / math.log(5e5)
+    first, last = math.floor(first), math.ceil(last)
+    assert (first, last) == (24, 42)
+    torch.testing.assert_close(ratio[: first + 1], torch.ones(first + 1))
+    torch.testing.assert_close(ratio[last:], torch.full((64 - last,), 4.0))
+    middle = 1 / ratio[first : last + 1]
+    torch.testing.assert_close(middle, torch.linspace(1, 0.25, last - first + 1))
+    assert amplitude(yarn) == pytest.approx(1 + 0.1 * math.log(4))
 
 
 def test_half_precision_rows_turn_by_precise_angles():

@@ -16,11 +16,10 @@ from armd_scale.parallel.reduce import sum_partial_gradients
 from armd_scale.parallel.schedule import ScheduledStage, run_micro_batches
 from armd_scale.parallel.shard import split_of
 from armd_scale.parallel.stages import stages_of_rank
-from tests.support.networks import GPT2, LLAMA, QWEN3, batch_of
+from tests.support.networks import GPT2, LLAMA, QWEN3, SHAPES, batch_of
 from tests.support.ranks import run_on_ranks
 
 N = 16
-MODELS = {"llama": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
 
 
 def chunks_of(model, groups, parallel):
@@ -71,7 +70,7 @@ def of_models(groups, models, parallel, complete):
 @pytest.mark.parametrize("sequence", [False, True])
 def test_gradients_of_two_tensor_ranks_are_parts_of_the_whole(groups, sequence):
     parallel = ParallelConfig(tensor=2, sequence=sequence)
-    models = list(MODELS.values())
+    models = list(SHAPES.values())
     ranks = run_on_ranks(of_models, 2, models, parallel, True, parallel=parallel)
     for number, model in enumerate(models):
         whole = gradients(groups, model, ParallelConfig())
@@ -96,7 +95,7 @@ def test_gradients_of_two_tensor_ranks_are_parts_of_the_whole(groups, sequence):
 )
 def test_what_each_rank_has_in_part_without_the_sum(groups, sequence, expected):
     """Exactly the marked parameters need the sum, so none of them is marked for nothing."""
-    model = dataclasses.replace(QWEN3, bias=True)
+    model = dataclasses.replace(QWEN3, attention_output_bias=True, mlp_bias=True)
     parallel = ParallelConfig(tensor=2, sequence=sequence)
     ranks = run_on_ranks(of_models, 2, [model], parallel, False, parallel=parallel)
     whole = gradients(groups, model, ParallelConfig())

@@ -46,7 +46,14 @@ def test_a_whole_tensor_is_the_same_on_every_rank():
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 def test_every_parameter_says_how_it_is_split(groups, activation):
-    model = dataclasses.replace(LLAMA, activation=activation, bias=True, attention_bias=True)
+    model = dataclasses.replace(
+        LLAMA,
+        activation=activation,
+        qk_norm="projection",
+        attention_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+    )
     network = build(model, groups, parallel=ParallelConfig())
     marks = {}
     for name, parameter in network.named_parameters():
@@ -61,6 +68,8 @@ def test_every_parameter_says_how_it_is_split(groups, activation):
         "attention.linear_q.bias": (0, 1),
         "attention.linear_kv.weight": (0, 1),
         "attention.linear_kv.bias": (0, 1),
+        "attention.q_norm.weight": (0, 1),
+        "attention.k_norm.weight": (0, 1),
         "attention.linear_proj.weight": (1, 1),
         "attention.linear_proj.bias": (None, 1),
         "mlp_norm.weight": (None, 1),

@@ -43,6 +43,8 @@ PLACES = {
     "pretrain_1b": (8, 50257),
     "pretrain_7b": (64, 50257),
     "pretrain_70b": (512, 128256),
+    "finetune_llama_1b": (8, 128256),
+    "finetune_qwen3_8b": (8, 151936),
 }
 BATCH = 2
 

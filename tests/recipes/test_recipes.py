@@ -1,12 +1,15 @@
 """Every shipped recipe loads, passes the rules, fits its machines and is what its name says."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from armd_scale.checkpoint.config_hf import model_section
 from armd_scale.config import derive, rules
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ProgressiveConfig, Recipe, StagesConfig, StridedConfig
+from armd_scale.train.parts import FREE_AT_START
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 SECTIONS = [
@@ -26,11 +29,14 @@ MILLION = 1e6
 # Weights in millions with a vocabulary, and numbers of processes the recipe is written for.
 EXPECTED: dict[str, tuple[float, int, tuple[int, ...]]] = {
     "a3_stages": (8030, 128256, (4, 8, 16)),
+    "adapt_cpu": (1.24, 257, (1,)),
     "armd_125m_lm1b": (124, 50257, (1, 8)),
     "armd_125m_owt": (124, 50257, (1, 8, 32)),
     "armd_125m_owt_strided": (124, 50257, (1, 8, 32)),
     "armd_345m_owt": (354, 50257, (1, 8, 64)),
     "demo_cpu": (5.3, 2048, (1,)),
+    "finetune_llama_1b": (1236, 128256, (8, 16, 64)),
+    "finetune_qwen3_8b": (8191, 151936, (4, 8, 64)),
     "pretrain_1b": (1047, 50257, (1, 8, 64)),
     "pretrain_70b": (70554, 128256, (64, 512, 1024)),
     "pretrain_7b": (7392, 50257, (64, 512)),
@@ -111,6 +117,55 @@ def test_a3_goes_from_text_order_to_permuted_groups() -> None:
     assert (recipe.model.query, recipe.model.two_stream_layers) == ("learned", recipe.model.layers)
     tokens = derive.tokens_per_step(recipe) * recipe.train.steps
     assert 2e9 <= tokens <= 8e9
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("finetune_llama_1b", 1_235_814_400), ("finetune_qwen3_8b", 8_190_735_360)],
+)
+def test_fine_tuning_is_of_the_published_model_beside_itself(name: str, published: int) -> None:
+    recipe = load(name)
+    model, parent = recipe.model, recipe.train.parent
+    assert model.vocab_size is not None
+    count = derive.parameter_count(model, model.vocab_size)
+    assert count - derive.query_parameter_count(model, None) == published
+    assert model.query == "anchor"
+    assert parent is not None
+    assert parent.checkpoint == model.init_from
+    assert parent.weight > 0
+    assert derive.tokens_per_step(recipe) * recipe.train.steps == pytest.approx(2.1e9, rel=0.01)
+    assert recipe.optim.lr <= 2e-5
+
+
+# What config.json of the two models says on the hub.
+PUBLISHED = {
+    "finetune_llama_1b": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048,
+        "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072, "tie_word_embeddings": True, "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        },
+    },
+    "finetune_qwen3_8b": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096,
+        "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 40960, "tie_word_embeddings": False, "rope_theta": 1000000,
+        "use_sliding_window": False, "attention_bias": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fine_tuning_accepts_what_the_converter_makes(name: str) -> None:
+    """Both read one model, but for the keys that a run may change at its start."""
+    model = load(name).model
+    section = model_section(PUBLISHED[name], source=Path(name))
+    free = {key: getattr(model, key) for key in (*FREE_AT_START, "max_positions")}
+    assert dataclasses.replace(section, **free) == model
 
 
 def test_large_recipes_read_the_tokens_they_say() -> None:

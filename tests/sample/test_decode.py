@@ -8,13 +8,12 @@ import torch
 
 from armd_scale.errors import GenerationError
 from armd_scale.sample import Outline, Sampling, Strategy, complete, entropy_bits, generate
-from tests.support.networks import GPT2, LLAMA, QWEN3, batch_of, build, log_probs_by_position
+from tests.support.networks import GPT2, LLAMA, OTHERS, batch_of, build, log_probs_by_position
 from tests.support.samples import VOCAB, logits_by_index
 
 QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
 SHAPES = {
-    "qwen3": QWEN3,
-    "gpt2": GPT2,
+    **OTHERS,
     "gpt2 prefix": dataclasses.replace(GPT2, query="prefix"),
     "all two-stream": dataclasses.replace(LLAMA, two_stream_layers=4),
     "one two-stream": dataclasses.replace(LLAMA, two_stream_layers=1),

@@ -13,6 +13,7 @@ from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.optim.schedule import learning_rate
 from armd_scale.parallel.environment import read_environment
 from armd_scale.train.inputs import open_samples
+from armd_scale.train.parent import load_parent, open_parent
 from armd_scale.train.parts import Parts, build_network, find_checkpoint, first_weights, scheduled
 from armd_scale.train.run import micro_batches, start_optimizer
 from armd_scale.train.saving import SaveCheckpoints
@@ -55,8 +56,10 @@ LAYOUTS = {
 
 def curves(
     groups: ProcessGroupCollection, recipes: list[Recipe], steps: int, save_at: int | None = None
-) -> list[list[tuple[float, float]]]:
+) -> list[list[tuple[float | None, ...]]]:
     """Loss and gradient norm of every step of every recipe, from its start or its checkpoint.
+
+    Where a recipe has a parent, the divergence from it as well.
 
     Args:
         groups: of the layout that all recipes have.
@@ -69,14 +72,16 @@ def curves(
 
 def _curve(
     groups: ProcessGroupCollection, recipe: Recipe, steps: int, save_at: int | None
-) -> list[tuple[float, float]]:
+) -> list[tuple[float | None, ...]]:
     check(recipe)
     check_world(recipe, torch.distributed.get_world_size())
     resumed = find_checkpoint(recipe)
     weights = first_weights(recipe, resumed)
     network = build_network(recipe, weights, groups=groups, device=torch.device("cpu"))
     engine, average, state = start_optimizer(recipe, network, resumed)
-    parts = Parts(recipe, read_environment(), groups, network, engine, scheduled(engine))
+    parent = load_parent(recipe, open_parent(recipe), groups=groups, device=torch.device("cpu"))
+    stages = scheduled(engine, parent)
+    parts = Parts(recipe, read_environment(), groups, network, engine, stages, parent)
     batches = iter(micro_batches(parts, open_samples(recipe), state))
     save = SaveCheckpoints(parts, state, average=average, tokenizer=None)
     count = accumulation_steps(recipe.train, groups.dp.size())
@@ -89,9 +94,11 @@ def _curve(
             learning_rate=learning_rate(recipe.optim, recipe.train, state.step),
             groups=groups,
             started=time.perf_counter(),
+            parent=parent,
         )
         state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
-        curve.append((result.loss, result.grad_norm))
+        divergence = [] if parent is None else [result.kl]
+        curve.append((result.loss, result.grad_norm, *divergence))
         if state.step == save_at:
             save.finish(state)
     return curve

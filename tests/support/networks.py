@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.config.schema import ModelConfig, ParallelConfig, RopeScaling
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.init import initialise
@@ -17,12 +17,28 @@ LLAMA = ModelConfig(
 )
 QWEN3 = ModelConfig(
     layers=3, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, head_dim=16, vocab_size=101,
-    two_stream_layers=2, qk_norm=True, attention_bias=True, tie_embeddings=False, rope_base=1e6,
+    two_stream_layers=2, qk_norm="head", attention_bias=True, tie_embeddings=False, rope_base=1e6,
 )  # fmt: skip
 GPT2 = ModelConfig(
     layers=4, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
-    positions="learned", norm="layernorm", activation="gelu_tanh", attention_bias=True, bias=True,
+    positions="learned", norm="layernorm", activation="gelu_tanh", attention_bias=True,
+    attention_output_bias=True, mlp_bias=True,
 )  # fmt: skip
+NEOX = ModelConfig(
+    layers=3, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
+    rotary_fraction=0.5, parallel_residual=True, norm="layernorm", activation="gelu",
+    attention_bias=True, attention_output_bias=True, mlp_bias=True, tie_embeddings=False,
+)  # fmt: skip
+OLMO2 = ModelConfig(
+    layers=3, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2,
+    norm_position="post", qk_norm="projection", tie_embeddings=False,
+    rope_scaling=RopeScaling(
+        kind="yarn", factor=4.0, low_frequency_factor=0.1, high_frequency_factor=0.5,
+        original_max_positions=16,
+    ),
+)  # fmt: skip
+OTHERS = {"qwen3": QWEN3, "gpt2": GPT2, "neox": NEOX, "olmo2": OLMO2}
+SHAPES = {"llama": LLAMA, **OTHERS}
 
 
 def build(

@@ -87,43 +87,94 @@ class Oracle:
         self, layer: int, rows: Tensor, at: Tensor, keys: Tensor, keys_at: Tensor, seen: Tensor
     ) -> Tensor:
         name = f"layers.{layer}"
-        rows = rows + self._attention(name, rows, at, keys, keys_at, seen)
-        x = self._norm(f"{name}.mlp_norm", rows)
+        norm = f"{name}.attention_norm"
+        if self.model.norm_position == "pre":
+            attended = self._attention(
+                name, self._norm(norm, rows), at, self._norm(norm, keys), keys_at, seen
+            )
+        else:
+            attended = self._norm(norm, self._attention(name, rows, at, keys, keys_at, seen))
+        if self.model.parallel_residual:
+            return rows + attended + self._mlp_branch(name, rows)
+        rows = rows + attended
+        return rows + self._mlp_branch(name, rows)
+
+    def _mlp_branch(self, name: str, rows: Tensor) -> Tensor:
+        if self.model.norm_position == "pre":
+            return self._mlp(name, self._norm(f"{name}.mlp_norm", rows))
+        return self._norm(f"{name}.mlp_norm", self._mlp(name, rows))
+
+    def _mlp(self, name: str, x: Tensor) -> Tensor:
         x = self._linear(f"{name}.mlp.linear_fc1", x)
         if self.model.activation == "swiglu":
             gate, up = x.chunk(2, dim=-1)
             x = F.silu(gate) * up
         else:
             x = F.gelu(x, approximate="tanh" if self.model.activation == "gelu_tanh" else "none")
-        return rows + self._linear(f"{name}.mlp.linear_fc2", x)
+        return self._linear(f"{name}.mlp.linear_fc2", x)
 
     def _attention(
         self, name: str, rows: Tensor, at: Tensor, keys: Tensor, keys_at: Tensor, seen: Tensor
     ) -> Tensor:
         d, g = self.head_dim, self.model.heads // self.kv_heads
-        norm = f"{name}.attention_norm"
-        q = self._linear(f"{name}.attention.linear_q", self._norm(norm, rows))
-        kv = self._linear(f"{name}.attention.linear_kv", self._norm(norm, keys))
+        q = self._linear(f"{name}.attention.linear_q", rows)
+        kv = self._linear(f"{name}.attention.linear_kv", keys)
+        pairs = kv.view(len(keys), self.kv_heads, 2, d)
+        q, k, v = q.view(len(rows), -1, d), pairs[:, :, 0], pairs[:, :, 1]
+        q = self._qk_norm(f"{name}.attention.q_norm", q)
+        k = self._qk_norm(f"{name}.attention.k_norm", k)
         heads = []
         for head in range(self.model.heads):
-            pair = head // g * 2 * d
-            qh = self._turned(f"{name}.attention.q_norm", q[:, head * d : (head + 1) * d], at)
-            kh = self._turned(f"{name}.attention.k_norm", kv[:, pair : pair + d], keys_at)
+            qh, kh = self._turned(q[:, head], at), self._turned(k[:, head // g], keys_at)
             scores = (qh @ kh.T / math.sqrt(d)).masked_fill(~seen, -math.inf)
-            heads.append(scores.softmax(dim=-1) @ kv[:, pair + d : pair + 2 * d])
+            heads.append(scores.softmax(dim=-1) @ v[:, head // g])
         return self._linear(f"{name}.attention.linear_proj", torch.cat(heads, dim=-1))
 
-    def _turned(self, norm: str, x: Tensor, at: Tensor) -> Tensor:
-        if self.model.qk_norm:
-            x = self._norm(norm, x)
+    def _qk_norm(self, norm: str, x: Tensor) -> Tensor:
+        if self.model.qk_norm == "none":
+            return x
+        if self.model.qk_norm == "head":
+            return self._norm(norm, x)
+        return self._norm(norm, x.flatten(1)).view(x.shape)
+
+    def _turned(self, x: Tensor, at: Tensor) -> Tensor:
         if self.model.positions != "rotary":
             return x
-        half = self.head_dim // 2
-        rate = self.model.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = at[:, None].to(x.dtype) * rate.to(x.dtype)
-        low, high = x[:, :half], x[:, half:]
+        half = int(self.head_dim * self.model.rotary_fraction) // 2
+        rates = torch.stack([self._rate(pair, half) for pair in range(half)])
+        angle = at[:, None].to(x.dtype) * rates.to(x.dtype)
+        low, high, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
         cos, sin = angle.cos(), angle.sin()
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+        scaling = self.model.rope_scaling
+        if scaling is not None and scaling.kind == "yarn":
+            cos, sin = (f * (0.1 * math.log(scaling.factor) + 1) for f in (cos, sin))
+        return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
+
+    def _rate(self, pair: int, half: int) -> Tensor:
+        """Radians per position of a pair, rounded as models are published: to float32."""
+        base, scaling = self.model.rope_base, self.model.rope_scaling
+        rate = 1 / base ** torch.tensor(pair / half, dtype=torch.float32)
+        if scaling is None:
+            return rate
+        if scaling.kind == "linear":
+            return rate / scaling.factor
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        original = scaling.original_max_positions
+        if scaling.kind == "llama3":
+            wavelength = 2 * math.pi / rate
+            smooth = (original / wavelength - low) / (high - low)
+        else:
+            first, last = (
+                math.log(original / (turns * 2 * math.pi)) / math.log(base) * half
+                for turns in (high, low)
+            )
+            first, last = max(math.floor(first), 0), min(math.ceil(last), 2 * half - 1)
+            smooth = 1 - torch.tensor((pair - first) / max(last - first, 0.001))
+        if smooth >= 1:
+            return rate
+        if smooth <= 0:
+            return rate / scaling.factor
+        return (1 - smooth) * rate / scaling.factor + smooth * rate
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         epsilon = self.model.norm_epsilon

@@ -27,7 +27,8 @@ from tests.support.runs import VOCAB, write_text
 # way; every kind of parameter that a layout treats in its own way.
 MODEL = ModelConfig(
     layers=4, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=VOCAB, two_stream_layers=2,
-    qk_norm=True, attention_bias=True, bias=True, query="anchor+prefix",
+    qk_norm="projection", attention_bias=True, attention_output_bias=True, mlp_bias=True,
+    query="anchor+prefix",
 )  # fmt: skip
 ORDERS = {
     # Left to right on one stream, then shuffled on two: the number of rows changes on the way.
@@ -60,7 +61,8 @@ def recipes(
     )
     made = {}
     for order, tied, dropout in CASES:
-        model = replace(MODEL, tie_embeddings=tied, query="anchor" if tied else MODEL.query)
+        query, qk_norm = ("anchor", "head") if tied else (MODEL.query, MODEL.qk_norm)
+        model = replace(MODEL, tie_embeddings=tied, query=query, qk_norm=qk_norm)
         start = folder / f"start {tied}"
         recipe = bend(replace(base, model=model), {"eval.every_steps": 0, "data.workers": 0})
         if not start.exists():

@@ -60,8 +60,8 @@ def test_never_does_not_bury_another_run(recipe: Recipe, groups: ProcessGroupCol
 
 def test_another_model_is_named_by_key(recipe: Recipe, groups: ProcessGroupCollection) -> None:
     save(recipe, groups)
-    with pytest.raises(CheckpointError, match=r"model\.qk_norm is True against False"):
-        find_checkpoint(bend(recipe, {"model.qk_norm": True}))
+    with pytest.raises(CheckpointError, match=r"model\.qk_norm is head against none"):
+        find_checkpoint(bend(recipe, {"model.qk_norm": "head"}))
 
 
 def test_what_runs_start_from(
@@ -86,6 +86,78 @@ def test_what_runs_start_from(
     one, same, another = (n.by_name()["embedding.weight"] for n in drawn)
     assert torch.equal(one, same)
     assert not torch.equal(one, another)
+
+
+@pytest.fixture
+def started(recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path) -> Recipe:
+    """A run that starts from a checkpoint of its own model."""
+    save(bend(recipe, {"run.folder": str(tmp_path / "other")}), groups)
+    return bend(recipe, {"model.init_from": str(tmp_path / "other")})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rope_base", 5e5, "500000.0 against 10000.0"),
+        ("norm_epsilon", 1e-6, "1e-06 against 1e-05"),
+        ("activation", "gelu", "gelu against swiglu"),
+        ("rotary_fraction", 0.5, "0.5 against 1.0"),
+        ("parallel_residual", True, "True against False"),
+        ("norm_position", "post", "post against pre"),
+        ("heads", 2, "2 against 4"),
+        ("vocab_size", 100, "100 against 101"),
+    ],
+)
+def test_weights_of_another_function_are_refused_by_key(
+    started: Recipe, key: str, value: object, said: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        first_weights(bend(started, {f"model.{key}": value}), None)
+    message = str(caught.value)
+    assert f"trained to compute, and model.{key} is {said}: mend the recipe" in message
+    assert "\n" not in message
+
+
+def test_what_null_stands_for_is_no_other_function(started: Recipe) -> None:
+    assert started.model.head_dim is None
+    changes = {"model.head_dim": 8, "model.init_std": 0.1, "model.max_positions": 1000}
+    assert first_weights(bend(started, changes), None) is not None
+
+
+def test_a_table_of_positions_keeps_its_reach(
+    recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    pooled = bend(recipe, {"model.query": "anchor+prefix", "run.folder": str(tmp_path / "other")})
+    save(pooled, groups)
+    longer = bend(pooled, {"model.max_positions": 99, "model.init_from": str(tmp_path / "other")})
+    with pytest.raises(CheckpointError, match=r"model\.max_positions is 99 against 65"):
+        first_weights(longer, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "drawn"),
+    [
+        ({}, []),
+        ({"two_stream_layers": 4, "upper_visibility": "self"}, []),
+        ({"two_stream_layers": 0}, []),
+        ({"gap_rows": 7}, ["query_start.gap.weight"]),
+        ({"query": "learned"}, ["query_start.vector"]),
+        (
+            {"query": "anchor+prefix", "prefix_width": 5},
+            ["query_start.prefix.position_embedding", "query_start.prefix.scale"],
+        ),
+    ],
+)
+def test_another_query_start_is_drawn_and_all_else_read(
+    started: Recipe, groups: ProcessGroupCollection, changes: dict[str, object], drawn: list[str]
+) -> None:
+    recipe = bend(started, {f"model.{key}": value for key, value in changes.items()})
+    cpu, theirs = torch.device("cpu"), build(LLAMA, groups).by_name()
+    found = build_network(recipe, first_weights(recipe, None), groups=groups, device=cpu).by_name()
+    fresh = build_network(recipe, None, groups=groups, device=cpu).by_name()
+    for name, parameter in found.items():
+        assert torch.equal(parameter, fresh[name] if name in drawn else theirs[name]), name
+    assert set(drawn) <= set(found)
 
 
 def test_recompute_reaches_the_network(recipe: Recipe, groups: ProcessGroupCollection) -> None:

@@ -1,0 +1,60 @@
+"""Left to right, the network is the model that transformers runs: every family, to rounding."""
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.checkpoint.from_hf import Conversion, convert
+from armd_scale.checkpoint.load import load_network, open_checkpoint
+from armd_scale.checkpoint.opened_hf import Settings
+from armd_scale.config.schema import ParallelConfig
+from tests.support.hf_folders import CONFIGS, VOCAB, make_model
+from tests.support.networks import batch_of
+from tests.support.precise import AllDouble
+
+LENGTH = 24  # beyond the original length of stretched wavelengths, within a window
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, size=(2, LENGTH + 1))
+
+
+def make_checkpoint(folder: Path, name: str, groups: ProcessGroupCollection) -> torch.nn.Module:
+    """Writes `folder`/armd; returns the model that it was made from."""
+    model = make_model(name)
+    model.save_pretrained(folder / "hf")
+    # The last token is no input, so it may lie outside of a window.
+    settings = Settings(max_positions=LENGTH if "window" in name else None)
+    wanted = Conversion(
+        hf=folder / "hf", output=folder / "armd", settings=settings, parallel=ParallelConfig()
+    )
+    convert(wanted, groups=groups)
+    return model
+
+
+def logits(
+    groups: ProcessGroupCollection, folder: Path, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Of every token given those before it, by the number of streams that run."""
+    network = load_network(open_checkpoint(folder / "armd"), groups=groups, dtype=dtype)
+    batch = batch_of(TOKENS, np.arange(LENGTH + 1)[None].repeat(len(TOKENS), axis=0))
+    both = dataclasses.replace(batch, left_to_right=False)
+    assert network.runs_one_stream(batch)
+    assert not network.runs_one_stream(both)
+    with torch.no_grad():
+        return {"one": network.logits(batch), "two": network.logits(both)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_those_of_transformers(
+    tmp_path: Path, name: str, groups: ProcessGroupCollection
+) -> None:
+    model, given = make_checkpoint(tmp_path, name, groups), torch.from_numpy(TOKENS[:, :-1])
+    for dtype, atol in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+        with torch.no_grad(), AllDouble() if dtype is torch.float64 else nullcontext():
+            expected = model.to(dtype)(given).logits
+        assert expected.dtype is dtype
+        for got in logits(groups, tmp_path, dtype).values():
+            torch.testing.assert_close(got, expected, atol=atol, rtol=0)

@@ -1,0 +1,38 @@
+"""What a network holds and computes, against what a recipe's numbers say."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from armd_scale.config import derive
+from tests.support.networks import LLAMA, SHAPES, build
+from tests.support.samples import draw_windows
+
+LENGTH = 17
+MODELS = {**SHAPES, "prefix": dataclasses.replace(LLAMA, query="anchor+prefix")}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_weights_are_as_many_as_a_recipe_says(groups, model):
+    network = build(model, groups, max_positions=LENGTH)
+    padded = derive.padded_vocab_size(model.vocab_size, 1)
+    expected = derive.parameter_count(model, padded, max_positions=LENGTH)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+@pytest.mark.parametrize("two_stream_layers", [0, 2])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_operations_are_as_many_as_a_recipe_says(groups, model, two_stream_layers):
+    model = dataclasses.replace(model, two_stream_layers=two_stream_layers)
+    network = build(model, groups)
+    batch = draw_windows("random", (LENGTH,)).batch()
+    # Written out, attention computes the half of its products that a causal kernel leaves out.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(batch)
+    padded = derive.padded_vocab_size(model.vocab_size, 1)
+    both_halves = derive.forward_flops_per_token(model, 2 * (LENGTH - 1), padded)
+    counted = counter.get_total_flops() / batch.labels.numel()
+    assert counted == pytest.approx(both_halves, rel=0.02)

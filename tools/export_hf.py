@@ -1,0 +1,50 @@
+"""A checkpoint to a Hugging Face folder: an ARMD to exchange, or the plain AR model in it."""
+
+import argparse
+import signal
+from pathlib import Path
+
+from armd_scale.checkpoint.load import open_checkpoint
+from armd_scale.checkpoint.to_hf import export
+from armd_scale.config.schema import ParallelConfig
+from armd_scale.errors import run_command
+from armd_scale.log import configure, get_logger
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.groups import process_groups
+
+_EXAMPLE = """example:
+  python tools/export_hf.py --checkpoint runs/adapted --output models/llama-armd
+  python tools/export_hf.py --checkpoint runs/adapted --output models/llama-ar --as-ar
+--as-ar gives a folder for transformers.AutoModelForCausalLM with the logits that the ARMD has left
+to right; it is refused where there is no such model, as under query starts other than anchor."""
+
+
+def main() -> None:
+    """Exports."""
+    args = _parser().parse_args()
+    configure()
+    # SIGTERM, as schedulers send it, leaves as Ctrl-C does: with nothing half-written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    checkpoint = open_checkpoint(args.checkpoint)
+    options = {"as_ar": args.as_ar, "overwrite": args.overwrite}
+    environment = read_environment()
+    with process_groups(environment, ParallelConfig()) as groups:
+        if environment.is_main:
+            export(checkpoint, args.output, groups=groups, **options)
+    get_logger("armd_scale.export").info("wrote %s", args.output)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a checkpoint, or a run folder: its newest one")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="folder to be made")
+    add("--as-ar", action="store_true", help="leave out what an AR model has not")
+    add("--overwrite", action="store_true", help="replace a folder at --output")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,25 @@
+"""Curves, claims, table and picture of tools/adapt_experiment.sh, from the folder of its runs."""
+
+import argparse
+from pathlib import Path
+
+from armd_scale.bench.adaptation import collect, table, write
+from armd_scale.errors import run_command
+from armd_scale.log import configure
+
+
+def main() -> None:
+    """Writes results.json, results.md and adaptation.svg into the folder, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/report_adaptation.py runs/adapt"
+    )
+    parser.add_argument("folder", type=Path, help="where the experiment left its runs")
+    args = parser.parse_args()
+    configure()
+    results = collect(args.folder)
+    write(results, args.folder)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,47 @@
+"""Trains a small Llama with `transformers` on a recipe's text: a pretrained model to convert."""
+
+import argparse
+from pathlib import Path
+
+from armd_scale.bench.llama import train_llama, write_byte_tokenizer
+from armd_scale.config.load import load_recipe
+from armd_scale.errors import run_command
+from armd_scale.log import configure
+
+_EXAMPLE = """example:
+  python tools/train_llama.py --tokenizer runs/adapt/tokenizer
+  python tools/preprocess.py --tokenizer runs/adapt/tokenizer --output runs/adapt/data/bytes ...
+  python tools/train_llama.py --tokenizer runs/adapt/tokenizer --recipe recipes/adapt_cpu.yaml \\
+      --output runs/adapt/llama --steps 600 --learning-rate 2e-3"""
+
+
+def main() -> None:
+    """Writes the byte tokenizer where there is none yet; trains where there is a recipe."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--tokenizer", type=Path, required=True, help="HF folder; a byte tokenizer if it is new")
+    add("--recipe", help="gives shape, data, seed and batch size")
+    add("--output", type=Path, help="HF folder to write")
+    add("--steps", type=int, default=600, help="optimizer steps (default: %(default)s)")
+    add("--learning-rate", type=float, default=2e-3, help="its peak (default: %(default)s)")
+    args = parser.parse_args()
+    configure()
+    if not args.tokenizer.exists():
+        write_byte_tokenizer(args.tokenizer)
+    if args.recipe is None:
+        return
+    if args.output is None:
+        parser.error("--output is required with --recipe")
+    train_llama(
+        load_recipe(args.recipe),
+        args.output,
+        tokenizer=args.tokenizer,
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
