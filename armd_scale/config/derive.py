@@ -8,6 +8,8 @@ from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig, R
 # Matrix units like multiples of this. As a multiple of the usual tensor parallel sizes it also
 # gives one padded size, and so one shape in checkpoints, under all of them.
 VOCAB_MULTIPLE = 64
+# So many logits exist at a time; more are computed, and in the backward pass again, in chunks.
+LOGITS_PER_CHUNK = 1 << 26
 
 
 def head_dim(model: ModelConfig) -> int:

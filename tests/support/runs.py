@@ -33,7 +33,7 @@ from tests.config.examples import SMALL, bend
 from tests.support.pairs import write_pair
 
 VOCAB = 64
-TIMING = {"tokens_per_second", "step_seconds", "mfu", "memory_gib"}
+TIMING = {"tokens_per_second", "step_seconds", "mfu", "hfu", "memory_gib"}
 TRAIN = "armd_scale.train"
 ROOT = Path(__file__).parents[2]
 
