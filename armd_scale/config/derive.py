@@ -8,6 +8,21 @@ from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig, R
 # Matrix units like multiples of this. As a multiple of the usual tensor parallel sizes it also
 # gives one padded size, and so one shape in checkpoints, under all of them.
 VOCAB_MULTIPLE = 64
+# So many logits exist at a time; more are computed, and in the backward pass again, in chunks.
+LOGITS_PER_CHUNK = 1 << 26
+
+
+LARGEST_BUCKET = 50_000_000
+"""Gradients that ZeRO reduces together; stage 3 keeps a buffer for them for good."""
+
+
+def reduces_at_once(recipe: Recipe) -> bool:
+    """Whether each backward pass shares its gradients out, so that no process holds them whole.
+
+    From ZeRO 2 on; stages of a pipeline reach their gradients at different times and wait.
+    """
+    optim = recipe.optim
+    return optim.zero_stage >= 2 and recipe.parallel.pipeline == 1 and optim.offload == "none"
 
 
 def head_dim(model: ModelConfig) -> int:

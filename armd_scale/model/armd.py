@@ -25,7 +25,7 @@ from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from armd_scale.config.derive import padded_vocab_size, two_stream_layers
+from armd_scale.config.derive import LOGITS_PER_CHUNK, padded_vocab_size, two_stream_layers
 from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.loss import vocabulary_parallel_kl, vocabulary_parallel_nll
@@ -41,8 +41,6 @@ from armd_scale.model.visible import LayerMasks, RowMask
 from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
 from armd_scale.parallel.shard import mark_tied_copy, shared_input
 from armd_scale.parallel.stages import Stage, whole
-
-LOGITS_PER_CHUNK = 1 << 26
 
 
 class ArmdModel(MegatronModule):

@@ -26,6 +26,7 @@ from deepspeed.utils import (
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from armd_scale.config.derive import LARGEST_BUCKET
 from armd_scale.config.schema import OptimConfig
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.groups import parameter_groups
@@ -33,8 +34,6 @@ from armd_scale.optim.mpu import Mpu
 from armd_scale.parallel.reduce import sum_partial_gradients, sum_partial_gradients_at_once
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-LARGEST_BUCKET = 50_000_000
-"""Gradients that are reduced together; ZeRO 3 keeps a buffer for them for good."""
 logger.setLevel(logging.WARNING)
 # DeepSpeed would compile a shared-memory reduction for CPU ranks at first use, under a lock that a
 # killed build leaves behind, for which every later run waits. gloo does without it.

@@ -6,11 +6,15 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 
-from armd_scale.config.derive import model_flops_per_token
 from armd_scale.eval.likelihood import evaluate
 from armd_scale.log import Track, get_logger
 from armd_scale.optim.schedule import learning_rate
 from armd_scale.order.curriculum import order_at
+from armd_scale.plan.compute import (
+    can_run_one_stream,
+    hardware_flops_per_target,
+    model_flops_per_target,
+)
 from armd_scale.train.hardware import memory_gib, peak_flops
 from armd_scale.train.inputs import HeldOut
 from armd_scale.train.metrics import MetricsWriter
@@ -43,11 +47,12 @@ class LogProgress:
 
     def __init__(self, parts: Parts, writers: Sequence[MetricsWriter], *, track: Track) -> None:
         self._parts, self._writers, self._track = parts, writers, track
-        self._seconds, self._tokens, self._steps, self._own = 0.0, 0, 0, 0.0
+        self._forget()
         recipe = parts.recipe
-        model, data = recipe.model, recipe.data
-        assert model.vocab_size is not None
-        self._flops_per_token = model_flops_per_token(model, data.seq_length, model.vocab_size)
+        self._model_flops, self._hardware_flops = (
+            [count(recipe, one_stream=one) for one in (False, True)]
+            for count in (model_flops_per_target, hardware_flops_per_target)
+        )
         self._peak = peak_flops(parts.device, parts.dtype) * dist.get_world_size()
 
     def after_step(self, state: TrainState, result: StepResult) -> None:
@@ -61,6 +66,10 @@ class LogProgress:
         self._seconds += result.seconds
         self._tokens += result.tokens
         self._steps += 1
+        order = order_at(recipe.order, state.step - 1)
+        one_stream = can_run_one_stream(recipe.model, order)
+        self._needed += result.tokens * self._model_flops[one_stream]
+        self._computed += result.tokens * self._hardware_flops[one_stream]
         rate = self._tokens / self._seconds
         if self._parts.is_main:
             self._track.advance(note=f"loss {result.loss:.4f}  {rate:,.0f} tokens/s")
@@ -78,14 +87,15 @@ class LogProgress:
             "tokens": state.consumed_tokens,
             "tokens_per_second": rate,
             "step_seconds": self._seconds / self._steps,
-            "mfu": rate * self._flops_per_token / self._peak,
-            "order": str(order_at(recipe.order, state.step - 1)),
+            "mfu": self._needed / self._seconds / self._peak,
+            "hfu": self._computed / self._seconds / self._peak,
+            "order": str(order),
             "memory_gib": memory_gib(self._parts.device),
             **slowest_rank(self._own / self._steps, self._parts.device),
         }
         for writer in self._writers:
             writer.write(line)
-        self._seconds, self._tokens, self._steps, self._own = 0.0, 0, 0, 0.0
+        self._forget()
 
     def _report_bad_batch(self, state: TrainState, objection: str) -> None:
         last = state.consumed_samples - 1
@@ -98,6 +108,10 @@ class LogProgress:
 
     def finish(self, state: TrainState) -> None:
         """The progress line belongs to whoever opened it."""
+
+    def _forget(self) -> None:
+        self._seconds, self._own, self._tokens, self._steps = 0.0, 0.0, 0, 0
+        self._needed, self._computed = 0.0, 0.0
 
 
 def slowest_rank(own_seconds: float, device: torch.device) -> dict[str, float | int]:

@@ -219,6 +219,9 @@ def prepare_folder(recipe: Recipe, environment: Environment) -> None:
         ) from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     get_logger("armd_scale").addHandler(file)
+    get_logger(__name__).info(
+        "starting %s on %d processes", recipe.run.name, environment.world_size
+    )
 
 
 def open_records(recipe: Recipe, state: TrainState) -> Sequence[MetricsWriter]:

@@ -35,7 +35,7 @@ from tests.support.pairs import write_pair
 
 VOCAB = 64
 TIMING = {
-    "tokens_per_second", "step_seconds", "mfu", "memory_gib",
+    "tokens_per_second", "step_seconds", "mfu", "hfu", "memory_gib",
     "own_seconds_mean", "own_seconds_max", "slowest_rank",
 }  # fmt: skip
 TRAIN = "armd_scale.train"

@@ -1,0 +1,108 @@
+"""Bytes that forward passes keep for the backward passes to come.
+
+What operations save on CUDA: products and norms their inputs, attention its inputs, output and
+log-sums, the gated activation both halves and its result.
+"""
+
+from armd_scale.config import derive
+from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.parallel.stages import Stage
+from armd_scale.plan.compute import Rows, layer_rows, logits_come_in_chunks
+
+FP32 = 4
+KEPT_PER_LOGIT = 8
+"""Bytes that the loss keeps for its backward pass: shifted logits and their exponentials, fp32."""
+WORKING_PER_LOGIT = 16
+"""Bytes of a logit while its loss is computed or differentiated: what is kept and two gradients."""
+
+
+def bytes_per_value(recipe: Recipe) -> int:
+    """Bytes of a weight, gradient or activation in forward and backward."""
+    return 2 if recipe.train.precision == "bf16" else FP32
+
+
+def chunk_activations(recipe: Recipe, chunk: Stage) -> float:
+    """Bytes that a micro-batch leaves in a chunk until its backward pass, both streams running."""
+    rows = layer_rows(recipe.model, one_stream=False)
+    kept = sum(layer_activations(recipe, rows[layer]) for layer in chunk.layers)
+    if chunk.is_first and "prefix" in recipe.model.query:
+        kept += _prefix_activations(recipe)
+    if chunk.is_last:
+        kept += _head_activations(recipe)
+    return kept
+
+
+def layer_activations(recipe: Recipe, rows: Rows, *, recompute: str | None = None) -> float:
+    """Bytes that one layer keeps of a micro-batch.
+
+    Args:
+        recipe: what trains.
+        rows: of the layer.
+        recompute: `train.recompute`, or another setting instead.
+    """
+    recompute = recompute or recipe.train.recompute
+    model, tensor = recipe.model, recipe.parallel.tensor
+    shared = tensor if recipe.parallel.sequence else 1
+    targets = recipe.data.seq_length * recipe.train.micro_batch
+    stream = model.hidden / shared
+    values = rows.entering * stream
+    if recompute != "full":
+        # Inputs of attention, of the MLP's norm and of the MLP; then what is inside the MLP.
+        values += rows.entering * (model.hidden if recompute == "none" else stream)
+        values += rows.attending * (2 * stream + _mlp_values(model) / tensor)
+    kept = targets * values * bytes_per_value(recipe)
+    return kept + (_attention_activations(recipe, rows) if recompute == "none" else 0)
+
+
+def _mlp_values(model: ModelConfig) -> int:
+    """Values of a row: into the activation, out of it, and their gated product."""
+    return model.ffn_hidden * (4 if model.activation == "swiglu" else 2)
+
+
+def _attention_activations(recipe: Recipe, rows: Rows) -> float:
+    """Queries, keys, values and output; the fold of two streams into heads is undone by a copy."""
+    model = recipe.model
+    width, kv_width = (
+        heads * derive.head_dim(model) for heads in (model.heads, derive.kv_heads(model))
+    )
+    has_norm = model.qk_norm != "none"
+    copies = 2 + has_norm + (rows.attending > 1)
+    turned = kv_width if model.positions == "rotary" or has_norm else 0
+    values = rows.attending * copies * width + 2 * kv_width + turned
+    log_sums = FP32 * rows.attending * model.heads
+    targets = recipe.data.seq_length * recipe.train.micro_batch
+    return targets * (values * bytes_per_value(recipe) + log_sums) / recipe.parallel.tensor
+
+
+def _prefix_activations(recipe: Recipe) -> int:
+    """Which position sees which, and with what weight: two tables of all pairs."""
+    length, batch = recipe.data.seq_length, recipe.train.micro_batch
+    return batch * length * (2 * length + 2 * recipe.model.hidden) * bytes_per_value(recipe)
+
+
+def _head_activations(recipe: Recipe) -> float:
+    model, targets = recipe.model, recipe.data.seq_length * recipe.train.micro_batch
+    assert model.vocab_size is not None
+    shared = recipe.parallel.tensor if recipe.parallel.sequence else 1
+    kept = targets * model.hidden * (1 + 1 / shared) * bytes_per_value(recipe)
+    if logits_come_in_chunks(recipe):
+        return kept
+    return kept + targets * model.vocab_size / recipe.parallel.tensor * KEPT_PER_LOGIT
+
+
+def working_bytes(recipe: Recipe, chunk: Stage) -> float:
+    """What a backward pass needs besides: a recomputed layer, or the logits at work."""
+    model, recompute = recipe.model, recipe.train.recompute
+    assert model.vocab_size is not None
+    rows = layer_rows(model, one_stream=False)[chunk.layers[0]]
+    again = 0.0
+    if recompute == "full":
+        again = layer_activations(recipe, rows, recompute="none")
+    elif recompute == "selective":
+        again = _attention_activations(recipe, rows)
+    if not chunk.is_last:
+        return again
+    targets = recipe.data.seq_length * recipe.train.micro_batch
+    logits = min(targets * model.vocab_size, derive.LOGITS_PER_CHUNK) / recipe.parallel.tensor
+    kept = 0 if logits_come_in_chunks(recipe) else KEPT_PER_LOGIT
+    return max(again, logits * (WORKING_PER_LOGIT - kept))

@@ -1,0 +1,136 @@
+"""Operations of a training step: those that the model needs, and those that the hardware runs.
+
+Model FLOPs are the matrix products of forward and backward pass, causal attention counted for the
+half of the keys that is visible: what MFU is a share of. Hardware FLOPs add what is computed twice:
+layers, attention or logits that the backward pass recomputes, and the scores, which every flash
+attention kernel recomputes. Both follow the rows that really run: a left-to-right step under
+`anchor` runs one stream.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from armd_scale.config import derive
+from armd_scale.config.schema import ModelConfig, OrderConfig, Recipe
+from armd_scale.order.curriculum import order_at
+from armd_scale.order.policies import Groups, LeftToRight, Mixture, Order, Progressive, Strided
+
+CAUSAL = 0.5
+"""Share of the keys that a row of a causal kernel visits; a dense kernel visits all, 1.0."""
+FLASH_BACKWARD = 5 / 2
+"""Products of a flash kernel's backward pass (scores again, and four gradients) to its forward's
+two."""
+STEPS_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a layer, in units of the sample's targets."""
+
+    entering: int
+    """Content and query rows that come in."""
+    attending: int
+    """Rows that attend, pass the MLP and go out."""
+
+
+def layer_rows(model: ModelConfig, *, one_stream: bool) -> tuple[Rows, ...]:
+    """The rows of every layer; all layers project keys and values of one row per target."""
+    both = 0 if one_stream else derive.two_stream_layers(model)
+    return tuple(
+        Rows(2 if layer < both else 1, 2 if layer < both - 1 else 1)
+        for layer in range(model.layers)
+    )
+
+
+def can_run_one_stream(model: ModelConfig, order: Order) -> bool:
+    """Whether every batch of an order needs one stream: see `ArmdModel.runs_one_stream`."""
+    left_to_right = model.query == "anchor" and _is_left_to_right(order)
+    return derive.two_stream_layers(model) == 0 or left_to_right
+
+
+def _is_left_to_right(order: Order) -> bool:
+    match order:
+        case LeftToRight():
+            return True
+        case Progressive():
+            return order.shuffled <= 1
+        case Strided():
+            return set(order.streams) == {1}
+        case Groups():
+            return set(order.sizes) == {1}
+        case Mixture():
+            return all(map(_is_left_to_right, order.orders))
+    return False
+
+
+def one_stream_share(recipe: Recipe) -> float:
+    """Share of the run's steps that need one stream, from steps at even distances."""
+    return _one_stream_share(recipe.model, recipe.order, recipe.train.steps)
+
+
+@cache
+def _one_stream_share(model: ModelConfig, order: OrderConfig, num_steps: int) -> float:
+    steps = range(0, num_steps, max(1, num_steps // STEPS_LOOKED_AT))
+    return sum(can_run_one_stream(model, order_at(order, step)) for step in steps) / len(steps)
+
+
+def model_flops_per_target(recipe: Recipe, *, one_stream: bool) -> int:
+    """Model FLOPs of one target, forward and backward."""
+    assert recipe.model.vocab_size is not None
+    model = replace(recipe.model, two_stream_layers=0) if one_stream else recipe.model
+    return derive.model_flops_per_token(model, recipe.data.seq_length, recipe.model.vocab_size)
+
+
+def hardware_flops_per_target(
+    recipe: Recipe, *, one_stream: bool, visited: float = CAUSAL
+) -> float:
+    """Hardware FLOPs of one target, forward and backward.
+
+    Args:
+        recipe: `model.vocab_size` given.
+        one_stream: whether the query stream runs alone.
+        visited: share of the keys that attention kernels visit.
+    """
+    layers = layer_hardware_flops(recipe, one_stream=one_stream, visited=visited)
+    return sum(layers) + edge_hardware_flops(recipe)
+
+
+def layer_hardware_flops(
+    recipe: Recipe, *, one_stream: bool, visited: float = CAUSAL
+) -> tuple[float, ...]:
+    """Hardware FLOPs of one target in every layer."""
+    rows = layer_rows(recipe.model, one_stream=one_stream)
+    cost = {kind: _layer_flops(recipe, kind, visited) for kind in set(rows)}
+    return tuple(cost[kind] for kind in rows)
+
+
+def _layer_flops(recipe: Recipe, rows: Rows, visited: float) -> float:
+    model, length = recipe.model, recipe.data.seq_length
+    width = model.heads * derive.head_dim(model)
+    row = derive.row_flops(model, length)
+    attention = 4 * width * length * rows.attending * visited
+    projections = row.keys_values + 4 * model.hidden * width * rows.attending
+    matrices = row.keys_values + (row.output - 2 * width * length) * rows.attending
+    again = {"none": 0, "selective": projections + attention, "full": matrices + attention}
+    return 3 * matrices + (1 + FLASH_BACKWARD) * attention + again[recipe.train.recompute]
+
+
+def edge_hardware_flops(recipe: Recipe) -> int:
+    """Hardware FLOPs of one target before the first layer and after the last.
+
+    The head multiplies with the padded vocabulary, once more where logits come in chunks; the
+    prefix query pools over all positions, hidden ones with weight zero.
+    """
+    model, length = recipe.model, recipe.data.seq_length
+    assert model.vocab_size is not None
+    padded = derive.padded_vocab_size(model.vocab_size, recipe.parallel.tensor)
+    passes = 4 if logits_come_in_chunks(recipe) else 3
+    start = 3 * 2 * derive.query_start_flops(model, length)
+    return start + passes * derive.head_flops(model, padded)
+
+
+def logits_come_in_chunks(recipe: Recipe) -> bool:
+    """Whether a micro-batch has more logits than exist at a time."""
+    assert recipe.model.vocab_size is not None
+    rows = recipe.data.seq_length * recipe.train.micro_batch
+    return rows * recipe.model.vocab_size > derive.LOGITS_PER_CHUNK

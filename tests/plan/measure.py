@@ -1,0 +1,98 @@
+"""What training really holds and computes: bytes of live tensors, bytes that autograd keeps."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from armd_scale.config.derive import accumulation_steps
+from armd_scale.config.schema import Recipe
+from armd_scale.optim.zero import ZeroEngine
+from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
+from armd_scale.parallel.schedule import run_micro_batches
+from armd_scale.train.parts import build_network, scheduled
+from tests.support.samples import draw_windows
+
+
+def state_bytes(groups: ProcessGroupCollection, recipes: Sequence[Recipe]) -> list[int]:
+    """Of each recipe, what this rank holds when the gradients of two micro-batches have added up.
+
+    DeepSpeed's bucket of ZeRO 3 is left out: next to it, nothing of a small model would be seen.
+    """
+    return [_state_bytes(groups, recipe) for recipe in recipes]
+
+
+def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
+    before = _live_storages()
+    network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
+    precision = recipe.train.precision
+    engine = ZeroEngine(network, recipe.optim, precision=precision, groups=groups)
+    count = accumulation_steps(recipe.train, groups.dp.size())
+    batches = [batch_of(recipe) for _ in range(count)]
+    with engine.accumulate():
+        run_micro_batches(
+            scheduled(engine), batches, loss_of=lambda nll, _: (nll.mean(), None), groups=groups
+        )
+        after = _live_storages()
+    return sum(
+        size for key, size in after.items() if before.get(key) != size and size < 1_000_000_000
+    )
+
+
+def batch_of(recipe: Recipe, order: str = "strided:2"):
+    """A micro-batch of random tokens."""
+    length = recipe.data.seq_length + 1
+    return draw_windows(order, (length,), count=recipe.train.micro_batch).batch()
+
+
+def kept_bytes(groups: ProcessGroupCollection, recipe: Recipe, order: str = "random") -> int:
+    """What autograd keeps of one micro-batch, weights and the batch itself left out."""
+    network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
+    if recipe.train.precision == "bf16":
+        network = network.bfloat16()
+    batch = batch_of(recipe, order)
+    with cpu_stands_in_for_cuda(), kept_storages(network) as kept:
+        output = network(batch)
+    assert output.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@contextmanager
+def kept_storages(network: nn.Module) -> Iterator[dict[int, tuple[int, object]]]:
+    """Fills with the storages that autograd keeps, each once; holds them, so none is reused."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, tuple[int, object]] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
+def _live_storages() -> dict[int, int]:
+    """Bytes of every storage that a tensor or its gradient lies in."""
+    gc.collect()
+    found = {}
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+    for tensor in tensors:
+        for one in (tensor, tensor.grad if tensor.is_leaf else None):
+            if one is not None:
+                found[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+    return found
+
+
+def on(recipe: Recipe, zero_stage: int, precision: str) -> Recipe:
+    """The recipe under another ZeRO stage and precision."""
+    return replace(
+        recipe,
+        optim=replace(recipe.optim, zero_stage=zero_stage),
+        train=replace(recipe.train, precision=precision),
+    )

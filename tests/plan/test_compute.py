@@ -1,0 +1,118 @@
+"""Planned operations against torch's count of those that run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from armd_scale.config import derive
+from armd_scale.config.schema import (
+    LeftToRightConfig,
+    ModelConfig,
+    ProgressiveConfig,
+    Recipe,
+    Stage,
+    StagesConfig,
+    StridedConfig,
+)
+from armd_scale.model import armd
+from armd_scale.plan import compute
+from armd_scale.train.parts import build_network
+from tests.config.examples import SMALL, bend
+from tests.plan.measure import batch_of
+
+MODEL = ModelConfig(
+    layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2
+)
+RECIPE = bend(SMALL, {"model": MODEL, "data.seq_length": 64, "train.micro_batch": 2})
+ATEN = torch.ops.aten
+# torch counts its GPU kernels and not their twins on CPU; both visit all keys as it counts.
+KERNELS = {
+    ATEN._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def counted(recipe: Recipe, order: str, groups) -> float:
+    """Operations of forward and backward per target."""
+    network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
+    batch = batch_of(recipe, order)
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
+        network(batch).mean().backward()
+    return counter.get_total_flops() / (recipe.data.seq_length * recipe.train.micro_batch)
+
+
+CASES = {
+    "one stream": ("l2r", {}),
+    "shuffled": ("random", {}),
+    "shuffled, attention again": ("random", {"train.recompute": "selective"}),
+    "shuffled, layers again": ("random", {"train.recompute": "full"}),
+    "blocks under masks": ("strided-joint:2", {"train.recompute": "selective"}),
+    "one stream, layers again": ("l2r", {"train.recompute": "full"}),
+    "no two-stream layer": ("l2r", {"model.two_stream_layers": 0}),
+    "one two-stream layer": ("random", {"model.two_stream_layers": 1}),
+    "all layers two-stream": ("random", {"model.two_stream_layers": 4}),
+    "prefix under any order": ("l2r", {"model.query": "prefix"}),
+    "gelu and a head of its own": (
+        "random", {"model.activation": "gelu", "model.tie_embeddings": False}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hardware_flops_are_those_that_torch_counts(name: str, groups) -> None:
+    order, changes = CASES[name]
+    recipe = bend(RECIPE, changes)
+    one_stream = order == "l2r" and recipe.model.query == "anchor"
+    planned = compute.hardware_flops_per_target(recipe, one_stream=one_stream, visited=1.0)
+    assert planned == pytest.approx(counted(recipe, order, groups), rel=0.02)
+
+
+def test_logits_in_chunks_are_computed_again(groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = counted(RECIPE, "random", groups)
+    for module in (armd, derive):
+        monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 16 * 2 * 101)
+    chunked = counted(RECIPE, "random", groups)
+    assert chunked - whole == 2 * 64 * 128
+    planned = compute.hardware_flops_per_target(RECIPE, one_stream=False, visited=1.0)
+    assert planned == pytest.approx(chunked, rel=0.02)
+
+
+def test_hardware_adds_what_is_computed_twice_to_what_the_model_needs() -> None:
+    model = compute.model_flops_per_target(RECIPE, one_stream=False)
+    none, selective, full = (
+        compute.hardware_flops_per_target(bend(RECIPE, {"train.recompute": kind}), one_stream=False)
+        for kind in ("none", "selective", "full")
+    )
+    # The scores of a flash kernel's backward pass, and the padding of the vocabulary.
+    scores = 0.5 * 2 * 64 * 64 * 5
+    assert none - model == scores + 3 * 2 * 64 * (128 - 101)
+    assert none < selective < full
+    assert full - none == sum(derive.layer_flops(MODEL, 64))
+
+
+def test_model_flops_of_one_stream_are_those_of_the_auto_regressive_model() -> None:
+    plain = replace(MODEL, two_stream_layers=0)
+    one = compute.model_flops_per_target(RECIPE, one_stream=True)
+    assert one == derive.model_flops_per_token(plain, 64, 101)
+    assert one < compute.model_flops_per_target(RECIPE, one_stream=False)
+
+
+def test_steps_on_one_stream_are_those_of_left_to_right_orders() -> None:
+    curriculum = StagesConfig(
+        parts=(
+            Stage(until=50, order=ProgressiveConfig(ar_steps=10, ramp_end=50, rho=5)),
+            Stage(until=75, order=LeftToRightConfig()),
+            Stage(order=StridedConfig(streams=(1, 2))),
+        )
+    )
+    recipe = bend(RECIPE, {"order": curriculum})  # of 100 steps
+    # Ten of text order, ten in which one token is shuffled, and the second stage.
+    assert compute.one_stream_share(recipe) == pytest.approx(0.45)
+    assert compute.one_stream_share(bend(recipe, {"model.query": "learned"})) == 0
+    assert compute.one_stream_share(bend(recipe, {"model.two_stream_layers": 0})) == 1

@@ -1,0 +1,32 @@
+"""One self-contained HTML page with the curves of a run, or of several side by side."""
+
+import argparse
+from pathlib import Path
+
+from armd_scale.errors import run_command
+from armd_scale.report.write import write_report
+
+_EXAMPLE = """example:
+  python tools/report.py runs/demo
+  python tools/report.py runs/baseline runs/strided --output comparison.html"""
+
+
+def main() -> None:
+    """Writes the page and prints its path."""
+    arguments = _parser().parse_args()
+    print(write_report(arguments.folders, arguments.output))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run.folder of a training run")
+    output = "where to write (default: report.html in the first folder)"
+    add("--output", type=Path, metavar="FILE.html", help=output)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
