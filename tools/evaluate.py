@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from armd_scale.errors import run_command
+from armd_scale.eval.detokenise import CONVENTIONS
 from armd_scale.eval.results import summary
 from armd_scale.eval.run import Request, evaluate_checkpoint
 from armd_scale.log import configure
@@ -33,8 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--checkpoint", help="a checkpoint, or a run folder: its newest one")
     which.add_argument("--hf", type=Path, metavar="FOLDER", help="an ARMD's or an AR model's")
-    add("--data", required=True, metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
+    add("--data", metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
+    add("--text", type=Path, metavar="FILE", help="a text file instead, all of it scored")
+    add("--detokenise", default="none", metavar="NAME", help=" | ".join(CONVENTIONS))
+    add("--task", nargs=2, metavar=("lambada", "FILE"), help="last words of JSON lines instead")
     add("--order", required=True, metavar="SPEC", help=" | ".join(FORMS.values()))
+    add("--orders-per-sample", type=_positive, default=1, metavar="K", help="draws a window (1)")
+    add("--stride", type=_positive, metavar="N", help="of overlapping windows, for l2r alone")
     add("--samples", type=_positive, metavar="N", help="windows to score (default: all)")
     add("--seq-length", type=_positive, metavar="N", help="targets of a window (default: trained)")
     add("--micro-batch", type=_positive, metavar="N", help="windows at a time (default: trained)")

@@ -7,7 +7,7 @@ N tokens, is left out; where documents are told apart, a document's first token 
 """
 
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,6 +16,21 @@ from armd_scale.data.shards import open_shards
 from armd_scale.errors import ShardError
 
 Packing: TypeAlias = Literal["concat", "documents"]
+
+
+@runtime_checkable
+class Windows(Protocol):
+    """Windows of equally many tokens, by number."""
+
+    num_windows: int
+
+    def window(self, index: int) -> Int64[np.ndarray, " P"]:
+        """The tokens of a window."""
+        ...
+
+    def lengths(self, index: int) -> tuple[int, ...]:
+        """Lengths of its documents, in tokens; they sum to P."""
+        ...
 
 
 class TokenWindows:

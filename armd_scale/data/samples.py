@@ -14,7 +14,7 @@ from jaxtyping import Int32, Int64
 from armd_scale.config.schema import DataConfig, OrderConfig
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.data.blend import blend
-from armd_scale.data.dataset import TokenWindows
+from armd_scale.data.dataset import TokenWindows, Windows
 from armd_scale.data.shuffle import window_of
 from armd_scale.order.curriculum import order_at
 from armd_scale.order.draw import draw_blocks
@@ -33,9 +33,7 @@ class Sample:
     """Number of the sample in its run."""
 
 
-def draw_sample(
-    windows: TokenWindows, window: int, *, order: Order, seed: int, index: int
-) -> Sample:
+def draw_sample(windows: Windows, window: int, *, order: Order, seed: int, index: int) -> Sample:
     """A window under an order, as sample `index`."""
     lengths = windows.lengths(window)
     block = draw_blocks(order, seed=seed, sample_index=index, lengths=lengths)

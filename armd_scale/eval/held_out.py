@@ -27,12 +27,7 @@ def open_held_out(
     length = recipe.data.seq_length if seq_length is None else seq_length
     shards = open_shards(prefix)
     _require_same_tokenizer(shards, checkpoint)
-    if has_position_table(recipe.model) and length + 1 > max_positions(recipe):
-        raise CheckpointError(
-            f"a window of --seq-length {length} plus 1 tokens must fit the positions of the model, "
-            f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with --seq-length "
-            f"{max_positions(recipe) - 1} or less"
-        )
+    require_positions(length, checkpoint)
     if length + 1 > shards.num_tokens:
         raise ShardError(
             f"{prefix} must hold at least --seq-length + 1 = {length + 1} tokens, got "
@@ -41,6 +36,23 @@ def open_held_out(
     return TokenWindows(
         prefix, length, packing=recipe.data.packing, vocab_size=recipe.model.vocab_size
     )
+
+
+def require_positions(length: int, checkpoint: Checkpoint) -> None:
+    """Refuses windows of `length` + 1 tokens where the network has fewer positions.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    recipe = checkpoint.recipe
+    # A length that the recipe names may stand for a window of attention, so it holds without tables.
+    is_limited = has_position_table(recipe.model) or recipe.model.max_positions is not None
+    if is_limited and length + 1 > max_positions(recipe):
+        raise CheckpointError(
+            f"a window of --seq-length {length} plus 1 tokens must fit the positions of the model, "
+            f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with --seq-length "
+            f"{max_positions(recipe) - 1} or less"
+        )
 
 
 def _require_same_tokenizer(shards: Shards, checkpoint: Checkpoint) -> None:

@@ -15,9 +15,10 @@ from jaxtyping import Float, Float64, Int32, Int64
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from armd_scale.data.dataset import TokenWindows
+from armd_scale.data.dataset import TokenWindows, Windows
 from armd_scale.data.manifest import load_manifest
 from armd_scale.data.samples import collate, draw_sample
+from armd_scale.eval.stream import TextStream
 from armd_scale.order.policies import Order
 
 
@@ -39,6 +40,12 @@ class Likelihood:
     bits_per_byte: float | None
     """The same in bits per UTF-8 byte, at the tokens per byte of the whole of the data (tokens that
     end documents included); None where no manifest counts the bytes."""
+    orders_per_sample: int = 1
+    """Draws of each window's order, which all figures are means over."""
+    standard_error_over_orders: float | None = None
+    """Of nll_nats_per_token, were the orders alone drawn anew; None for a single draw."""
+    perplexity_per_word: float | None = None
+    """exp(nats / words) of a text file, words being what stands between its blanks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +89,27 @@ def evaluate(
     """
     count = min(samples, windows.num_windows)
     assert count > 0, samples
+    totals = window_totals(
+        network, windows, order, samples=samples, seed=seed, micro_batch=micro_batch,
+        groups=groups, watch=watch,
+    )  # fmt: skip
+    return summarise(order, totals[None], bytes_per_token=bytes_per_token(windows.prefix))
+
+
+def window_totals(
+    network: nn.Module,
+    windows: Windows,
+    order: Order,
+    *,
+    samples: int,
+    seed: int,
+    micro_batch: int,
+    groups: ProcessGroupCollection,
+    watch: Callable[[Scores], None] | None = None,
+) -> Float64[Tensor, "windows 2"]:
+    """Nats and number of targets of each of the first windows; arguments as of `evaluate`."""
+    count = min(samples, windows.num_windows)
+    assert count > 0, samples
     # One row a window, each filled by one rank: the sum over ranks is exact, whatever their number.
     totals = torch.zeros(count, 2, dtype=torch.float64, device=_device_of(network))
     for numbers, is_spare in _turns(count, micro_batch, groups.dp):
@@ -95,12 +123,12 @@ def evaluate(
         if watch is not None:
             watch(scores)
     dist.all_reduce(totals, group=groups.dp)
-    return _summary(order, totals.cpu(), windows.prefix)
+    return totals.cpu()
 
 
 @torch.no_grad()
 def score_windows(
-    network: nn.Module, windows: TokenWindows, order: Order, *, numbers: range, seed: int
+    network: nn.Module, windows: Windows, order: Order, *, numbers: range, seed: int
 ) -> Scores:
     """One forward pass over consecutive windows.
 
@@ -116,6 +144,9 @@ def score_windows(
     nll = network(batch.to(_device_of(network))).to(batch.order.device)
     logprob = torch.full(batch.order.shape, torch.nan, dtype=nll.dtype)
     logprob.scatter_(1, batch.order[:, 1:], (-nll).where(batch.is_target, torch.nan))
+    if isinstance(windows, TextStream):
+        for row, number in enumerate(numbers):
+            logprob[row, 1 : windows.first_target(number)] = torch.nan
     tokens = torch.stack([torch.from_numpy(sample.tokens) for sample in samples])
     return Scores(numbers.start, tokens, batch.block, logprob[:, 1:])
 
@@ -136,22 +167,51 @@ def _turns(
         yield batches[0 if is_spare else number], is_spare
 
 
-def _summary(order: Order, totals: Float64[Tensor, "windows 2"], prefix: str) -> Likelihood:
-    """The likelihood from nats and number of targets of each window."""
-    nats, targets = totals.unbind(dim=1)
-    nll = (nats.sum() / targets.sum()).item()
-    manifest = load_manifest(prefix)
-    bits_per_byte = None
-    if manifest is not None and manifest.text_bytes > 0:
-        bits_per_byte = nll / math.log(2) * manifest.tokens / manifest.text_bytes
+def summarise(
+    order: Order,
+    totals: Float64[Tensor, "draws windows 2"],
+    *,
+    bytes_per_token: float | None,
+    words: int | None = None,
+) -> Likelihood:
+    """The likelihood from what `window_totals` gave for one or several draws of every order.
+
+    Args:
+        order: the order.
+        totals: nats and number of targets; the latter are the same in all draws.
+        bytes_per_token: UTF-8 bytes of text for each target, where known.
+        words: words of the text, where known.
+    """
+    nats, targets = totals[..., 0], totals[0, :, 1]
+    mean = nats.mean(dim=0)
+    nll = (mean.sum() / targets.sum()).item()
+    over_orders = None
+    if len(nats) > 1:
+        over_orders = ((nats.var(dim=0) / len(nats)).sum().sqrt() / targets.sum()).item()
     return Likelihood(
         order=str(order),
         nll_nats_per_token=nll,
-        perplexity=torch.tensor(nll, dtype=torch.float64).exp().item(),
-        standard_error=_standard_error(nats, targets),
+        perplexity=_exp(nll),
+        standard_error=_standard_error(mean, targets),
         num_tokens=int(targets.sum()),
-        bits_per_byte=bits_per_byte,
+        bits_per_byte=bytes_per_token and nll / math.log(2) / bytes_per_token,
+        orders_per_sample=len(nats),
+        standard_error_over_orders=over_orders,
+        perplexity_per_word=words and _exp(nll * targets.sum().item() / words),
     )
+
+
+def bytes_per_token(prefix: str) -> float | None:
+    """Bytes of text for each token of a .bin/.idx pair; None where no manifest counts them."""
+    manifest = load_manifest(prefix)
+    if manifest is None or manifest.text_bytes == 0:
+        return None
+    return manifest.text_bytes / manifest.tokens
+
+
+def _exp(nats: float) -> float:
+    # Infinity, not an exception, for a network that has learned nothing.
+    return torch.tensor(nats, dtype=torch.float64).exp().item()
 
 
 def _standard_error(

@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from safetensors.torch import save_file
 
 from armd_scale.errors import ArmdError
+from armd_scale.eval.last_word import LastWords
 from armd_scale.eval.likelihood import Likelihood, Scores
 
 
@@ -31,28 +32,54 @@ def require_folder(path: Path | None, flag: str) -> None:
         )
 
 
-def summary(likelihood: Likelihood) -> str:
+def summary(found: Likelihood | LastWords) -> str:
     """The figures as one line for people."""
-    error, bits = likelihood.standard_error, likelihood.bits_per_byte
+    return _last_words(found) if isinstance(found, LastWords) else _likelihood(found)
+
+
+def _last_words(found: LastWords) -> str:
+    error = found.accuracy_standard_error
+    return (
+        f"{found.task}  accuracy {found.accuracy:.4f}"
+        + ("" if error is None else f" (standard error {error:.4f})")
+        + f"  perplexity {found.perplexity:.2f}  {found.num_passages} passages"
+    )
+
+
+def _likelihood(likelihood: Likelihood) -> str:
+    error, over_orders = likelihood.standard_error, likelihood.standard_error_over_orders
+    bits, words = likelihood.bits_per_byte, likelihood.perplexity_per_word
+    errors = "" if error is None else f"standard error {error:.4f}"
+    if over_orders is not None:
+        errors += f"{errors and ', '}over orders {over_orders:.4f}"
     parts = [
         likelihood.order,
-        f"{likelihood.nll_nats_per_token:.4f} nats/token"
-        + ("" if error is None else f" (standard error {error:.4f})"),
+        f"{likelihood.nll_nats_per_token:.4f} nats/token" + (errors and f" ({errors})"),
         f"perplexity {likelihood.perplexity:.2f}",
+        *([] if words is None else [f"{words:.2f} per word"]),
         *([] if bits is None else [f"{bits:.4f} bits/byte"]),
         f"{likelihood.num_tokens} tokens",
     ]
     return "  ".join(parts)
 
 
-def write_json(path: Path, likelihood: Likelihood) -> None:
+def write_json(path: Path, found: Likelihood | LastWords) -> None:
     """Writes the figures as one JSON object; the file appears whole or not at all.
 
     Raises:
         ArmdError: the file cannot be written.
     """
-    text = json.dumps(asdict(likelihood), indent=1) + "\n"
+    text = json.dumps(asdict(found), indent=1) + "\n"
     _write_whole(path, lambda unfinished: unfinished.write_text(text))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text; the file appears whole or not at all.
+
+    Raises:
+        ArmdError: the file cannot be written.
+    """
+    _write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def write_dump(path: Path, scores: Sequence[Scores], *, groups: ProcessGroupCollection) -> None:

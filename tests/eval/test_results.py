@@ -1,5 +1,6 @@
 """Files that an evaluation leaves: whole, readable, or not at all."""
 
+import dataclasses
 import json
 import math
 
@@ -40,6 +41,9 @@ def test_json_holds_the_figures_under_their_names(tmp_path):
         "standard_error": 0.03125,
         "num_tokens": 96,
         "bits_per_byte": 0.5,
+        "orders_per_sample": 1,
+        "standard_error_over_orders": None,
+        "perplexity_per_word": None,
     }
 
 
@@ -48,6 +52,8 @@ def test_the_line_for_people_names_its_units():
         "strided:2  1.2500 nats/token (standard error 0.0312)  perplexity 3.49  0.5000 bits/byte"
         "  96 tokens"
     )
+    more = dataclasses.replace(FOUND, standard_error_over_orders=0.25, perplexity_per_word=9.0)
+    assert "(standard error 0.0312, over orders 0.2500)  perplexity 3.49  9.00 per" in summary(more)
     bare = Likelihood(
         order="l2r",
         nll_nats_per_token=0.0,

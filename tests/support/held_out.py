@@ -52,14 +52,15 @@ def recipe_of(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
     return bend(recipe, {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def write_place(folder: Path, groups: ProcessGroupCollection) -> Path:
+def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = VOCAB) -> Path:
     """`run`, with one checkpoint, beside `valid`, the data of its tokenizer."""
+    model = dataclasses.replace(LLAMA, vocab_size=vocab_size)
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
     save_checkpoint(
         folder / "run" / "checkpoints",
         step=3,
-        network=build(LLAMA, groups),
-        recipe=recipe_of(),
+        network=build(model, groups),
+        recipe=recipe_of(model),
         state={},
         optimizer={},
         tokenizer=folder / "tokenizer",

@@ -53,7 +53,12 @@ def test_figures_and_dump(groups, place):
     )
     figures = dataclasses.asdict(expected)
     assert found.pop("order") == figures.pop("order") == "strided:3"
-    assert found == pytest.approx(figures, rel=1e-6)
+    assert {name for name in found if found[name] is None} == {
+        "standard_error_over_orders",
+        "perplexity_per_word",
+    }
+    for name, figure in figures.items():
+        assert found[name] == (figure if figure is None else pytest.approx(figure, rel=1e-6)), name
     assert done.stdout.startswith(f"strided:3  {expected.nll_nats_per_token:.4f} nats/token")
 
     dump = load_file(place / "dump.safetensors")

@@ -1,0 +1,122 @@
+"""The rows of the tables that checkpoints of one's own earn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from armd_scale.checkpoint.load import load_network, open_checkpoint
+from armd_scale.config.derive import two_stream_layers
+from armd_scale.config.schema import ParallelConfig, ProgressiveConfig, Recipe
+from armd_scale.errors import ArmdError
+from armd_scale.eval.generative import MadeText, judge_texts
+from armd_scale.eval.judge_hf import Judge
+from armd_scale.eval.likelihood import Likelihood
+from armd_scale.eval.run import Request, evaluate_checkpoint
+from armd_scale.eval.source import tokenizer_of
+from armd_scale.eval.tables import BENCHMARKS, Row
+from armd_scale.parallel.environment import Environment
+from armd_scale.parallel.groups import process_groups
+from armd_scale.sample import Sampling, Strategy, generate
+from armd_scale.sample.text import opening_tokens, text_records
+
+ORDERS = ("l2r", "strided:2", "strided:4", "random")
+
+
+def benchmark_texts(named: Sequence[str]) -> dict[str, Path]:
+    """Reads NAME=FILE for columns of the zero-shot table.
+
+    Raises:
+        ArmdError: something else, or a name that is no column's.
+    """
+    texts = {}
+    for pair in named:
+        name, sign, file = pair.partition("=")
+        if not sign or name not in BENCHMARKS:
+            raise ArmdError(
+                f"--text must be NAME=FILE with NAME one of {', '.join(BENCHMARKS)}, got '{pair}': "
+                "write --text PTB=ptb.test.txt"
+            )
+        texts[name] = Path(file)
+    return texts
+
+
+def zero_shot_row(checkpoint: str, texts: Mapping[str, Path], environment: Environment) -> Row:
+    """Left-to-right perplexity per token of each benchmark text; errors as `evaluate_checkpoint`'s.
+
+    Windows do not overlap, as in the published figures.
+    """
+    figures = {}
+    for name, path in texts.items():
+        request = Request(
+            checkpoint=checkpoint, text=path, detokenise=BENCHMARKS[name], order="l2r"
+        )
+        figures[name] = _perplexity(request, environment)
+    return Row(Path(checkpoint).name, figures)
+
+
+def generative_row(
+    checkpoint: str,
+    judge: Judge,
+    environment: Environment,
+    *,
+    streams: Sequence[int] = (1, 2, 4),
+    num_samples: int,
+    num_tokens: int,
+) -> Row:
+    """Generative perplexity and entropy of texts from a document's start, for each S.
+
+    Raises:
+        ArmdError: a checkpoint without tokenizer, or a length that the model cannot serve.
+    """
+    opened = open_checkpoint(checkpoint)
+    tokenizer = tokenizer_of(opened)
+    figures = {}
+    with process_groups(environment, ParallelConfig()) as groups:
+        network = load_network(opened, groups=groups, device=environment.device)
+        for s in streams:
+            made = generate(
+                network,
+                [opening_tokens(None, tokenizer)] * num_samples,
+                num_tokens=num_tokens,
+                strategy=Strategy(streams=s),
+                sampling=Sampling(seed=opened.recipe.run.seed),
+            )
+            records = text_records(made, tokenizer)
+            quality = judge_texts([MadeText(r.text, r.tokens) for r in records], judge)
+            figures[f"S = {s}"] = quality.perplexity
+            figures[f"bits at S = {s}"] = quality.diversity.entropy_bits
+    return Row(Path(checkpoint).name, figures)
+
+
+def ablation_row(
+    checkpoint: str, data: str, environment: Environment, *, samples: int | None, of: str
+) -> Row:
+    """Held-out perplexity under each of ORDERS, labelled by what the ablation is of.
+
+    Args:
+        checkpoint: a checkpoint or run.
+        data: prefix of held-out shards.
+        environment: this process's place.
+        samples: windows; None: all.
+        of: `ablation-two-stream` or `ablation-rho`.
+    """
+    figures = {
+        order: _perplexity(
+            Request(checkpoint=checkpoint, data=data, order=order, samples=samples), environment
+        )
+        for order in ORDERS
+    }
+    label = _choice(open_checkpoint(checkpoint).recipe, of)
+    return Row(f"{Path(checkpoint).name}: {label}", figures)
+
+
+def _choice(recipe: Recipe, of: str) -> str:
+    if of == "ablation-two-stream":
+        return f"{two_stream_layers(recipe.model)} of {recipe.model.layers} layers two-stream"
+    order = recipe.order
+    return f"rho {order.rho}" if isinstance(order, ProgressiveConfig) else f"order {order.policy}"
+
+
+def _perplexity(request: Request, environment: Environment) -> float:
+    found = evaluate_checkpoint(request, environment)
+    assert isinstance(found, Likelihood)
+    return found.perplexity
