@@ -45,7 +45,7 @@ def require_positions(length: int, checkpoint: Checkpoint) -> None:
         CheckpointError: it has.
     """
     recipe = checkpoint.recipe
-    # A length that the recipe names may stand for a window of attention, so it holds without tables.
+    # A length that the recipe names may stand for a window of attention: it holds without tables.
     is_limited = has_position_table(recipe.model) or recipe.model.max_positions is not None
     if is_limited and length + 1 > max_positions(recipe):
         raise CheckpointError(

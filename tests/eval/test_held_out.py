@@ -80,8 +80,12 @@ def test_windows_longer_than_the_positions(tmp_path, prefix):
 
 
 def test_rotary_positions_have_no_end(tmp_path, prefix):
-    rotary = checkpoint(tmp_path, model__max_positions=40)
-    assert open_held_out(prefix, rotary, seq_length=174).num_windows == 1
+    assert open_held_out(prefix, checkpoint(tmp_path), seq_length=174).num_windows == 1
+
+
+def test_an_end_that_the_recipe_names_holds(tmp_path, prefix):
+    with pytest.raises(CheckpointError, match="--seq-length 39 or less"):
+        open_held_out(prefix, checkpoint(tmp_path, model__max_positions=40), seq_length=40)
 
 
 def test_windows_longer_than_the_data(tmp_path, prefix):

@@ -54,7 +54,7 @@ def recipe_of(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
 
 def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = VOCAB) -> Path:
     """`run`, with one checkpoint, beside `valid`, the data of its tokenizer."""
-    model = dataclasses.replace(LLAMA, vocab_size=vocab_size)
+    model = dataclasses.replace(LLAMA, vocab_size=vocab_size, max_positions=17)
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
     save_checkpoint(
         folder / "run" / "checkpoints",
