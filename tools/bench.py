@@ -27,10 +27,55 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-RANKS = {"type": _positive, "default": 4, "metavar": "N", "help": "processes (default: 4)"}
-MEMORY = "bytes that each ZeRO stage holds on a process, against the ZeRO paper's"
+def _number(default: int, summary: str) -> dict[str, Any]:
+    return {"type": _positive, "default": default, "metavar": "N", "help": f"{summary} ({default})"}
+
+
+CHECKPOINT = {"required": True, "help": "a checkpoint, or a run folder: its newest one"}
+RUNS = _number(7, "how often each is timed")
+HF = {"type": Path, "metavar": "FOLDER", "help": "the same weights for transformers' generate"}
 BENCHES = {
-    "memory": Bench(MEMORY, "armd_scale.bench.memory:measure_memory", {"--ranks": RANKS}),
+    "memory": Bench(
+        "bytes that each ZeRO stage holds on a process, against the ZeRO paper's",
+        "armd_scale.bench.memory:measure_memory",
+        {"--ranks": _number(4, "processes")},
+    ),
+    "checkpoint": Bench(
+        "how long training waits for a save, in the foreground and in the background",
+        "armd_scale.bench.checkpoint:measure_saves",
+        {"--saves": _number(5, "saves of either kind")},
+    ),
+    "step": Bench(
+        "training steps of AR, ARMD and other AR stacks, side by side",
+        "armd_scale.bench.step:compare_steps",
+        {"--shape": {"default": "small", "help": "small | 125m | 1b | 8b-layers"}, "--runs": RUNS},
+    ),
+    "attention": Bench(
+        "attention for both streams: folded, with masks, and doubled",
+        "armd_scale.bench.attention:compare_attention",
+        {"--runs": RUNS},
+    ),
+    "scaling": Bench(
+        "step time against layers, samples and length of text",
+        "armd_scale.bench.scaling:compare_sizes",
+        {"--runs": _number(5, "how often each is timed")},
+    ),
+    "loading": Bench(
+        "tokens that the loader makes, beside tokens that training uses up",
+        "armd_scale.bench.loading:compare_loading",
+        {"--recipe": {"type": Path, "required": True, "help": "of a run whose shards exist"}},
+    ),
+    "decode": Bench(
+        "tokens a second in streams, verified, and by transformers",
+        "armd_scale.bench.decode:measure_decoding",
+        {"--checkpoint": CHECKPOINT, "--tokens": _number(256, "length of the text"), "--hf": HF}
+        | {"--runs": _number(5, "how often each is timed")},
+    ),
+    "rounds": Bench(
+        "where a round of decoding spends its time, as the text grows",
+        "armd_scale.bench.decode:measure_rounds",
+        {"--checkpoint": CHECKPOINT, "--streams": _number(1, "parallel streams")},
+    ),
 }
 
 

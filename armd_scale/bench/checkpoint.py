@@ -13,6 +13,7 @@ import numpy as np
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from armd_scale.bench.rows import Row
 from armd_scale.config.derive import parameter_count
 from armd_scale.config.schema import (
     CheckpointConfig,
@@ -88,6 +89,23 @@ def compare_saves(
             "first_stall_seconds": {name: save.stall_seconds for name, save in first.items()},
             **_summary(**timed),
         }
+
+
+def measure_saves(saves: int) -> list[Row]:
+    """The stalls of `compare_saves` as a table, on the processes of this job, ZeRO 1."""
+    found = compare_saves(saves=saves)
+    stalls = found["stall_seconds"]
+    return [
+        {
+            "save": kind,
+            "GB": found["checkpoint_bytes"] / 1e9,
+            "median stall s": stalls[kind]["median"],
+            "least s": stalls[kind]["least"],
+            "most s": stalls[kind]["most"],
+            "ratio": stalls[kind]["median"] / stalls["synchronous"]["median"],
+        }
+        for kind in stalls
+    ]
 
 
 def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[str, Any]:

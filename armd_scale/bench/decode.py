@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,47 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from armd_scale.bench.rows import Row
+from armd_scale.checkpoint.load import load_network, open_checkpoint
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.armd import ArmdModel
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.groups import process_groups
 from armd_scale.sample import Landed, Sampling, Strategy, generate
 
 OPENING = np.zeros(1, dtype=np.int64)
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
 ROUNDS_TIMED = 16
+
+
+def measure_decoding(checkpoint: str, tokens: int, runs: int, hf: Path | None) -> list[Row]:
+    """`compare_decoding` on a checkpoint, as a table with ratios to one stream."""
+    with _loaded(checkpoint) as network:
+        found = compare_decoding(network, num_tokens=tokens, repeats=runs, hf_folder=hf)
+    one = found["streams 1"]["tokens_per_second"]
+    return [
+        {
+            "way": name,
+            "rounds": way["rounds"],
+            "tokens/s": way["tokens_per_second"],
+            "ratio": way["tokens_per_second"] / one,
+            "drafts accepted": "" if way["acceptance_rate"] is None else way["acceptance_rate"],
+        }
+        for name, way in found.items()
+    ]
+
+
+def measure_rounds(checkpoint: str, streams: int) -> list[Row]:
+    """`profile_rounds` on a checkpoint, in milliseconds."""
+    with _loaded(checkpoint) as network:
+        return profile_rounds(network, streams=streams)
+
+
+@contextmanager
+def _loaded(checkpoint: str) -> Iterator[ArmdModel]:
+    here = read_environment()
+    with process_groups(here, ParallelConfig()) as groups:
+        yield load_network(open_checkpoint(checkpoint), groups=groups, device=here.device)
 
 
 def compare_decoding(

@@ -1,0 +1,165 @@
+"""What a training step of ARMD costs beside one of an AR model of the same size.
+
+All networks read windows of the same length in one process and do forward and backward passes;
+the optimizer, the same for all, is left out. The floor of the comparison is in matrix products:
+an ARMD step may take as many times as long as an AR step as it has operations, and no longer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import nn
+
+from armd_scale.bench.rivals import llama_step, megatron_step
+from armd_scale.bench.rows import Row
+from armd_scale.bench.timing import ratio, side_by_side
+from armd_scale.config.derive import model_flops_per_token
+from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.data.batch import ArmdBatch, make_batch
+from armd_scale.model.armd import ArmdModel
+from armd_scale.model.init import initialise
+from armd_scale.model.spec import transformer_config
+from armd_scale.order.draw import draw_blocks
+from armd_scale.order.policies import parse_spec
+from armd_scale.parallel.cpu import keep_freed_memory
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.groups import process_groups
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model and the micro-batch that it is timed on."""
+
+    model: ModelConfig
+    seq_length: int
+    micro_batch: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+        assert self.model.vocab_size is not None
+        return self.model.vocab_size
+
+    def flops_per_token(self, model: ModelConfig | None = None) -> int:
+        """Operations of forward and backward pass for each target."""
+        return model_flops_per_token(model or self.model, self.seq_length, self.vocab_size)
+
+
+def _llama(
+    layers: int, hidden: int, ffn_hidden: int, *, heads: int, kv_heads: int, vocab_size: int = 50304
+) -> ModelConfig:
+    return ModelConfig(
+        layers=layers,
+        hidden=hidden,
+        ffn_hidden=ffn_hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        vocab_size=vocab_size,
+    )
+
+
+# Llama-like throughout, so that every rival can be built to the same sizes.
+_SMALL = _llama(6, 384, 1536, heads=6, kv_heads=6, vocab_size=8192)
+_125M = _llama(12, 768, 2048, heads=12, kv_heads=12)
+_1B = _llama(20, 2048, 5632, heads=16, kv_heads=8)
+_8B_LAYERS = _llama(4, 4096, 14336, heads=32, kv_heads=8)
+SHAPES = {
+    "small": Shape(model=_SMALL, seq_length=512, micro_batch=2),
+    "125m": Shape(model=_125M, seq_length=1024, micro_batch=8),
+    "1b": Shape(model=_1B, seq_length=2048, micro_batch=4),
+    "8b-layers": Shape(model=_8B_LAYERS, seq_length=2048, micro_batch=2),
+}
+
+
+def compare_steps(*, shape: str = "small", runs: int = 7) -> list[Row]:
+    """Times a step of an AR model, of ARMD in its ways to run, and of two other AR stacks.
+
+    Args:
+        shape: one of SHAPES.
+        runs: how often each is timed.
+
+    Returns:
+        A row for each: times, targets a second, its ratio to the AR step (the median over turns),
+        and the floor of that ratio, in operations.
+    """
+    sizes = SHAPES[shape]
+    environment = read_environment()
+    keep_freed_memory()
+    with process_groups(environment, ParallelConfig()) as groups:
+        times = side_by_side(steps_of(sizes, groups, device=environment.device), runs=runs)
+    plain = sizes.flops_per_token(dataclasses.replace(sizes.model, two_stream_layers=0))
+    floor = sizes.flops_per_token() / plain
+    targets = sizes.micro_batch * sizes.seq_length
+    return [
+        {
+            **taken.row(name),
+            "targets/s": round(targets / taken.median),
+            "time ratio": ratio(times, name, "ar"),
+            "operations ratio": floor if name in ("armd", "armd_dense") else 1.0,
+        }
+        for name, taken in times.items()
+    ]
+
+
+def steps_of(
+    shape: Shape, groups: ProcessGroupCollection, *, device: torch.device
+) -> dict[str, Step]:
+    """Every network's step: forward and backward over one micro-batch."""
+    dtype = compute_dtype(device)
+    plain = dataclasses.replace(shape.model, two_stream_layers=0)
+    ar, armd = (
+        network(model, shape, groups, dtype=dtype).to(device) for model in (plain, shape.model)
+    )
+    left_to_right, shuffled = (batch_under(order, shape).to(device) for order in ("l2r", "random"))
+    # The same rows without the word that they are causal: masks then say it, element by element.
+    masked = dataclasses.replace(shuffled, causal=False)
+    return {
+        "ar": step_of(ar, left_to_right),
+        "armd": step_of(armd, shuffled),
+        "armd_dense": step_of(armd, masked),
+        "armd_l2r": step_of(armd, left_to_right),
+        "megatron_gpt": megatron_step(plain, left_to_right, dtype=dtype, device=device),
+        "hf_llama": llama_step(plain, left_to_right, dtype=dtype, device=device),
+    }
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The type that a device is quick in."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def network(
+    model: ModelConfig, shape: Shape, groups: ProcessGroupCollection, *, dtype: torch.dtype
+) -> ArmdModel:
+    """A network with drawn weights."""
+    config = transformer_config(model, ParallelConfig(), dtype=dtype)
+    made = ArmdModel(model, config, groups=groups, max_positions=shape.seq_length + 1)
+    initialise(made, seed=0)
+    return made
+
+
+def batch_under(order: str, shape: Shape) -> ArmdBatch:
+    """One micro-batch of random tokens under an order of `tools/evaluate.py`."""
+    length, number = shape.seq_length + 1, shape.micro_batch
+    tokens = np.random.default_rng(0).integers(0, shape.vocab_size, size=(number, length))
+    spec = parse_spec(order)
+    drawn = [draw_blocks(spec, seed=0, sample_index=i, lengths=(length,)) for i in range(number)]
+    return make_batch(
+        tokens, np.stack(drawn), lengths=[(length,)] * number, sample_index=np.arange(number)
+    )
+
+
+def step_of(model: nn.Module, batch: ArmdBatch) -> Step:
+    """Forward and backward pass of one of our networks."""
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(batch).mean().backward()
+
+    return step
