@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_model(trained: Place, change: str, key: str) ->
 def test_weights_of_another_model(place: Place) -> None:
     new, parent = f"run.folder={place.folder.parent / 'new'}", f"model.init_from={place.run}"
     message = place.refuses(TRAIN, place.file, new, parent, "model.ffn_hidden=48")
-    assert "weights.layers.0.mlp.linear_fc1.weight.0 must have the shape (48, 16)" in message
+    assert "model.ffn_hidden is 48 against 24: mend the recipe" in message
 
 
 def hide(place: Place) -> Path:

@@ -50,7 +50,7 @@ def curve(recipe: Recipe) -> list[dict[str, Any]]:
     """What does not depend on the clock, of every step so far."""
     path = Path(recipe.run.folder) / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
-    lines = [json.loads(line) for line in text.split("\n")[:-1]]
+    lines = [line for line in map(json.loads, text.split("\n")[:-1]) if "loss" in line]
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 

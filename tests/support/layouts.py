@@ -81,7 +81,7 @@ def _curve(
     engine, average, state = start_optimizer(recipe, network, resumed)
     parent = load_parent(recipe, open_parent(recipe), groups=groups, device=torch.device("cpu"))
     stages = scheduled(engine, parent)
-    parts = Parts(recipe, read_environment(), groups, network, engine, stages, parent)
+    parts = Parts(recipe, read_environment(), groups, network, engine, stages, parent=parent)
     batches = iter(micro_batches(parts, open_samples(recipe), state))
     save = SaveCheckpoints(parts, state, average=average, tokenizer=None)
     count = accumulation_steps(recipe.train, groups.dp.size())

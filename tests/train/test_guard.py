@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_for_a_while_costs_nothing(
     command.wait_for(lambda: log.read_text().count("saved") > there + 1)
     command.send(signal.SIGTERM)
     assert command.finish().status == 128 + signal.SIGTERM
-    assert "trying again in 5 s" in log.read_text()
+    assert "trying again in 3 s" in log.read_text()
     steps = open_checkpoint(recipe.run.folder).state["step"]
     (tmp_path / "whole").mkdir()
     whole = tiny_recipe(tmp_path / "whole", text, train__steps=steps, checkpoint__every_steps=0)
