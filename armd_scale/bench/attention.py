@@ -10,7 +10,6 @@ from armd_scale.bench.rows import Row
 from armd_scale.bench.step import compute_dtype
 from armd_scale.bench.timing import ratio, side_by_side
 from armd_scale.model.attention import attend_causally
-from armd_scale.parallel.cpu import keep_freed_memory
 from armd_scale.parallel.environment import read_environment
 
 
@@ -32,7 +31,6 @@ def compare_attention(
     """
     device = read_environment().device
     dtype = compute_dtype(device)
-    keep_freed_memory()
     rows: list[Row] = []
     for length in seq_lengths:
         draw = torch.Generator().manual_seed(0)

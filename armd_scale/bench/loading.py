@@ -18,7 +18,6 @@ from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.loader import MicroBatches, Share
 from armd_scale.data.samples import open_stream
-from armd_scale.parallel.cpu import keep_freed_memory
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
 from armd_scale.train.inputs import with_vocabulary
@@ -39,7 +38,6 @@ def compare_loading(*, recipe: Path, num_batches: int = 400, runs: int = 5) -> l
     train, data = asked.train, asked.data
     shape = Shape(model=asked.model, seq_length=data.seq_length, micro_batch=train.micro_batch)
     tokens = shape.micro_batch * shape.seq_length
-    keep_freed_memory()
     environment = read_environment()
     with process_groups(environment, ParallelConfig()) as groups:
         dtype = compute_dtype(environment.device)

@@ -11,7 +11,6 @@ from armd_scale.bench.rows import Row
 from armd_scale.bench.step import SHAPES, Shape, batch_under, compute_dtype, network, step_of
 from armd_scale.bench.timing import side_by_side
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.parallel.cpu import keep_freed_memory
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
 
@@ -40,7 +39,6 @@ def compare_sizes(
         "seq_length": {n: dataclasses.replace(base, seq_length=n) for n in seq_lengths},
     }
     environment = read_environment()
-    keep_freed_memory()
     with process_groups(environment, ParallelConfig()) as groups:
         return [
             row

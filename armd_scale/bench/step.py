@@ -25,7 +25,6 @@ from armd_scale.model.init import initialise
 from armd_scale.model.spec import transformer_config
 from armd_scale.order.draw import draw_blocks
 from armd_scale.order.policies import parse_spec
-from armd_scale.parallel.cpu import keep_freed_memory
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
 
@@ -90,7 +89,6 @@ def compare_steps(*, shape: str = "small", runs: int = 7) -> list[Row]:
     """
     sizes = SHAPES[shape]
     environment = read_environment()
-    keep_freed_memory()
     with process_groups(environment, ParallelConfig()) as groups:
         times = side_by_side(steps_of(sizes, groups, device=environment.device), runs=runs)
     plain = sizes.flops_per_token(dataclasses.replace(sizes.model, two_stream_layers=0))

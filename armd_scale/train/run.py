@@ -23,7 +23,6 @@ from armd_scale.log import Track, configure, get_logger
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.cpu import keep_freed_memory
 from armd_scale.parallel.environment import Environment, be_deterministic
 from armd_scale.parallel.groups import process_groups
 from armd_scale.parallel.liveness import watched
@@ -75,7 +74,6 @@ def train(recipe: Recipe, environment: Environment) -> int:
         check_tokenizers(recipe, checkpoint)
     samples, held_out = open_samples(recipe), open_held_out(recipe)
     prepare_folder(recipe, environment)
-    keep_freed_memory()
     folder, hang = Path(recipe.run.folder), recipe.train.hang_seconds
     watchdog = Watchdog(folder, rank=environment.rank, hang_seconds=hang)
     if recipe.train.deterministic:
