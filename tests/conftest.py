@@ -1,5 +1,7 @@
 """Fixtures that any test may ask for."""
 
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,9 @@ from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
 
 torch.set_num_threads(1)
+# A shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
