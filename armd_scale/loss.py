@@ -1,100 +1,169 @@
-"""Likelihood of targets from logits whose vocabulary is split over tensor-parallel ranks."""
+"""What targets cost, from logits whose vocabulary is split over tensor-parallel ranks.
+
+    nll = -log softmax(z)[x]            gradient by z: softmax(z) - onehot(x)
+    kl  = KL(parent || model)           gradient by z: softmax(z) - softmax(parent)
+
+Logits are the largest tensor of a step, so they are worked on where they lie: the exponentials, and
+then the gradient, take the place of the logits that they come from. No second tensor of that size
+exists, save the float32 copy that half-precision logits are summed in. Ranks exchange two numbers a
+row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
-from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 
 
-def vocabulary_parallel_nll(
-    logits: Float[Tensor, "*rows local_vocabulary"],
-    labels: Int[Tensor, "*rows"],
-    *,
-    first_token: int,
-    vocab_size: int,
-    group: dist.ProcessGroup,
-) -> Float[Tensor, "*rows"]:
-    """-log softmax(logits)[label] without gathering logits: three reductions of a number a row.
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the logits that a rank holds, padding included."""
 
-    Computed in float32, or in float64 where the logits are. megatron-core's own loss works in place
-    and in float32 only, which would rule out the float64 proofs of exactness.
+    first_token: int
+    """The token id of the first."""
+    vocab_size: int
+    """Number of tokens; columns beyond are padding and get no probability."""
+    group: dist.ProcessGroup
+    """The tensor-parallel group."""
+
+
+@dataclass(frozen=True, eq=False)
+class ParentLogits:
+    """What another network says of some samples."""
+
+    samples: Bool[Tensor, " b"]
+    """Which samples of the batch: `s` of them."""
+    logits: Float[Tensor, "rows s columns"]
+    """The same columns of its logits; used up."""
+
+
+@torch.no_grad()
+def nats_and_gradient_(
+    logits: Float[Tensor, "rows b columns"],
+    labels: Int[Tensor, "rows b"],
+    columns: Columns,
+    *,
+    weights: Float[Tensor, "terms rows b"] | None = None,
+    parent: ParentLogits | None = None,
+) -> Float[Tensor, "terms rows b"]:
+    """Nats of every row; the logits are used up, and hold a gradient where weights are given.
+
+    Computed in float32, or in float64 where the logits are. megatron-core's own loss is float32
+    only, which would rule out the float64 proofs of exactness.
 
     Args:
-        logits: this rank's columns of the logits, padding included.
+        logits: this rank's columns. Overwritten: by the gradient of the sum of `weights` times
+            nats with respect to them, zero in padding; without weights by nothing of use.
         labels: token ids of the whole vocabulary, the same on every rank of the group.
-        first_token: the token id of this rank's first column.
-        vocab_size: number of tokens; columns beyond are padding and get no probability.
-        group: the tensor-parallel group.
+        columns: which columns this rank holds.
+        weights: of each term in each row.
+        parent: what the network is compared with.
 
     Returns:
-        nats per row, the same on every rank of the group.
+        The negative log-likelihood of the labels, and with a parent KL(parent || model), 0 for
+        samples that it leaves out; the same on every rank of the group. Equal logits give a
+        divergence of exactly 0.
     """
-    shifted, partition = _shifted(logits, vocab_size - first_token, group)
-    column = labels - first_token
-    is_here = (column >= 0) & (column < shifted.shape[-1])
-    picked = shifted.gather(-1, column.where(is_here, 0).unsqueeze(-1)).squeeze(-1)
-    label_logit = _sum_over_ranks(picked.where(is_here, 0), group)
-    return partition.log() - label_logit
+    is_half = logits.dtype in (torch.bfloat16, torch.float16)
+    work = logits.float() if is_half else logits
+    tokens = _tokens_of(work, columns)
+    column = (labels - columns.first_token).unsqueeze(-1)
+    is_here = (column >= 0) & (column < tokens.shape[-1])
+    column = column.where(is_here, 0)
+    _subtract_largest_(tokens, columns)
+    label_logit = tokens.gather(-1, column).where(is_here, 0).squeeze(-1)
+    shifted = None if parent is None else tokens[:, parent.samples]
+    partition = tokens.exp_().sum(dim=-1)
+    label_logit, partition = _sum_over_ranks(torch.stack((label_logit, partition)), columns)
+    terms = [partition.log() - label_logit]
+    target = None
+    if parent is not None:
+        assert shifted is not None
+        target, kl = _divergence(parent, shifted, partition[:, parent.samples], columns)
+        terms.append(torch.zeros_like(terms[0]))
+        terms[1][:, parent.samples] = kl
+    nats = torch.stack(terms)
+    if weights is None:
+        return nats
+    weights = weights.to(work.dtype)
+    total = weights[0].clone()
+    if parent is not None:
+        total[:, parent.samples] += weights[1][:, parent.samples]
+    tokens.mul_((total / partition).unsqueeze(-1))
+    tokens.scatter_add_(-1, column, (-weights[0].unsqueeze(-1)).where(is_here, 0))
+    if parent is not None:
+        assert target is not None
+        tokens[:, parent.samples] -= target * weights[1][:, parent.samples].unsqueeze(-1)
+    work[..., max(columns.vocab_size - columns.first_token, 0) :].zero_()
+    if is_half:
+        logits.copy_(work)
+    return nats
 
 
-def vocabulary_parallel_kl(
-    parent_logits: Float[Tensor, "*rows local_vocabulary"],
-    logits: Float[Tensor, "*rows local_vocabulary"],
-    *,
-    first_token: int,
-    vocab_size: int,
-    group: dist.ProcessGroup,
-) -> Float[Tensor, "*rows"]:
-    """KL(parent || model) = sum_v p_v (log p_v - log q_v), again without gathering logits.
+def differentiable_nll(
+    logits: Float[Tensor, "rows b columns"], labels: Int[Tensor, "rows b"], columns: Columns
+) -> Float[Tensor, "rows b"]:
+    """-log softmax(logits)[label] in nats, for rows that are weighed afterwards.
 
-    Equal logits give exactly 0. Gradients go to the model alone, whose logits get q - p.
-
-    Args:
-        parent_logits: this rank's columns of the parent's logits, padding included.
-        logits: the same columns of the model's.
-        first_token: the token id of this rank's first column.
-        vocab_size: number of tokens; columns beyond are padding and get no probability.
-        group: the tensor-parallel group.
-
-    Returns:
-        nats per row, the same on every rank of the group.
+    At the price of a second tensor of the logits' size, which the backward pass multiplies by the
+    rows' weights.
     """
-    num_tokens = vocab_size - first_token
-    theirs, their_partition = _shifted(parent_logits.detach(), num_tokens, group)
-    ours, our_partition = _shifted(logits, num_tokens, group)
-    probability = theirs.exp() / their_partition.unsqueeze(-1)
+    return _DifferentiableNll.apply(logits, labels, columns)  # pyright: ignore[reportReturnType]
+
+
+class _DifferentiableNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Columns) -> Tensor:
+        gradient = logits.clone()
+        one = torch.ones(1, *labels.shape, dtype=torch.float64, device=labels.device)
+        (nll,) = nats_and_gradient_(gradient, labels, columns, weights=one)
+        ctx.save_for_backward(gradient)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0].unsqueeze(-1).to(gradient.dtype), None, None
+
+
+def _tokens_of(logits: Tensor, columns: Columns) -> Float[Tensor, "*rows kept"]:
+    """The columns that are tokens; a rank of padding alone keeps one, of probability 0."""
+    num_tokens = columns.vocab_size - columns.first_token
+    if num_tokens <= 0:
+        logits[..., :1].fill_(-torch.inf)
+    return logits[..., : max(num_tokens, 1)]
+
+
+def _subtract_largest_(tokens: Tensor, columns: Columns) -> None:
+    """Lowers each row by its largest logit on any rank."""
+    largest = tokens.amax(dim=-1, keepdim=True)
+    if columns.group.size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=columns.group)
+    tokens.sub_(largest)
+
+
+def _divergence(
+    parent: ParentLogits, shifted: Tensor, partition: Tensor, columns: Columns
+) -> tuple[Float[Tensor, "rows s kept"], Float[Tensor, "rows s"]]:
+    """The parent's probabilities and KL(parent || model), of logits less the row's largest."""
+    theirs = _tokens_of(parent.logits.to(shifted.dtype), columns)
+    _subtract_largest_(theirs, columns)
+    probability = theirs.exp()
+    their_partition = _sum_over_ranks(probability.sum(dim=-1), columns)
+    probability /= their_partition.unsqueeze(-1)
     # The column of a rank of padding alone is -inf on both sides.
-    difference = (theirs - ours).where(probability > 0, 0.0)
-    mean = _sum_over_ranks((probability * difference).sum(dim=-1), group)
-    return mean - their_partition.log() + our_partition.log()
+    difference = theirs.sub_(shifted).where(probability > 0, 0.0)
+    mean = _sum_over_ranks((probability * difference).sum(dim=-1), columns)
+    return probability, mean - their_partition.log() + partition.log()
 
 
-def _shifted(
-    logits: Float[Tensor, "*rows columns"], num_tokens: int, group: dist.ProcessGroup
-) -> tuple[Float[Tensor, "*rows kept"], Float[Tensor, "*rows"]]:
-    """Logits of real tokens less the row's largest on any rank, and the sum of exponentials."""
-    logits = _without_padding(logits, num_tokens)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    largest = logits.detach().amax(dim=-1)
-    if dist.get_world_size(group) > 1:
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-    shifted = logits - largest.unsqueeze(-1)
-    return shifted, _sum_over_ranks(shifted.exp().sum(dim=-1), group)
-
-
-def _sum_over_ranks(values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum over ranks; megatron-core's reduction gives back strided values as they were."""
-    return reduce_from_tensor_model_parallel_region(values.contiguous(), group=group)
-
-
-def _without_padding(
-    logits: Float[Tensor, "*rows columns"], num_tokens: int
-) -> Float[Tensor, "*rows kept"]:
-    """The first `num_tokens` columns; a rank of padding alone keeps one, of probability 0."""
-    kept = logits[..., : max(num_tokens, 1)]
-    return kept if num_tokens > 0 else kept.masked_fill(torch.ones_like(kept) > 0, -torch.inf)
+def _sum_over_ranks(values: Tensor, columns: Columns) -> Tensor:
+    if columns.group.size() > 1:
+        dist.all_reduce(values, group=columns.group)
+    return values
 
 
 def sum_over_targets(

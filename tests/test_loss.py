@@ -1,4 +1,4 @@
-"""Cross-entropy over a split vocabulary, and the head in chunks."""
+"""What targets cost over a split vocabulary, its gradient in the logits' place, and the head."""
 
 import dataclasses
 import math
@@ -7,133 +7,143 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from armd_scale.config import derive
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.loss import sum_over_targets, vocabulary_parallel_kl, vocabulary_parallel_nll
-from armd_scale.model import armd
-from tests.support.networks import LLAMA, QWEN3, build
+from armd_scale.loss import (
+    Columns,
+    ParentLogits,
+    differentiable_nll,
+    nats_and_gradient_,
+    sum_over_targets,
+)
+from armd_scale.model.objective import Objective
+from tests.support.networks import LLAMA, QWEN3, build, mean_of_targets
 from tests.support.ranks import run_on_ranks
 from tests.support.samples import draw_windows
 
 ROWS, VOCAB = (5, 3), 101
+WEIGHTS = torch.arange(1.0, 16, dtype=torch.float64).view(ROWS)
+SAMPLES = torch.tensor([True, False, True])
 
 
 def drawn(scale=5.0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     logits = scale * torch.randn(*ROWS, VOCAB, generator=generator, dtype=dtype)
-    return logits.requires_grad_(), torch.randint(0, VOCAB, ROWS, generator=generator)
+    return logits, torch.randint(0, VOCAB, ROWS, generator=generator)
 
 
-def cross_entropy(logits, labels):
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(ROWS)
-
-
-def gradient(nll, logits):
-    weight = torch.arange(1.0, 1 + nll.numel(), dtype=nll.dtype).view_as(nll)
-    return torch.autograd.grad((nll * weight).sum(), logits)[0]
-
-
-@pytest.mark.parametrize("scale", [1.0, 50.0, 2000.0])
-def test_equals_cross_entropy_forward_and_backward(groups, scale):
-    logits, labels = drawn(scale)
-    mine = vocabulary_parallel_nll(
-        logits, labels, first_token=0, vocab_size=logits.shape[-1], group=groups.tp
-    )
-    theirs = cross_entropy(logits, labels)
-    torch.testing.assert_close(mine, theirs, atol=1e-12 * scale, rtol=0)
-    torch.testing.assert_close(
-        gradient(mine, logits), gradient(theirs, logits), atol=1e-12 * scale, rtol=0
-    )
-
-
-def test_half_precision_logits_are_summed_in_float32(groups):
-    logits, labels = drawn(dtype=torch.bfloat16)
-    mine = vocabulary_parallel_nll(
-        logits, labels, first_token=0, vocab_size=logits.shape[-1], group=groups.tp
-    )
-    assert mine.dtype is torch.float32
-    torch.testing.assert_close(mine, cross_entropy(logits.float(), labels), atol=1e-5, rtol=0)
-    assert gradient(mine, logits).dtype is torch.bfloat16
-
-
-def nll_of_share(groups):
-    logits, labels = drawn(50.0)
-    rank, width = groups.tp.rank(), 64
-    share = logits[..., rank * width : (rank + 1) * width].detach().requires_grad_()
-    nll = vocabulary_parallel_nll(
-        share, labels, first_token=rank * width, vocab_size=101, group=groups.tp
-    )
-    return nll.detach(), gradient(nll, share)
-
-
-def test_a_vocabulary_in_two_unequal_shares():
-    logits, labels = drawn(50.0)
-    theirs = cross_entropy(logits, labels)
-    shares = run_on_ranks(nll_of_share, 2, parallel=ParallelConfig(tensor=2))
-    for nll, _ in shares:
-        torch.testing.assert_close(nll, theirs.detach(), atol=1e-12, rtol=0)
-    whole = torch.cat([share for _, share in shares], dim=-1)
-    torch.testing.assert_close(whole, gradient(theirs, logits), atol=1e-12, rtol=0)
+def columns_of(groups, first_token=0, vocab_size=VOCAB):
+    return Columns(first_token=first_token, vocab_size=vocab_size, group=groups.tp)
 
 
 def parent_of(logits):
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
-    return logits.detach() + logits.detach().std() * noise
+    return logits + logits.std() * noise
 
 
-def divergence(parent, logits):
-    """Sum p (log p - log q), densely."""
-    mine, theirs = logits.double().log_softmax(-1), parent.double().log_softmax(-1)
-    return (theirs.exp() * (theirs - mine)).sum(-1)
+def dense_nll(logits, labels):
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(ROWS)
+
+
+def dense_kl(parent, logits):
+    """Sum p (log p - log q) of SAMPLES, 0 elsewhere."""
+    mine, theirs = logits.log_softmax(-1), parent.log_softmax(-1)
+    return (theirs.exp() * (theirs - mine)).sum(-1) * SAMPLES
+
+
+def dense(logits, labels, *parent):
+    """Nats of every term by torch alone, and the gradient of their weighted sum."""
+    leaf = logits.detach().clone().requires_grad_()
+    terms = [dense_nll(leaf, labels), *(dense_kl(one, leaf) for one in parent)]
+    loss = sum(((t + 1) * WEIGHTS * nats).sum() for t, nats in enumerate(terms))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return torch.stack(terms).detach(), gradient
+
+
+def ours(logits, labels, columns, *parent):
+    """The same by the function under test."""
+    work = logits.clone()
+    against = [ParentLogits(SAMPLES, one[:, SAMPLES].clone()) for one in parent]
+    weights = torch.stack([(t + 1) * WEIGHTS for t in range(1 + len(parent))])
+    nats = nats_and_gradient_(
+        work, labels, columns, weights=weights, parent=against[0] if against else None
+    )
+    return nats, work
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0, 2000.0])
-def test_divergence_equals_the_dense_one_forward_and_backward(groups, scale):
-    logits, _ = drawn(scale)
-    parent = parent_of(logits)
-    mine = vocabulary_parallel_kl(
-        parent, logits, first_token=0, vocab_size=logits.shape[-1], group=groups.tp
-    )
-    theirs = divergence(parent, logits)
-    assert theirs.max() > 0.1
-    torch.testing.assert_close(mine, theirs, atol=1e-12 * scale, rtol=0)
-    torch.testing.assert_close(
-        gradient(mine, logits), gradient(theirs, logits), atol=1e-12 * scale, rtol=0
-    )
+@pytest.mark.parametrize("with_parent", [False, True])
+def test_nats_and_gradient_equal_the_dense_ones(groups, scale, with_parent):
+    logits, labels = drawn(scale)
+    parent = [parent_of(logits)] if with_parent else []
+    nats, gradient = ours(logits, labels, columns_of(groups), *parent)
+    expected, dense_gradient = dense(logits, labels, *parent)
+    torch.testing.assert_close(nats, expected, atol=1e-12 * scale, rtol=0)
+    torch.testing.assert_close(gradient, dense_gradient, atol=1e-11 * scale, rtol=0)
+    if with_parent:
+        assert nats[1][:, SAMPLES].max() > 0.1
+
+
+def test_without_weights_the_nats_are_the_same(groups):
+    logits, labels = drawn()
+    nats = nats_and_gradient_(logits.clone(), labels, columns_of(groups))
+    torch.testing.assert_close(nats[0], dense_nll(logits, labels), atol=1e-12, rtol=0)
+
+
+def test_rows_can_be_weighed_afterwards(groups):
+    logits, labels = drawn()
+    leaf = logits.clone().requires_grad_()
+    nll = differentiable_nll(leaf, labels, columns_of(groups))
+    (gradient,) = torch.autograd.grad((nll * WEIGHTS).sum(), leaf)
+    expected, dense_gradient = dense(logits, labels)
+    torch.testing.assert_close(nll.detach(), expected[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient, dense_gradient, atol=1e-11, rtol=0)
+    assert torch.equal(leaf.detach(), logits)
+
+
+def test_half_precision_logits_are_summed_in_float32(groups):
+    logits, labels = drawn(dtype=torch.bfloat16)
+    nats, gradient = ours(logits, labels, columns_of(groups))
+    assert nats.dtype is torch.float32
+    assert gradient.dtype is torch.bfloat16
+    expected, dense_gradient = dense(logits.float(), labels)
+    torch.testing.assert_close(nats, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient.float(), dense_gradient.float(), atol=0, rtol=0.004)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_model_diverges_from_itself_by_exactly_nothing(groups, dtype):
-    logits, _ = drawn(dtype=dtype)
-    nats = vocabulary_parallel_kl(
-        logits, logits, first_token=0, vocab_size=logits.shape[-1], group=groups.tp
-    )
-    assert not nats.any()
-    assert nats.dtype is (torch.float32 if dtype is torch.bfloat16 else dtype)
+    logits, labels = drawn(dtype=dtype)
+    nats, _ = ours(logits, labels, columns_of(groups), logits)
+    assert not nats[1].any()
 
 
-def kl_of_share(groups, vocab_size):
-    logits, _ = drawn(50.0)
-    rank, width = groups.tp.rank(), 64
-    own = slice(rank * width, (rank + 1) * width)
-    share = torch.nn.functional.pad(logits, (0, 27))[..., own].detach().requires_grad_()
-    parent = torch.nn.functional.pad(parent_of(logits), (0, 27))[..., own]
-    nats = vocabulary_parallel_kl(
-        parent, share, first_token=rank * width, vocab_size=vocab_size, group=groups.tp
+def of_share(groups, vocab_size):
+    """Of 64 columns of 128, of which `vocab_size` are tokens."""
+    logits, labels = drawn(50.0)
+    first = groups.tp.rank() * 64
+    share, parent = (
+        F.pad(one, (0, 27))[..., first : first + 64] for one in (logits, parent_of(logits))
     )
-    return nats.detach(), gradient(nats, share)
+    labels = labels.clamp(max=vocab_size - 1)
+    return ours(share, labels, columns_of(groups, first, vocab_size), parent)
 
 
 @pytest.mark.parametrize("vocab_size", [101, 64, 60])
-def test_divergence_over_a_vocabulary_in_two_shares(vocab_size):
+def test_a_vocabulary_in_two_shares(vocab_size):
     """The second share holds 37 tokens and padding, or padding alone."""
-    logits, _ = drawn(50.0)
-    theirs = divergence(parent_of(logits)[..., :vocab_size], logits[..., :vocab_size])
-    shares = run_on_ranks(kl_of_share, 2, vocab_size, parallel=ParallelConfig(tensor=2))
+    logits, labels = drawn(50.0)
+    expected, dense_gradient = dense(
+        logits[..., :vocab_size],
+        labels.clamp(max=vocab_size - 1),
+        parent_of(logits)[..., :vocab_size],
+    )
+    shares = run_on_ranks(of_share, 2, vocab_size, parallel=ParallelConfig(tensor=2))
     for nats, _ in shares:
-        torch.testing.assert_close(nats, theirs.detach(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(nats, expected, atol=1e-12, rtol=0)
     whole = torch.cat([share for _, share in shares], dim=-1)
-    torch.testing.assert_close(whole[..., :101], gradient(theirs, logits), atol=1e-12, rtol=0)
+    torch.testing.assert_close(whole[..., :vocab_size], dense_gradient, atol=1e-11, rtol=0)
     assert not whole[..., vocab_size:].any()
 
 
@@ -157,45 +167,85 @@ def test_uniform_weights_give_the_logarithm_of_the_vocabulary(groups, model):
 
 def test_padded_rows_of_the_head_learn_nothing(groups):
     network = build(QWEN3, groups, dtype=torch.float64)
-    network(draw_windows("random", (12,)).batch()).sum().backward()
+    batch = draw_windows("random", (12,)).batch()
+    loss, _ = network(batch, mean_of_targets(batch))
+    loss.backward()
     padded = network.output_layer.weight.grad[101:]
     assert len(padded) > 0
     assert not padded.any()
-    assert network.logits(draw_windows("random", (12,)).batch()).shape[-1] == 101
+    assert network.logits(batch).shape[-1] == 101
 
 
-@pytest.mark.parametrize("logits_per_chunk", [1, 101 * 2 * 4, 101 * 2 * 5])
+def learned(network, batch, objective):
+    """Loss, nats and gradients."""
+    network.zero_grad()
+    loss, nats = network(batch, objective)
+    (3 * loss).backward()
+    gradients = {name: p.grad.clone() for name, p in network.by_name().items()}
+    return loss.detach(), nats, gradients
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4, 5, 100])
 @pytest.mark.parametrize("model", [LLAMA, QWEN3], ids=["tied", "untied"])
-def test_a_head_in_chunks_equals_the_whole(groups, monkeypatch, model, logits_per_chunk):
+def test_gradients_made_ahead_are_those_of_the_loss(groups, monkeypatch, model, rows_at_once):
+    """In chunks of any size, against autograd through whole logits."""
     network = build(model, groups, dtype=torch.float64)
-    batch = draw_windows("strided-joint:2", (12,)).batch()
-    results = []
-    for limit in (1 << 26, logits_per_chunk):
-        monkeypatch.setattr(armd, "LOGITS_PER_CHUNK", limit)
-        network.zero_grad()
-        nll = network(batch)
-        sum_over_targets(nll, batch.is_target)[0].backward()
-        gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-        results.append((nll.detach(), *gradients))
-    for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole, atol=1e-12, rtol=0)
+    batch = draw_windows("strided-joint:2", (7, 5)).batch()
+    assert not batch.is_target.all()
+    weights = torch.linspace(0.5, 2, batch.labels.numel(), dtype=torch.float64)
+    objective = Objective(weights.view(batch.labels.shape)[None] * batch.is_target)
+    expected = (network(batch) * objective.weights[0]).where(batch.is_target, 0.0).sum()
+    network.zero_grad()
+    (3 * expected).backward()
+    wanted = {name: p.grad.clone() for name, p in network.by_name().items()}
+    monkeypatch.setattr(derive, "LOGITS_ON_CPU", rows_at_once * 2 * 128)
+    loss, nats, found = learned(network, batch, objective)
+    torch.testing.assert_close(loss, expected.detach(), atol=1e-11, rtol=0)
+    torch.testing.assert_close(nats[0], network(batch).detach(), atol=1e-12, rtol=0)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-11, rtol=0)
 
 
-def test_chunks_bound_the_number_of_logits(groups, monkeypatch):
-    """In the backward pass too: what a chunk kept for it would show among the saved tensors."""
+def test_half_precision_gradients_of_chunks_add_up_in_float32(groups, monkeypatch):
+    """Many chunks round about as one does, not as often as they are."""
+    network = build(QWEN3, groups, dtype=torch.bfloat16)
+    batch = draw_windows("random", (65,)).batch()
+    errors = []
+    exact = build(QWEN3, groups, dtype=torch.bfloat16).double()
+    *_, wanted = learned(exact, batch, mean_of_targets(batch))
+    for rows in (64, 1):
+        monkeypatch.setattr(derive, "LOGITS_ON_CPU", rows * 2 * 128)
+        *_, found = learned(network, batch, mean_of_targets(batch))
+        name = "output_layer.weight"
+        errors.append((found[name].double() - wanted[name]).norm() / wanted[name].norm())
+    assert errors[1] < 1.5 * errors[0], errors
+
+
+def test_rows_without_a_target_bring_nothing_whatever_they_cost(groups):
+    network = build(LLAMA, groups)
+    batch = draw_windows("l2r", (7, 5)).batch()
+    objective = mean_of_targets(batch)
+    bent = dataclasses.replace(batch, labels=batch.labels.where(batch.is_target, 0))
+    loss, _, found = learned(network, batch, objective)
+    other, _, same = learned(network, bent, objective)
+    assert torch.equal(loss, other)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, same[name])
+
+
+def test_no_more_logits_are_kept_than_rows_and_weights(groups):
+    """Autograd keeps the two gradients and nothing as large as the logits."""
     network = build(dataclasses.replace(LLAMA, vocab_size=4000), groups)
-    batch = draw_windows("random", (33,)).batch()
-    largest = {}
-    for rows in (32, 4):
-        monkeypatch.setattr(armd, "LOGITS_PER_CHUNK", rows * 2 * 4000)
-        sizes = []
+    batch = draw_windows("random", (129,)).batch()
+    sizes = []
 
-        def note(tensor, sizes=sizes):
-            sizes.append(tensor.numel())
-            return tensor
+    def note(tensor):
+        sizes.append(tensor.numel())
+        return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            network(batch)
-        largest[rows] = max(sizes)
-    assert largest[32] >= 32 * 2 * 4000
-    assert largest[4] < 32 * 2 * 4000 / 4
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(batch, mean_of_targets(batch))
+    assert max(sizes) == network.embedding.weight.numel() < 128 * 2 * 4000
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(batch)
+    assert max(sizes) == 128 * 2 * network.embedding.weight.shape[0]

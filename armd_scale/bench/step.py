@@ -22,6 +22,7 @@ from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.init import initialise
+from armd_scale.model.objective import Objective
 from armd_scale.model.spec import transformer_config
 from armd_scale.order.draw import draw_blocks
 from armd_scale.order.policies import parse_spec
@@ -155,9 +156,12 @@ def batch_under(order: str, shape: Shape) -> ArmdBatch:
 
 def step_of(model: nn.Module, batch: ArmdBatch) -> Step:
     """Forward and backward pass of one of our networks."""
+    targets = batch.is_target.double()
+    objective = Objective((targets / targets.sum()).unsqueeze(0))
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        model(batch).mean().backward()
+        loss, _ = model(batch, objective)
+        loss.backward()
 
     return step

@@ -21,51 +21,6 @@ RECIPE, STATE, TOKENIZER = "recipe.yaml", "state.json", "tokenizer"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
 
-def save_checkpoint(
-    checkpoints: Path,
-    *,
-    step: int,
-    network: Network,
-    recipe: Recipe,
-    state: Mapping[str, Any],
-    optimizer: Sections,
-    tokenizer: Path | None,
-    groups: ProcessGroupCollection,
-    weights: Mapping[str, Tensor] | None = None,
-) -> Path:
-    """Writes the checkpoint of a step; all processes take part, and it exists whole or not at all.
-
-    Args:
-        checkpoints: the folder that holds a run's checkpoints.
-        step: optimizer steps done.
-        network: whose parameters say which tensors there are and how they are split.
-        recipe: with every derived number that rebuilds the network, such as the vocabulary.
-        state: what else survives a restart; JSON values.
-        optimizer: sections of the optimizer's tensors; empty for a checkpoint to start others from.
-        tokenizer: folder of the tokenizer, copied along; None where the data has none.
-        groups: the process groups of the layout.
-        weights: by parameter name; None: the network's own, which must then hold them whole.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-    """
-    saving = Saving(
-        checkpoints,
-        step=step,
-        network=network,
-        recipe=recipe,
-        state=state,
-        optimizer=optimizer,
-        tokenizer=tokenizer,
-        groups=groups,
-        weights=weights,
-    )
-    return saving.wait()
-
-
 class Saving:
     """A checkpoint on its way to disk; every process makes one and calls its methods in step.
 
@@ -76,9 +31,21 @@ class Saving:
     would let the threads do so without a step in between, but then two threads of a process start
     collectives in no agreed order, which NCCL may answer with a deadlock.
 
-    The arguments are those of `save_checkpoint`, whose tensors must keep their values until this is
-    done. Errors too are raised by all processes alike: CheckpointError where something cannot be
-    written, by the constructor and every method.
+    `Saving(...).wait()` saves at once. The checkpoint exists whole or not at all. Errors too are
+    raised by all processes alike: CheckpointError where something cannot be written, by the
+    constructor and every method.
+
+    Args:
+        checkpoints: the folder that holds a run's checkpoints.
+        step: optimizer steps done.
+        network: whose parameters say which tensors there are and how they are split.
+        recipe: with every derived number that rebuilds the network, such as the vocabulary.
+        state: what else survives a restart; JSON values.
+        optimizer: sections of the optimizer's tensors; empty for a checkpoint to start others from.
+        tokenizer: folder of the tokenizer, copied along; None where the data has none.
+        groups: the process groups of the layout.
+        weights: by parameter name; None: the network's own, which must then hold them whole. All
+            tensors must keep their values until this is done.
     """
 
     def __init__(

@@ -8,12 +8,21 @@ from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig, R
 # Matrix units like multiples of this. As a multiple of the usual tensor parallel sizes it also
 # gives one padded size, and so one shape in checkpoints, under all of them.
 VOCAB_MULTIPLE = 64
-# So many logits exist at a time; more are computed, and in the backward pass again, in chunks.
-LOGITS_PER_CHUNK = 1 << 26
-
-
+# So many logits of a rank exist at a time: enough for a GPU's matrix units, or, on CPU, few enough
+# to stay in its caches.
+LOGITS_ON_GPU, LOGITS_ON_CPU = 1 << 26, 1 << 22
 LARGEST_BUCKET = 50_000_000
 """Gradients that ZeRO reduces together; stage 3 keeps a buffer for them for good."""
+
+
+def logit_rows_at_once(logits_per_row: int, *, on_gpu: bool) -> int:
+    """Rows of a micro-batch whose logits exist together.
+
+    Args:
+        logits_per_row: this rank's columns of the logits times the samples of the micro-batch.
+        on_gpu: where they are computed.
+    """
+    return max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // logits_per_row)
 
 
 def reduces_at_once(recipe: Recipe) -> bool:

@@ -6,7 +6,6 @@ causal stack. Hidden information is hidden by attention only: no mask token, no 
 (Karami & Ghodsi, arXiv 2601.16971, section 3).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -14,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
     VocabParallelEmbedding,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
@@ -25,16 +23,16 @@ from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from armd_scale.config.derive import LOGITS_PER_CHUNK, padded_vocab_size, two_stream_layers
+from armd_scale.config.derive import padded_vocab_size, two_stream_layers
 from armd_scale.config.schema import ModelConfig
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.loss import vocabulary_parallel_kl, vocabulary_parallel_nll
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.dropout import Dropout, row_keys
+from armd_scale.model.head import Head
 from armd_scale.model.naming import parameters_by_name
 from armd_scale.model.norm import Norm
+from armd_scale.model.objective import Objective
 from armd_scale.model.query import QueryStart
-from armd_scale.model.reference import Reference
 from armd_scale.model.rotary import Rotation, amplitude, inverse_frequencies, rotation_at
 from armd_scale.model.spec import layer_spec, mark_splits
 from armd_scale.model.visible import LayerMasks, RowMask
@@ -113,20 +111,15 @@ class ArmdModel(MegatronModule):
 
     def _make_head(self, padded: int) -> None:
         model, config = self.model, self.config
-        assert config.init_method is not None
         self.final_norm = Norm(config, model.hidden)
-        self.output_layer = ColumnParallelLinear(
-            model.hidden,
-            padded,
-            config=config,
-            init_method=config.init_method,
-            bias=False,
+        self.output_layer = Head(
+            config,
+            padded=padded,
+            vocab_size=self.vocab_size,
+            groups=self.groups,
             # Tied to an embedding on another stage, the head is a copy that is kept equal.
-            skip_weight_param_allocation=model.tie_embeddings and self.stage.is_first,
-            disable_grad_reduce=True,  # _shared_input does it, once for all chunks of rows
-            tp_group=self.groups.tp,
+            has_weight=not (model.tie_embeddings and self.stage.is_first),
         )
-        self.output_layer.sequence_parallel = False
         if model.tie_embeddings and not self.stage.is_first:
             mark_tied_copy(self.output_layer.weight)
 
@@ -138,29 +131,24 @@ class ArmdModel(MegatronModule):
         """Takes the rows that the stage before put out."""
         self._input = rows
 
-    def forward(self, batch: ArmdBatch, reference: Reference | None = None) -> Tensor:
+    def forward(
+        self, batch: ArmdBatch, objective: Objective | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The rows for the next stage; in the last one -log P of every target, [batch, queries].
 
-        In nats; undefined where `is_target` is False. With a reference [2, batch, queries]: below
-        it KL(reference || this network), 0 for samples that the reference leaves out. The logits
-        are computed, and in the backward pass recomputed, in chunks of rows, so that no more than
-        LOGITS_PER_CHUNK of them exist at a time.
+        In nats; undefined where `is_target` is False. With an objective: the loss, which alone is
+        differentiable, and the nats of each of its terms, [terms, batch, queries]; a divergence is
+        0 for samples that its reference leaves out. No more logits exist at a time than
+        `config.derive` allows, but without an objective where gradients are wanted.
         """
         rows = self.rows(batch)
         if not self.stage.is_last:
             return rows.contiguous()  # to be sent
-        inputs = [self.before_head(rows), batch.labels.t()]
-        score, num_logits = self._nll, inputs[1].shape[1] * self.vocab_size
-        if reference is not None:
-            inputs.append(reference.rows)
-            score = partial(self._nll_and_kl, reference=reference)
-            num_logits += reference.rows.shape[1] * self.vocab_size
-        size = max(1, LOGITS_PER_CHUNK // num_logits)
-        if size >= inputs[0].shape[0]:
-            return score(*inputs).mT
-        chunks = zip(*(rows.split(size) for rows in inputs), strict=True)
-        scores = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.cat(scores, dim=-2).mT  # pyright: ignore[reportArgumentType, reportCallIssue]
+        loss, nats = self.output_layer(
+            self.before_head(rows), batch.labels.t(), tied=self._tied(), objective=objective
+        )
+        nats = nats.transpose(1, 2)
+        return nats[0] if loss is None else (loss, nats)
 
     def before_head(self, rows: Float[Tensor, "rows batch hidden"]) -> Tensor:
         """The last layer's rows as the head reads them: normed, and all of them on every rank."""
@@ -293,33 +281,11 @@ class ArmdModel(MegatronModule):
 
     def local_logits(self, hidden: Tensor) -> Tensor:
         """This rank's columns of the logits, padding included, of rows from `before_head`."""
-        tied = self.model.tie_embeddings and self.stage.is_first
-        logits, _ = self.output_layer(hidden, weight=self.embedding.weight if tied else None)
-        return logits
+        return self.output_layer.logits(hidden, self._tied())
 
-    def _nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return self._on_split_vocabulary(vocabulary_parallel_nll, self.local_logits(hidden), labels)
-
-    def _nll_and_kl(
-        self, hidden: Tensor, labels: Tensor, rows: Tensor, *, reference: Reference
-    ) -> Float[Tensor, "2 rows batch"]:
-        logits = self.local_logits(hidden)
-        nll = self._on_split_vocabulary(vocabulary_parallel_nll, logits, labels)
-        compared = self._on_split_vocabulary(
-            vocabulary_parallel_kl, reference.head(rows), logits[:, reference.samples]
-        )
-        kl = torch.zeros_like(nll)
-        kl[:, reference.samples] = compared
-        return torch.stack((nll, kl))
-
-    def _on_split_vocabulary(self, loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """A loss from `armd_scale.loss` on this rank's columns."""
-        return loss(
-            *inputs,
-            first_token=self.groups.tp.rank() * inputs[0].shape[-1],
-            vocab_size=self.vocab_size,
-            group=self.groups.tp,
-        )
+    def _tied(self) -> Tensor | None:
+        """The embedding's weights, where the head reads with them."""
+        return self.embedding.weight if self.model.tie_embeddings and self.stage.is_first else None
 
 
 def masks_of(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.naming import EMBEDDING, parameters_by_name
-from armd_scale.model.reference import Reference
+from armd_scale.model.objective import Objective
 
 
 class Chunks(nn.Module):
@@ -25,10 +25,10 @@ class Chunks(nn.Module):
         self.transformer_config = self.models[0].config
 
     def forward(
-        self, batch: ArmdBatch, part: int = 0, reference: Reference | None = None
-    ) -> Tensor:
-        """The output of one part: rows for the next stage, or nats per target in the last one."""
-        return self.models[part](batch, reference)
+        self, batch: ArmdBatch, part: int = 0, objective: Objective | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The output of one part: rows for the next stage; what targets cost in the last one."""
+        return self.models[part](batch, objective)
 
     def by_name(self) -> dict[str, nn.Parameter]:
         """All parameters by their names in the whole network."""

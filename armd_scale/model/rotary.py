@@ -6,6 +6,7 @@ are computed once per forward and shared by all layers.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,26 +18,47 @@ from armd_scale.config.schema import ModelConfig, RopeScaling
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of the rows' angles, in the dtype of the heads that they turn."""
+    """Cosines and sines of the rows' angles, one for each pair, in the dtype of the heads."""
 
-    cos: Float[Tensor, "rows batch 1 turned"]
-    sin: Float[Tensor, "rows batch 1 turned"]
+    cos: Float[Tensor, "rows batch 1 pairs"]
+    sin: Float[Tensor, "rows batch 1 pairs"]
 
     def __call__(
         self, x: Float[Tensor, "rows batch heads head_dim"]
     ) -> Float[Tensor, "rows batch heads head_dim"]:
-        """Turns every pair (x_i, x_{i + turned/2}) by its angle (the rotate-half convention).
+        """Turns every pair (x_i, x_{i + pairs}) by its angle (the rotate-half convention).
 
-        Channels behind the first `turned` stay as they are.
+        Channels behind the pairs stay as they are.
         """
-        turned, kept = x.tensor_split((self.cos.shape[-1],), dim=-1)
-        low, high = turned.chunk(2, dim=-1)
-        turned = turned * self.cos + torch.cat((-high, low), dim=-1) * self.sin
-        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+        return _Turn.apply(x, self.cos, self.sin)  # pyright: ignore[reportReturnType]
 
     def rows(self, start: int, stop: int) -> "Rotation":
         """The rotation of the rows start..stop-1."""
         return Rotation(self.cos[start:stop], self.sin[start:stop])
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation, whose gradient is turned back; it keeps no activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _turned(upstream[0], cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = cos.shape[-1]
+    turned = torch.empty_like(x)
+    low, high = x[..., :pairs], x[..., pairs : 2 * pairs]
+    torch.mul(low, cos, out=turned[..., :pairs]).addcmul_(high, sin, value=-1)
+    torch.mul(high, cos, out=turned[..., pairs : 2 * pairs]).addcmul_(low, sin)
+    turned[..., 2 * pairs :] = x[..., 2 * pairs :]
+    return turned
 
 
 def inverse_frequencies(model: ModelConfig) -> Float[Tensor, " pairs"]:
@@ -110,6 +132,6 @@ def rotation_at(
     """The rotation of rows at `positions`; angles in float32 at least, whatever `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
     angles = positions.t().unsqueeze(-1).to(precise) * frequencies.to(precise)
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)
+    angles = angles.unsqueeze(2)
     cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
     return Rotation(cos.to(dtype), sin.to(dtype))

@@ -16,7 +16,9 @@ from torch import nn
 
 from armd_scale.config.derive import head_dim, kv_heads
 from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.model.activation import SwiGlu
 from armd_scale.model.attention import StreamAttention, StreamAttentionSubmodules
+from armd_scale.model.head import Head
 from armd_scale.model.layer import ArmdLayer, ArmdLayerSubmodules
 from armd_scale.model.norm import Norm
 
@@ -52,6 +54,8 @@ def transformer_config(
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.activation == "swiglu",
         activation_func=ACTIVATIONS[model.activation],
+        # Its name apart, it has the MLP take the activation module of its spec, on all rows.
+        use_te_activation_func=model.activation == "swiglu",
         add_bias_linear=model.mlp_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -86,7 +90,11 @@ def layer_spec() -> ModuleSpec:
         linear_kv=ColumnParallelLinear,
         linear_proj=RowParallelLinear,
     )
-    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    mlp = MLPSubmodules(
+        linear_fc1=ColumnParallelLinear,
+        linear_fc2=RowParallelLinear,
+        activation_func=SwiGlu,  # where use_te_activation_func asks for it
+    )
     return ModuleSpec(
         module=ArmdLayer,
         submodules=ArmdLayerSubmodules(
@@ -106,7 +114,7 @@ def mark_splits(network: nn.Module, config: TransformerConfig) -> None:
     """
     for name, module in network.named_modules():
         gated = name.endswith("linear_fc1") and config.gated_linear_unit
-        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding | Head):
             split = [module.weight, getattr(module, "bias", None)]
             dim = 0
         elif isinstance(module, RowParallelLinear):

@@ -35,7 +35,7 @@ class ScheduledStage(nn.Module):
 
     def __init__(
         self,
-        forward: Callable[[Any], Tensor],
+        forward: Callable[[Any], Any],
         set_input: Callable[[Tensor | None], None],
         config: TransformerConfig,
     ) -> None:
@@ -47,8 +47,8 @@ class ScheduledStage(nn.Module):
         """Takes the previous stage's output, as the schedule hands it over."""
         self._set_input(input_tensor[0])
 
-    def forward(self, batch: Any) -> Tensor:
-        """The stage's output for one micro-batch."""
+    def forward(self, batch: Any) -> Any:
+        """The stage's output for one micro-batch: rows for the next; of the last, its results."""
         return self._call(batch)
 
 
@@ -56,7 +56,7 @@ def run_micro_batches(
     stages: Sequence[ScheduledStage],
     batches: Sequence[Any],
     *,
-    loss_of: Callable[[Tensor, Any], tuple[Tensor, Any]],
+    loss_of: Callable[[Any, Any], tuple[Tensor, Any]],
     groups: ProcessGroupCollection,
     forward_only: bool = False,
 ) -> list[Any]:
@@ -77,10 +77,10 @@ def run_micro_batches(
 
     def forward_step(
         iterator: Any, stage: nn.Module
-    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]:
+    ) -> tuple[Any, Callable[[Any], tuple[Tensor, Any]]]:
         batch = next(iterator)
 
-        def loss(output: Tensor) -> tuple[Tensor, Any]:
+        def loss(output: Any) -> tuple[Tensor, Any]:
             value, report = loss_of(output, batch)
             return value * count, report  # the schedule divides by the number of micro-batches
 

@@ -1,19 +1,15 @@
 """Bytes that forward passes keep for the backward passes to come.
 
-What operations save on CUDA: products and norms their inputs, attention its inputs, output and
-log-sums, the gated activation both halves and its result.
+What operations save on CUDA: products, norms and the gated activation their inputs, attention its
+output and log-sums as well, the head the gradients that it makes ahead.
 """
 
 from armd_scale.config import derive
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.parallel.stages import Stage
-from armd_scale.plan.compute import Rows, layer_rows, logits_come_in_chunks
+from armd_scale.plan.compute import Rows, layer_rows
 
 FP32 = 4
-KEPT_PER_LOGIT = 8
-"""Bytes that the loss keeps for its backward pass: shifted logits and their exponentials, fp32."""
-WORKING_PER_LOGIT = 16
-"""Bytes of a logit while its loss is computed or differentiated: what is kept and two gradients."""
 
 
 def bytes_per_value(recipe: Recipe) -> int:
@@ -55,8 +51,8 @@ def layer_activations(recipe: Recipe, rows: Rows, *, recompute: str | None = Non
 
 
 def _mlp_values(model: ModelConfig) -> int:
-    """Values of a row: into the activation, out of it, and their gated product."""
-    return model.ffn_hidden * (4 if model.activation == "swiglu" else 2)
+    """Values of a row: into the activation, which are twice as many where it is gated, and out."""
+    return model.ffn_hidden * (3 if model.activation == "swiglu" else 2)
 
 
 def _attention_activations(recipe: Recipe, rows: Rows) -> float:
@@ -81,19 +77,26 @@ def _prefix_activations(recipe: Recipe) -> int:
 
 
 def _head_activations(recipe: Recipe) -> float:
+    """The norm's input, and what the loss's gradient by rows and weights takes."""
     model, targets = recipe.model, recipe.data.seq_length * recipe.train.micro_batch
-    assert model.vocab_size is not None
     shared = recipe.parallel.tensor if recipe.parallel.sequence else 1
-    kept = targets * model.hidden * (1 + 1 / shared) * bytes_per_value(recipe)
-    if logits_come_in_chunks(recipe):
-        return kept
-    return kept + targets * model.vocab_size / recipe.parallel.tensor * KEPT_PER_LOGIT
+    values = targets * model.hidden * (1 + 1 / shared) + _columns(recipe) * model.hidden
+    return values * bytes_per_value(recipe)
+
+
+def _columns(recipe: Recipe) -> int:
+    """Columns of the logits on a rank."""
+    tensor = recipe.parallel.tensor
+    assert recipe.model.vocab_size is not None
+    return derive.padded_vocab_size(recipe.model.vocab_size, tensor) // tensor
 
 
 def working_bytes(recipe: Recipe, chunk: Stage) -> float:
-    """What a backward pass needs besides: a recomputed layer, or the logits at work."""
+    """What a pass needs besides: a recomputed layer, or the logits at work.
+
+    Of half width, these are summed in a float32 copy, and so is the gradient by the head's weights.
+    """
     model, recompute = recipe.model, recipe.train.recompute
-    assert model.vocab_size is not None
     rows = layer_rows(model, one_stream=False)[chunk.layers[0]]
     again = 0.0
     if recompute == "full":
@@ -102,7 +105,8 @@ def working_bytes(recipe: Recipe, chunk: Stage) -> float:
         again = _attention_activations(recipe, rows)
     if not chunk.is_last:
         return again
-    targets = recipe.data.seq_length * recipe.train.micro_batch
-    logits = min(targets * model.vocab_size, derive.LOGITS_PER_CHUNK) / recipe.parallel.tensor
-    kept = 0 if logits_come_in_chunks(recipe) else KEPT_PER_LOGIT
-    return max(again, logits * (WORKING_PER_LOGIT - kept))
+    columns, targets = _columns(recipe), recipe.data.seq_length * recipe.train.micro_batch
+    width = bytes_per_value(recipe)
+    copy = 0 if width == FP32 else FP32
+    logits = min(targets * columns, max(columns, derive.LOGITS_ON_GPU))
+    return max(again, float((logits + columns * model.hidden) * (width + copy)))

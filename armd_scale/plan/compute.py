@@ -2,7 +2,7 @@
 
 Model FLOPs are the matrix products of forward and backward pass, causal attention counted for the
 half of the keys that is visible: what MFU is a share of. Hardware FLOPs add what is computed twice:
-layers, attention or logits that the backward pass recomputes, and the scores, which every flash
+layers or attention that the backward pass recomputes, and the scores, which every flash
 attention kernel recomputes. Both follow the rows that really run: a left-to-right step under
 `anchor` runs one stream.
 """
@@ -118,19 +118,11 @@ def _layer_flops(recipe: Recipe, rows: Rows, visited: float) -> float:
 def edge_hardware_flops(recipe: Recipe) -> int:
     """Hardware FLOPs of one target before the first layer and after the last.
 
-    The head multiplies with the padded vocabulary, once more where logits come in chunks; the
-    prefix query pools over all positions, hidden ones with weight zero.
+    The head multiplies with the padded vocabulary; the prefix query pools over all positions,
+    hidden ones with weight zero.
     """
     model, length = recipe.model, recipe.data.seq_length
     assert model.vocab_size is not None
     padded = derive.padded_vocab_size(model.vocab_size, recipe.parallel.tensor)
-    passes = 4 if logits_come_in_chunks(recipe) else 3
     start = 3 * 2 * derive.query_start_flops(model, length)
-    return start + passes * derive.head_flops(model, padded)
-
-
-def logits_come_in_chunks(recipe: Recipe) -> bool:
-    """Whether a micro-batch has more logits than exist at a time."""
-    assert recipe.model.vocab_size is not None
-    rows = recipe.data.seq_length * recipe.train.micro_batch
-    return rows * recipe.model.vocab_size > derive.LOGITS_PER_CHUNK
+    return start + 3 * derive.head_flops(model, padded)

@@ -19,7 +19,7 @@ from armd_scale.config.schema import Recipe
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
-from armd_scale.model.reference import Reference
+from armd_scale.model.objective import Reference
 
 
 class Parent:

@@ -20,12 +20,12 @@ from armd_scale.checkpoint.load import (
 )
 from armd_scale.config.derive import head_dim, kv_heads, max_positions
 from armd_scale.config.schema import Recipe
-from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError
 from armd_scale.log import get_logger
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.chunks import Chunks
 from armd_scale.model.init import initialise
+from armd_scale.model.objective import Lesson, Objective
 from armd_scale.model.spec import transformer_config
 from armd_scale.optim.zero import MOMENTS, OptimizerState, ZeroEngine
 from armd_scale.parallel.environment import Environment
@@ -216,14 +216,17 @@ def build_network(
 
 
 def scheduled(engine: ZeroEngine, parent: Parent | None = None) -> list[ScheduledStage]:
-    """The network's parts as the schedule sees them, each called through the engine.
+    """The network's parts as the schedule sees them, from lessons, each called through the engine.
 
-    Beside a parent the network is in one part, and puts out its divergence from it as well.
+    Beside a parent the network is in one part, and learns from its divergence as well.
     """
     network = engine.network
 
-    def call(batch: ArmdBatch, number: int) -> Tensor:
-        return engine(batch, number, None if parent is None else parent.reference(batch))
+    def call(lesson: Lesson, number: int) -> Tensor | tuple[Tensor, Tensor]:
+        if lesson.weights is None:
+            return engine(lesson.batch, number)
+        reference = None if parent is None else parent.reference(lesson.batch)
+        return engine(lesson.batch, number, Objective(lesson.weights, reference))
 
     return [
         ScheduledStage(partial(call, number=number), part.set_input, network.transformer_config)

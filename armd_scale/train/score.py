@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.chunks import Chunks
+from armd_scale.model.objective import Lesson
 from armd_scale.parallel.schedule import ScheduledStage, run_micro_batches
 
 
@@ -31,10 +32,10 @@ class Scorer(nn.Module):
         groups = self.network.groups
         size = groups.pp.size()
         # The interleaved schedule takes micro-batches by the number of stages; one is wanted.
-        batches = [batch] * (size if len(self._stages) > 1 else 1)
+        lessons = [Lesson(batch)] * (size if len(self._stages) > 1 else 1)
         made = run_micro_batches(
             self._stages,
-            batches,
+            lessons,
             loss_of=lambda nll, _: (nll.sum(), nll),
             groups=groups,
             forward_only=True,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.loss import sum_over_targets
+from armd_scale.model.objective import Lesson
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.schedule import (
     ScheduledStage,
@@ -78,20 +79,20 @@ def train_step(
     size = groups.dp.size()
     counts = torch.stack([_count(batch, parent) for batch in batches]).sum(dim=0)
     dist.all_reduce(counts, group=groups.dp)
-    weights = counts.new_tensor(
-        [1.0] if parent is None else [1.0, parent.weight], dtype=torch.float
-    )
+    terms = counts.new_tensor([1.0] if parent is None else [1.0, parent.weight], dtype=torch.double)
+    # DeepSpeed averages gradients over data parallelism; the sum is what is wanted.
+    scale = (terms * size / counts.clamp(min=1)).view(-1, 1, 1)
+    lessons = [Lesson(batch, scale * batch.is_target) for batch in batches]
 
-    def loss_of(output: Tensor, batch: ArmdBatch) -> tuple[Tensor, Tensor]:
-        parts = output.unsqueeze(0) if parent is None else output
-        sums = torch.stack([sum_over_targets(part, batch.is_target)[0] for part in parts])
-        # DeepSpeed averages gradients over data parallelism; the sum is what is wanted.
-        return (weights * sums * size / counts.clamp(min=1)).sum(), sums.detach()
+    def loss_of(output: tuple[Tensor, Tensor], lesson: Lesson) -> tuple[Tensor, Tensor]:
+        loss, nats = output
+        is_target = lesson.batch.is_target
+        return loss, torch.stack([sum_over_targets(term, is_target)[0] for term in nats])
 
     begin("in forward and backward passes")
     with engine.accumulate():
         clock.go_on()
-        made = run_micro_batches(stages, batches, loss_of=loss_of, groups=groups)
+        made = run_micro_batches(stages, lessons, loss_of=loss_of, groups=groups)
         clock.stop()
         loss, *divergence = (
             float(sum_from_last_stage([sums[i] for sums in made], groups) / count)

@@ -10,7 +10,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, load_optimizer, load_weights, open_checkpoint
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd import ArmdModel
@@ -37,7 +37,7 @@ def save(
         key: {name: torch.full(p.shape, value) for name, p in network.named_parameters()}
         for key, value in (("master", 1.0), ("exp_avg", 2.0), ("exp_avg_sq", 3.0))
     }
-    return save_checkpoint(
+    return Saving(
         folder / "checkpoints",
         step=step,
         network=network,
@@ -46,7 +46,7 @@ def save(
         optimizer=sections if with_optimizer else {},
         tokenizer=tokenizer,
         groups=groups,
-    )
+    ).wait()
 
 
 @pytest.fixture
@@ -100,10 +100,10 @@ def test_weights_other_than_the_network_s_own_are_written_where_given(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-    folder = save_checkpoint(
+    folder = Saving(
         tmp_path, step=1, network=network, recipe=recipe_of(), state={}, optimizer={},
         tokenizer=None, groups=groups, weights=zeros,
-    )  # fmt: skip
+    ).wait()  # fmt: skip
     load_weights(open_checkpoint(folder), network, groups=groups)
     assert not any(p.any() for p in network.parameters())
 

@@ -13,7 +13,7 @@ from armd_scale.checkpoint.from_hf import Conversion, convert
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.opened_hf import HfFolder, HfWeights, Settings
 from armd_scale.checkpoint.reference_hf import whole_logits
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.checkpoint.to_hf import export
 from armd_scale.config.derive import two_stream_layers
 from armd_scale.config.schema import ParallelConfig
@@ -35,10 +35,10 @@ def convert_to(output: Path, hf: Path, groups, **settings) -> Path:
 def save(folder: Path, network, groups, **changes) -> Path:
     """A checkpoint as training leaves it: of this network, without a source."""
     changed = {"model": network.model, "data.seq_length": 63, **changes}
-    return save_checkpoint(
+    return Saving(
         folder, step=5, network=network, recipe=bend(SMALL, changed), state={"step": 5},
         optimizer={}, tokenizer=None, groups=groups,
-    )  # fmt: skip
+    ).wait()  # fmt: skip
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

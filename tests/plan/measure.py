@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from armd_scale.config.derive import accumulation_steps
 from armd_scale.config.schema import Recipe
+from armd_scale.model.objective import Lesson
 from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
 from armd_scale.parallel.schedule import run_micro_batches
 from armd_scale.train.parts import build_network, scheduled
+from tests.support.networks import mean_of_targets
 from tests.support.samples import draw_windows
 
 
@@ -33,9 +35,10 @@ def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
     engine = ZeroEngine(network, recipe.optim, precision=precision, groups=groups)
     count = accumulation_steps(recipe.train, groups.dp.size())
     batches = [batch_of(recipe) for _ in range(count)]
+    lessons = [Lesson(batch, mean_of_targets(batch).weights) for batch in batches]
     with engine.accumulate():
         run_micro_batches(
-            scheduled(engine), batches, loss_of=lambda nll, _: (nll.mean(), None), groups=groups
+            scheduled(engine), lessons, loss_of=lambda made, _: (made[0], None), groups=groups
         )
         after = _live_storages()
     return sum(
@@ -56,8 +59,8 @@ def kept_bytes(groups: ProcessGroupCollection, recipe: Recipe, order: str = "ran
         network = network.bfloat16()
     batch = batch_of(recipe, order)
     with cpu_stands_in_for_cuda(), kept_storages(network) as kept:
-        output = network(batch)
-    assert output.requires_grad
+        loss, _ = network(batch, objective=mean_of_targets(batch))
+    assert loss.requires_grad
     return sum(size for size, _ in kept.values())
 
 

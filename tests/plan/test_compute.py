@@ -16,18 +16,19 @@ from armd_scale.config.schema import (
     StagesConfig,
     StridedConfig,
 )
-from armd_scale.model import armd
 from armd_scale.plan import compute
 from armd_scale.train.parts import build_network
 from tests.config.examples import SMALL, bend
 from tests.plan.measure import batch_of
+from tests.support.networks import mean_of_targets
 
 MODEL = ModelConfig(
     layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2
 )
 RECIPE = bend(SMALL, {"model": MODEL, "data.seq_length": 64, "train.micro_batch": 2})
 ATEN = torch.ops.aten
-# torch counts its GPU kernels and not their twins on CPU; both visit all keys as it counts.
+# torch counts its GPU kernels and not their twins on CPU, which visit all keys as it counts, and
+# products that make a new tensor.
 KERNELS = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: (
         lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
@@ -35,6 +36,7 @@ KERNELS = {
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
     ),
+    ATEN.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1],  # shapes
 }
 
 
@@ -43,7 +45,8 @@ def counted(recipe: Recipe, order: str, groups) -> float:
     network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
     batch = batch_of(recipe, order)
     with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
-        network(batch).mean().backward()
+        loss, _ = network(batch, objective=mean_of_targets(batch))
+        loss.backward()
     return counter.get_total_flops() / (recipe.data.seq_length * recipe.train.micro_batch)
 
 
@@ -73,14 +76,10 @@ def test_hardware_flops_are_those_that_torch_counts(name: str, groups) -> None:
     assert planned == pytest.approx(counted(recipe, order, groups), rel=0.02)
 
 
-def test_logits_in_chunks_are_computed_again(groups, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_in_chunks_are_computed_once(groups, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = counted(RECIPE, "random", groups)
-    for module in (armd, derive):
-        monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 16 * 2 * 101)
-    chunked = counted(RECIPE, "random", groups)
-    assert chunked - whole == 2 * 64 * 128
-    planned = compute.hardware_flops_per_target(RECIPE, one_stream=False, visited=1.0)
-    assert planned == pytest.approx(chunked, rel=0.02)
+    monkeypatch.setattr(derive, "LOGITS_ON_CPU", 16 * 2 * 128)
+    assert counted(RECIPE, "random", groups) == whole
 
 
 def test_hardware_adds_what_is_computed_twice_to_what_the_model_needs() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
 from armd_scale.errors import run_command
 from armd_scale.sample import Sampling, Strategy, generate
@@ -27,7 +27,7 @@ def checkpoint(groups, tmp_path_factory):
     tokenizer = train_sentencepiece(["def main():\n    return 0\n" * 20], 280)
     tokenizer.save(run / "tokenizer")
     model = dataclasses.replace(GPT2, vocab_size=tokenizer.vocab_size, max_positions=24)
-    save_checkpoint(
+    Saving(
         run / "checkpoints",
         step=3,
         network=build(model, groups, max_positions=24),
@@ -36,7 +36,7 @@ def checkpoint(groups, tmp_path_factory):
         optimizer={},
         tokenizer=run / "tokenizer",
         groups=groups,
-    )
+    ).wait()
     return run
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.data.manifest import Manifest, Skipped, TokenizerRecord, manifest_path
 from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
@@ -56,7 +56,7 @@ def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int
     """`run`, with one checkpoint, beside `valid`, the data of its tokenizer."""
     model = dataclasses.replace(LLAMA, vocab_size=vocab_size, max_positions=17)
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
-    save_checkpoint(
+    Saving(
         folder / "run" / "checkpoints",
         step=3,
         network=build(model, groups),
@@ -65,7 +65,7 @@ def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int
         optimizer={},
         tokenizer=folder / "tokenizer",
         groups=groups,
-    )
+    ).wait()
     prefix = write_documents(folder / "valid")
     fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
     write_manifest(prefix, tokens=175, text_bytes=700, fingerprint=fingerprint)

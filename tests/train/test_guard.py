@@ -12,7 +12,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.config.schema import GuardConfig, LeftToRightConfig, Recipe
 from armd_scale.errors import TrainingError
 from armd_scale.train.guard import RollBack, find_spike, go_back, take_note
@@ -100,10 +100,10 @@ def poisoned(text: str, tmp_path: Path, groups: ProcessGroupCollection) -> Calla
         for name, parameter in network.named_parameters():
             if "embedding" in name and parameter.shape[0] >= VOCAB:
                 parameter[POISON] = torch.nan
-    start = save_checkpoint(
+    start = Saving(
         tmp_path / "nan", step=1, network=network, recipe=parent.recipe, state=parent.state,
         optimizer={}, tokenizer=None, groups=groups,
-    )  # fmt: skip
+    ).wait()  # fmt: skip
 
     def make(name: str, **changes: object) -> Recipe:
         (tmp_path / name).mkdir()

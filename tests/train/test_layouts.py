@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.config.schema import (
     CheckpointConfig,
     ModelConfig,
@@ -66,10 +66,10 @@ def recipes(
         start = folder / f"start {tied}"
         recipe = bend(replace(base, model=model), {"eval.every_steps": 0, "data.workers": 0})
         if not start.exists():
-            save_checkpoint(
+            Saving(
                 start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,
                 state={}, optimizer={}, tokenizer=None, groups=groups,
-            )  # fmt: skip
+            ).wait()  # fmt: skip
         model = replace(model, init_from=str(start), dropout=dropout)
         run = replace(recipe.run, folder=str(folder / f"{order} {tied} {dropout}"))
         made[order, tied, dropout] = replace(recipe, model=model, order=ORDERS[order], run=run)

@@ -9,7 +9,8 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
+from armd_scale.config import derive
 from armd_scale.config.schema import (
     OptimConfig,
     ParentConfig,
@@ -20,9 +21,8 @@ from armd_scale.config.schema import (
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.data.samples import collate
 from armd_scale.errors import CheckpointError
-from armd_scale.loss import sum_over_targets
-from armd_scale.model import armd
 from armd_scale.model.armd import ArmdModel
+from armd_scale.model.objective import Objective
 from armd_scale.train.inputs import open_samples
 from armd_scale.train.parent import Parent, open_parent
 from tests.config.examples import bend
@@ -74,19 +74,20 @@ def test_samples_in_text_order_are_told_from_the_others(lengths: tuple[int, ...]
 def test_the_network_puts_out_its_divergence_where_both_read_forward(
     groups: ProcessGroupCollection, monkeypatch: pytest.MonkeyPatch, theirs: Any, per_chunk: int
 ) -> None:
-    monkeypatch.setattr(armd, "LOGITS_PER_CHUNK", per_chunk)
+    monkeypatch.setattr(derive, "LOGITS_ON_CPU", per_chunk)
     parent = build(theirs, groups, dtype=torch.float64, seed=5)
     network = build(LLAMA, groups, dtype=torch.float64)
     batch = mixed("strided-joint:2", "l2r", "random")
-    output = network(batch, Parent(parent, 1.0).reference(batch))
-    torch.testing.assert_close(output[0], network(batch), atol=1e-13, rtol=1e-13)
+    weights = torch.stack((torch.zeros_like(batch.is_target), batch.is_target)).double()
+    loss, nats = network(batch, Objective(weights, Parent(parent, 1.0).reference(batch)))
+    torch.testing.assert_close(nats[0], network(batch).detach(), atol=1e-13, rtol=1e-13)
     target = batch.is_target[1]
     expected = dense_kl(parent, network, mixed("l2r", "l2r"))[1]
     assert expected[target].min() > 1e-3
-    torch.testing.assert_close(output[1, 1][target], expected[target], atol=1e-12, rtol=0)
-    assert not output[1, [0, 2]].any()
+    torch.testing.assert_close(nats[1, 1][target], expected[target].detach(), atol=1e-12, rtol=0)
+    assert not nats[1, [0, 2]].any()
     wanted = gradients(network, expected[target].sum())
-    found = gradients(network, sum_over_targets(output[1], batch.is_target)[0])
+    found = gradients(network, loss)
     for mine, dense in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, dense, atol=1e-11, rtol=0)
     assert not any(p.requires_grad or p.grad is not None for p in parent.parameters())
@@ -114,10 +115,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollect
         train=TrainConfig(steps=40, micro_batch=1, global_batch=4, precision="fp32"),
     )  # fmt: skip
     for name, seed in (("start", 0), ("parent", 5)):
-        save_checkpoint(
+        Saving(
             folder / name, step=0, network=build(MODEL, groups, seed=seed, max_positions=17),
             recipe=base, state={}, optimizer={}, tokenizer=None, groups=groups,
-        )  # fmt: skip
+        ).wait()  # fmt: skip
     base = bend(base, {"model.init_from": str(folder / "start")})
     return beside(base, str(folder / "parent"), 0.7)
 
@@ -219,10 +220,10 @@ def test_a_parent_that_cannot_be_compared_with_is_refused(
     recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path, changes: Any, sentence: str
 ) -> None:
     other = dataclasses.replace(MODEL, **changes)
-    save_checkpoint(
+    Saving(
         tmp_path, step=0, network=build(other, groups, max_positions=9),
         recipe=bend(recipe, {"model": other, "data.seq_length": 8, "train.parent": None}),
         state={}, optimizer={}, tokenizer=None, groups=groups,
-    )  # fmt: skip
+    ).wait()  # fmt: skip
     with pytest.raises(CheckpointError, match=sentence):
         open_parent(beside(recipe, str(tmp_path), 1.0))

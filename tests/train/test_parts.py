@@ -7,7 +7,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import open_checkpoint
-from armd_scale.checkpoint.save import save_checkpoint
+from armd_scale.checkpoint.save import Saving
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import CheckpointError
 from armd_scale.train.parts import build_network, find_checkpoint, first_weights
@@ -21,10 +21,10 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def save(recipe: Recipe, groups: ProcessGroupCollection, *, step: int = 5) -> Path:
-    return save_checkpoint(
+    return Saving(
         Path(recipe.run.folder) / "checkpoints", step=step, network=build(LLAMA, groups),
         recipe=recipe, state={}, optimizer={}, tokenizer=None, groups=groups,
-    )  # fmt: skip
+    ).wait()  # fmt: skip
 
 
 def resuming(recipe: Recipe, resume: str) -> Recipe:

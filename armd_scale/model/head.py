@@ -1,0 +1,185 @@
+"""The head: from the last rows to what targets cost, and in training to gradients at once.
+
+A loss that is a weighted sum over rows needs nothing but its weights for the gradient by the
+logits. So the forward pass takes the logits of some rows, turns them into their gradient where they
+lie, multiplies that with the head's weights and with the rows, and goes on to the next rows in the
+same memory. Nothing is computed twice, and the logits of a step never exist together, whatever the
+vocabulary (as in Liger Kernel, arXiv 2410.10989; in any layout here).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+
+from armd_scale.config.derive import logit_rows_at_once
+from armd_scale.loss import Columns, ParentLogits, differentiable_nll, nats_and_gradient_
+from armd_scale.model.objective import Objective, Reference
+
+
+class Head(nn.Module):
+    """This rank's columns of the output layer.
+
+    Args:
+        config: megatron-core's configuration, for width and dtype.
+        padded: rows of the embedding table, over all ranks.
+        vocab_size: number of tokens.
+        groups: the process groups of the layout.
+        has_weight: False where it reads with the embedding's weights, which are then given to each
+            call.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        padded: int,
+        vocab_size: int,
+        groups: ProcessGroupCollection,
+        has_weight: bool,
+    ) -> None:
+        super().__init__()
+        self._num_columns = padded // groups.tp.size()
+        self._vocab_size, self._group = vocab_size, groups.tp
+        shape = (self._num_columns, config.hidden_size)
+        self.weight = (
+            nn.Parameter(torch.empty(shape, dtype=config.params_dtype)) if has_weight else None
+        )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that this rank holds."""
+        first = self._group.rank() * self._num_columns
+        return Columns(first_token=first, vocab_size=self._vocab_size, group=self._group)
+
+    def logits(
+        self, rows: Float[Tensor, "*rows hidden"], tied: Tensor | None = None
+    ) -> Float[Tensor, "*rows columns"]:
+        """This rank's columns of the logits, padding included.
+
+        Args:
+            rows: normed, the same on every tensor-parallel rank.
+            tied: the embedding's weights, where the head has none.
+        """
+        return F.linear(rows, self._weight(tied))
+
+    def forward(
+        self,
+        rows: Float[Tensor, "rows batch hidden"],
+        labels: Int[Tensor, "rows batch"],
+        *,
+        tied: Tensor | None = None,
+        objective: Objective | None = None,
+    ) -> tuple[Float[Tensor, ""] | None, Float[Tensor, "terms rows batch"]]:
+        """What every label costs, and with an objective the loss, which alone is differentiable.
+
+        Without an objective the nats can be weighed afterwards; all logits are kept for that.
+        """
+        weight = self._weight(tied)
+        if objective is None and torch.is_grad_enabled():
+            return None, differentiable_nll(F.linear(rows, weight), labels, self.columns)[None]
+        weights = None if objective is None else objective.weights.transpose(1, 2)
+        reference = None if objective is None else objective.reference
+
+        def score(part: slice, logits: Tensor) -> Tensor:
+            return nats_and_gradient_(
+                logits,
+                labels[part],
+                self.columns,
+                weights=None if weights is None else weights[:, part],
+                parent=None if reference is None else _parent_logits(reference, part),
+            )
+
+        loss, nats = _GradientsAhead.apply(rows, weight, score, weights)  # pyright: ignore[reportGeneralTypeIssues]
+        return (None if objective is None else loss), nats
+
+    def _weight(self, tied: Tensor | None) -> Tensor:
+        weight = self.weight if tied is None else tied
+        assert weight is not None, "a head without weights reads with the embedding's"
+        return weight
+
+
+def _parent_logits(reference: Reference, part: slice) -> ParentLogits:
+    with torch.no_grad():
+        return ParentLogits(reference.samples, reference.head(reference.rows[part]))
+
+
+Score = Callable[[slice, Tensor], Tensor]
+
+
+class _GradientsAhead(torch.autograd.Function):
+    """Loss and nats of rows; the gradients by rows and weights are made in the forward pass.
+
+    Args:
+        rows: [rows, batch, hidden].
+        weight: [columns, hidden].
+        score: of some rows and their logits, which it turns into the loss's gradient: their nats.
+        weights: of the rows' nats in the loss, [terms, rows, batch]; None: there is no loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, score: Score, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        by_rows, by_weight = (needed and weights is not None for needed in ctx.needs_input_grad[:2])
+        rows_gradient = torch.empty_like(rows) if by_rows else None
+        weight_gradient = _Sum(weight) if by_weight else None
+        size = logit_rows_at_once(rows.shape[1] * weight.shape[0], on_gpu=rows.is_cuda)
+        memory = rows.new_empty(min(size, len(rows)), rows.shape[1], weight.shape[0])
+        nats = []
+        for start in range(0, len(rows), size):
+            part = slice(start, min(start + size, len(rows)))
+            logits = memory[: part.stop - part.start]
+            torch.matmul(rows[part], weight.t(), out=logits)
+            nats.append(score(part, logits))
+            if rows_gradient is not None:
+                torch.matmul(logits, weight, out=rows_gradient[part])
+            if weight_gradient is not None:
+                weight_gradient.add_product(logits.flatten(0, 1).t(), rows[part].flatten(0, 1))
+        every = torch.cat(nats, dim=1)
+        total = every.new_zeros(()) if weights is None else _weighted(every, weights)
+        summed = None if weight_gradient is None else weight_gradient.total
+        ctx.save_for_backward(rows_gradient, summed)
+        ctx.mark_non_differentiable(every)
+        return total, every
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        factor = upstream[0]
+        made = ctx.saved_tensors  # scaled where they lie, so that this serves one backward pass
+        return *(None if g is None else g.mul_(factor.to(g.dtype)) for g in made), None, None
+
+
+def _weighted(nats: Tensor, weights: Tensor) -> Tensor:
+    """The loss; rows of weight 0 count as nothing, whatever their nats."""
+    return (nats * weights.to(nats.dtype)).where(weights != 0, 0.0).sum()
+
+
+class _Sum:
+    """A sum of products as large as the head's weights, in float32 where those are of half width.
+
+    A single product comes out as a backward pass would give it.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._is_wide = weight.dtype in (torch.float32, torch.float64)
+        self._weight = weight
+        self._sum: Tensor | None = None
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        if self._sum is None:
+            self._sum = left @ right
+        elif self._is_wide:
+            self._sum.addmm_(left, right)
+        else:
+            self._sum = self._sum.float().add_(left @ right)
+
+    @property
+    def total(self) -> Tensor:
+        assert self._sum is not None, "there are rows"
+        return self._sum.to(self._weight.dtype)
