@@ -117,7 +117,7 @@ def steps_of(
     )
     left_to_right, shuffled = (batch_under(order, shape).to(device) for order in ("l2r", "random"))
     # The same rows without the word that they are causal: masks then say it, element by element.
-    masked = dataclasses.replace(shuffled, causal=False)
+    masked = dataclasses.replace(shuffled, causal=False, document_rows=None)
     return {
         "ar": step_of(ar, left_to_right),
         "armd": step_of(armd, shuffled),

@@ -23,15 +23,14 @@ class SwiGlu(nn.Module):
 
     def forward(self, rows: Float[Tensor, "*rows both"]) -> Float[Tensor, "*rows half"]:
         """The product of both halves."""
-        return _SwiGlu.apply(rows)  # pyright: ignore[reportReturnType]
+        return _SwiGlu.apply(rows) if torch.is_grad_enabled() else _gated(rows)  # pyright: ignore[reportReturnType]
 
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        gate, up = rows.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return _gated(rows)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
@@ -42,3 +41,8 @@ class _SwiGlu(torch.autograd.Function):
         torch.mul(product_gradient, F.silu(gate), out=by_up)
         torch.ops.aten.silu_backward.grad_input(product_gradient * up, gate, grad_input=by_gate)
         return gradient
+
+
+def _gated(rows: Tensor) -> Tensor:
+    gate, up = rows.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)

@@ -304,17 +304,20 @@ def masks_of(
     else:
         content_keys, query_keys = cache.num_content_keys, cache.num_query_keys
         itself = cache.query_places
+    documents = batch.document_rows if cache is None else None
     return LayerMasks(
         two_stream=RowMask(
             torch.cat((content.start, query.start), dim=1),
             torch.cat((content.stop, query.stop), dim=1),
             num_keys=content_keys,
+            document_rows=documents,
         ),
-        query_only=RowMask(query.start, query.stop, num_keys=content_keys),
+        query_only=RowMask(query.start, query.stop, num_keys=content_keys, document_rows=documents),
         upper=RowMask(
             upper.start,
             upper.stop if upper_sees_block else query.stop - 1,
             num_keys=query_keys,
             diagonal=None if upper_sees_block else itself,
+            document_rows=documents,
         ),
     )

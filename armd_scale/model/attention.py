@@ -6,7 +6,7 @@ exists. With larger blocks the streams see different prefixes and the rows are s
 under a mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
@@ -154,6 +154,9 @@ class StreamAttention(MegatronModule):
             # Streams of equal length over the same keys: fold them into the heads.
             folded = attend_causally(q.unflatten(0, (-1, num_keys)), k, v)
             attended = folded.flatten(0, 1)
+        elif mask.document_rows is not None and not q.is_cuda:
+            streams = q.unflatten(0, (-1, num_keys))
+            attended = attend_within_documents(streams, k, v, mask.document_rows).flatten(0, 1)
         else:
             attended = attend_masked(q, k, v, mask)
         output, _ = self.linear_proj(attended.flatten(2))
@@ -188,6 +191,29 @@ def attend_causally(
     )
     out = out.unflatten(1, (kv_heads, streams, heads // kv_heads))
     return out.permute(2, 4, 0, 1, 3, 5).flatten(3, 4)
+
+
+def attend_within_documents(
+    q: Float[Tensor, "streams rows batch heads head_dim"],
+    k: Float[Tensor, "batch kv_heads rows head_dim"],
+    v: Float[Tensor, "batch kv_heads rows head_dim"],
+    document_rows: Sequence[tuple[int, ...]],
+) -> Float[Tensor, "streams rows batch heads head_dim"]:
+    """Packed documents, each a causal call of its own: no row looks at a key only to hide it.
+
+    A dense mask has all rows visit all keys; FlexAttention on CUDA skips empty tiles by itself.
+    """
+    samples = []
+    for sample, lengths in enumerate(document_rows):
+        one = slice(sample, sample + 1)
+        documents = zip(
+            q[:, :, one].split(lengths, dim=1),
+            k[one].split(lengths, dim=2),
+            v[one].split(lengths, dim=2),
+            strict=True,
+        )
+        samples.append(torch.cat([attend_causally(*document) for document in documents], dim=1))
+    return torch.cat(samples, dim=2)
 
 
 def attend_masked(

@@ -30,6 +30,8 @@ class Rotation:
 
         Channels behind the pairs stay as they are.
         """
+        if not torch.is_grad_enabled():
+            return _turned(x, self.cos, self.sin)
         return _Turn.apply(x, self.cos, self.sin)  # pyright: ignore[reportReturnType]
 
     def rows(self, start: int, stop: int) -> "Rotation":

@@ -27,12 +27,15 @@ class RowMask:
         num_keys: number of keys.
         diagonal: key that a row sees besides its interval, or None: its own, where
             `model.upper_visibility` is `self`.
+        document_rows: for each sample the rows of its documents, where each stream's rows with a
+            target see all keys of their document up to their own; None elsewhere.
     """
 
     start: Int[Tensor, "batch rows"]
     stop: Int[Tensor, "batch rows"]
     num_keys: int
     diagonal: Int[Tensor, "*batch rows"] | None = None
+    document_rows: tuple[tuple[int, ...], ...] | None = None
 
     @cached_property
     def dense(self) -> Bool[Tensor, "batch 1 rows keys"]:

@@ -68,6 +68,10 @@ class SortedBatch:
     """p - 1 - anchor, by position; 0 for given tokens."""
     causal: bool
     """Whether all spans are [0, i + 1): singleton blocks after one given token, one document."""
+    document_rows: tuple[tuple[int, ...], ...] | None
+    """For each window the rows of its documents, one after another, where within its document every
+    row with a target sees all rows before it and itself: blocks of one token, one given token a
+    document. None elsewhere."""
     left_to_right: bool
     """Whether nothing moved: in every document one given token, then ever later blocks."""
 
@@ -103,6 +107,8 @@ def sort_by_block(block: Int[np.ndarray, "b P"], lengths: Sequence[tuple[int, ..
     )
     anchor = nearest_visible(block, first)
     gap = np.where(block > 0, np.arange(num_slots) - 1 - anchor, 0)
+    within = [_is_causal(spans, row, first[:, :-1]) | idle for spans in (query, upper)]
+    within.append(_is_causal(content, row, first[:, :-1]))
     return SortedBatch(
         order=order,
         first=first,
@@ -112,7 +118,8 @@ def sort_by_block(block: Int[np.ndarray, "b P"], lengths: Sequence[tuple[int, ..
         upper=upper,
         anchor=anchor,
         anchor_gap=gap,
-        causal=all(_is_causal(spans, row) for spans in (content, query, upper)),
+        causal=all(bool(_is_causal(spans, row, 0).all()) for spans in (content, query, upper)),
+        document_rows=_rows_of(lengths) if np.all(within) else None,
         left_to_right=_is_left_to_right(block, first),
     )
 
@@ -191,8 +198,15 @@ def _spans(start: np.ndarray, stop: np.ndarray) -> Spans:
     return Spans(start=start.astype(np.int32), stop=stop.astype(np.int32))
 
 
-def _is_causal(spans: Spans, row: np.ndarray) -> bool:
-    return not spans.start.any() and bool((spans.stop == row + 1).all())
+def _is_causal(spans: Spans, row: np.ndarray, first: np.ndarray | int) -> np.ndarray:
+    """Which rows see those from `first` to themselves."""
+    return (spans.start == first) & (spans.stop == row + 1)
+
+
+def _rows_of(lengths: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Rows of every document: a window has one less than tokens, its last document's."""
+    rows = ((*pieces[:-1], pieces[-1] - 1) for pieces in lengths)
+    return tuple(tuple(count for count in window if count > 0) for window in rows)
 
 
 def _is_left_to_right(block: np.ndarray, first: np.ndarray) -> bool:

@@ -57,6 +57,8 @@ def shared_input(rows: Tensor, config: TransformerConfig, group: dist.ProcessGro
     Forward: under sequence parallelism the ranks' rows are gathered, otherwise each has them all.
     Backward: the ranks' gradients are summed, once for all layers that read the rows.
     """
+    if group.size() == 1:
+        return rows
     if config.sequence_parallel:
         return gather_from_sequence_parallel_region(rows, group=group)
     return copy_to_tensor_model_parallel_region(rows, group=group)

@@ -131,6 +131,7 @@ class Canvas:
             query=Visible(torch.zeros_like(queries[..., 0]), queries[..., QUERY_STOP]),
             upper=Visible(queries[..., UPPER_START], queries[..., UPPER_STOP]),
             causal=False,
+            document_rows=None,
         )
 
     def anchors(self, visible: Bool[Tensor, "b P"]) -> Int32[Tensor, "b P"]:

@@ -84,12 +84,17 @@ def test_dtypes_are_the_promised_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "causal", "left_to_right"),
-    [("l2r", True, True), ("random", True, False), ("groups:4", False, False)],
+    ("spec", "lengths", "flags"),
+    [
+        ("l2r", (17,), (True, ((16,), (16,)), True)),
+        ("random", (17,), (True, ((16,), (16,)), False)),
+        ("random", (9, 8), (False, ((9, 7), (9, 7)), False)),
+        ("groups:4", (17,), (False, None, False)),
+    ],
 )
-def test_flags_come_along(spec: str, causal: bool, left_to_right: bool) -> None:
-    batch = draw_batch(parse_spec(spec), [(17,), (17,)], sample=0)
-    assert (batch.causal, batch.left_to_right) == (causal, left_to_right)
+def test_flags_come_along(spec: str, lengths: tuple[int, ...], flags: tuple) -> None:
+    batch = draw_batch(parse_spec(spec), [lengths, lengths], sample=0)
+    assert (batch.causal, batch.document_rows, batch.left_to_right) == flags
 
 
 def test_left_to_right_is_the_shift_by_one() -> None:
@@ -121,7 +126,8 @@ def test_moving_takes_every_tensor_along() -> None:
 def test_a_pickled_batch_is_the_same_batch(total: int) -> None:
     batch = draw_batch(parse_spec("permuted_groups:2"), [(total,), (2, total - 2)], sample=3)
     copy = pickle.loads(pickle.dumps(batch))
-    assert (copy.causal, copy.left_to_right) == (batch.causal, batch.left_to_right)
+    for name in ("causal", "document_rows", "left_to_right"):
+        assert getattr(copy, name) == getattr(batch, name)
     for field in dataclasses.fields(batch):
         one, other = getattr(batch, field.name), getattr(copy, field.name)
         if isinstance(one, Visible):

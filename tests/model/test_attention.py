@@ -5,6 +5,7 @@ import inspect
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from armd_scale.model.armd import masks_of
 from armd_scale.model.attention import attend_causally, attend_masked
 from armd_scale.model.visible import RowMask
-from tests.support.networks import SHAPES, build
+from tests.support.networks import LLAMA, SHAPES, batch_of, build, mean_of_targets
 from tests.support.samples import draw_windows
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
@@ -124,12 +125,35 @@ def test_the_folded_path_equals_the_masked_path(groups, order, model, two_stream
     network = build(model, groups, dtype=torch.float64)
     folded = dataclasses.replace(draw_windows(order, (15,)).batch(), left_to_right=False)
     assert folded.causal
-    masked = dataclasses.replace(folded, causal=False)
+    masked = dataclasses.replace(folded, causal=False, document_rows=None)
     parameters = [p for p in network.parameters() if p.requires_grad]
     results = []
     for batch in (folded, masked):
         nll = network(batch)
         gradients = torch.autograd.grad(nll.sum(), parameters, allow_unused=True)
         results.append([nll, *(g for g in gradients if g is not None)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("order", ["random", "strided:2", "l2r"])
+@pytest.mark.parametrize("model", [*SHAPES.values(), dataclasses.replace(LLAMA, query="prefix")])
+def test_documents_one_by_one_equal_the_masked_path(groups, order, model):
+    """In what targets cost and in all gradients; rows without a target differ and count nowhere."""
+    network = build(model, groups, dtype=torch.float64)
+    drawn = [draw_windows(order, lengths, count=1) for lengths in ((5, 1, 9), (2, 12, 1))]
+    tokens, block = (
+        np.concatenate([getattr(d, name) for d in drawn]) for name in ("tokens", "block")
+    )
+    batch = batch_of(tokens, block, [(5, 1, 9), (2, 12, 1)])
+    packed = dataclasses.replace(batch, left_to_right=False)
+    assert packed.document_rows == ((5, 1, 8), (2, 12))
+    results = []
+    for one in (packed, dataclasses.replace(packed, document_rows=None)):
+        network.zero_grad()
+        loss, nats = network(one, mean_of_targets(one))
+        loss.backward()
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        results.append([nats[0][one.is_target], *gradients])
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)

@@ -176,7 +176,7 @@ def test_upper_visibilities_agree_where_there_is_nothing_to_choose(
     model = dataclasses.replace(LLAMA, two_stream_layers=two_stream_layers)
     network = build(model, groups, dtype=torch.float64)
     batch = dataclasses.replace(
-        draw_windows(order, (5, 9)).batch(), causal=False, left_to_right=False
+        draw_windows(order, (5, 9)).batch(), causal=False, document_rows=None, left_to_right=False
     )
     block = network(batch)
     network.model = dataclasses.replace(model, upper_visibility="self")

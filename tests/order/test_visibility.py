@@ -116,6 +116,9 @@ def check_flags(block: np.ndarray, lengths: tuple[int, ...]) -> None:
     # A lone row has one key to see, whatever the blocks.
     assert result.causal == ((len(lengths) == 1 and singletons) or len(block) == 2)
     pieces = np.split(block, np.cumsum(lengths)[:-1])
+    within = [len(set(piece.tolist())) == len(piece) for piece in pieces]
+    within[-1] |= len(pieces[-1]) == 2  # again a lone row
+    assert (result.document_rows is not None) == all(within)
     grows = all(piece.tolist() == sorted(set(piece.tolist())) for piece in pieces)
     assert result.left_to_right == grows
 
@@ -128,6 +131,13 @@ def test_a_flag_is_of_the_whole_batch() -> None:
     mixed = sort_by_block(np.stack([text_order, swapped]), whole)
     assert (mixed.causal, mixed.left_to_right) == (True, False)
     assert not sort_by_block(np.stack([swapped, pair]), whole).causal
+
+
+def test_rows_of_documents_fill_the_window() -> None:
+    block = np.array([0, 2, 1, 0, 0, 3, 1])
+    assert sort_by_block(block[None], [(3, 1, 3)]).document_rows == ((3, 1, 2),)
+    # A document of one token at the end has no row.
+    assert sort_by_block(np.array([[0, 2, 1, 0]]), [(3, 1)]).document_rows == ((3,),)
 
 
 def test_infilling_shows_what_is_given_on_both_sides() -> None:
