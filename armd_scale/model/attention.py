@@ -24,6 +24,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from armd_scale.config.schema import ModelConfig
 from armd_scale.model.norm import Norm, ProjectionNorm
 from armd_scale.model.rotary import Rotation
+from armd_scale.model.round import column_product, row_product
 from armd_scale.model.visible import RowMask
 from armd_scale.parallel.shard import shared_input
 
@@ -146,8 +147,13 @@ class StreamAttention(MegatronModule):
         num_rows = rows.shape[0]
         first = num_content if queries_only else 0
         num_keys = num_content or num_rows
-        q = self._project_q(rows[first:], rotation and rotation.rows(first, num_rows))
-        k, v = self._project_kv(rows[:num_keys], rotation and rotation.rows(0, num_keys))
+        project = _project if cache is None else column_product
+        q = self._queries(
+            project(self.linear_q, rows[first:]), rotation and rotation.rows(first, num_rows)
+        )
+        k, v = self._keys_values(
+            project(self.linear_kv, rows[:num_keys]), rotation and rotation.rows(0, num_keys)
+        )
         if cache is not None:
             k, v = cache.extend(self.layer_index, k, v)
         if mask is None:
@@ -159,22 +165,26 @@ class StreamAttention(MegatronModule):
             attended = attend_within_documents(streams, k, v, mask.document_rows).flatten(0, 1)
         else:
             attended = attend_masked(q, k, v, mask)
-        output, _ = self.linear_proj(attended.flatten(2))
-        return output
+        if cache is not None:
+            return row_product(self.linear_proj, attended.flatten(2), self.groups.tp)
+        return _project(self.linear_proj, attended.flatten(2))
 
-    def _project_q(self, rows: Tensor, rotation: Rotation | None) -> Tensor:
-        q, _ = self.linear_q(rows)
-        q = q.unflatten(-1, (self.heads, self.head_dim))
+    def _queries(self, projected: Tensor, rotation: Rotation | None) -> Tensor:
+        q = projected.unflatten(-1, (self.heads, self.head_dim))
         q = q if self.q_norm is None else self.q_norm(q)
         return q if rotation is None else rotation(q)
 
-    def _project_kv(self, rows: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, projected: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Keys and values [batch, kv_heads, rows, head_dim]; each head's pair lies side by side."""
-        kv, _ = self.linear_kv(rows)
-        k, v = kv.unflatten(-1, (self.kv_heads, 2, self.head_dim)).unbind(dim=-2)
+        k, v = projected.unflatten(-1, (self.kv_heads, 2, self.head_dim)).unbind(dim=-2)
         k = k if self.k_norm is None else self.k_norm(k)
         k = k if rotation is None else rotation(k)
         return k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+
+
+def _project(layer: Any, rows: Tensor) -> Tensor:
+    """A megatron-core layer's product, bias included."""
+    return layer(rows)[0]
 
 
 def attend_causally(

@@ -19,6 +19,7 @@ from armd_scale.config.schema import ModelConfig
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.dropout import Dropout
 from armd_scale.model.rotary import Rotation
+from armd_scale.model.round import mlp_product
 from armd_scale.model.visible import RowMask
 
 
@@ -111,15 +112,19 @@ class ArmdLayer(MegatronModule):
         if dropout is not None:
             attended = dropout.in_layer(self.layer_index, "attention")(attended)
         summed = rows + attended
-        added = self._transformed(rows if self.parallel_residual else summed)
+        added = self._transformed(rows if self.parallel_residual else summed, cache is not None)
         if dropout is not None:
             added = dropout.in_layer(self.layer_index, "mlp")(added)
         return summed + added
 
-    def _transformed(self, rows: Tensor) -> Tensor:
+    def _transformed(self, rows: Tensor, in_round: bool) -> Tensor:
         """What the MLP adds to the residual."""
-        output, bias = self.mlp(self.mlp_norm(rows) if self.norms_come_first else rows)
-        output = output if bias is None else output + bias
+        read = self.mlp_norm(rows) if self.norms_come_first else rows
+        if in_round:
+            output = mlp_product(self.mlp, read, self.groups.tp)
+        else:
+            output, bias = self.mlp(read)
+            output = output if bias is None else output + bias
         return output if self.norms_come_first else self.mlp_norm(output)
 
     def _without_content(self, rows: Tensor, num_content: int) -> Tensor:
