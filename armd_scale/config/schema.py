@@ -335,8 +335,9 @@ class TrainConfig:
     """Samples in one optimizer step, over all processes."""
     precision: Literal["fp32", "bf16"]
     """Type of weights in the forward and backward pass; the optimizer keeps fp32."""
-    recompute: Literal["none", "full", "selective"] = "none"
-    """Activations computed again in the backward pass: none, whole layers, or attention only."""
+    recompute: Literal["none", "full", "selective", "auto"] = "none"
+    """Activations computed again in the backward pass: none, whole layers, or attention only; auto:
+    the cheapest of these that fits the GPU's memory by `tools/plan.py`'s reckoning."""
     guard: GuardConfig = GuardConfig()
     """What happens to batches that would spoil the weights."""
     hang_seconds: float = 1800.0

@@ -8,7 +8,7 @@ under a mask.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,7 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 from armd_scale.config.schema import ModelConfig
@@ -201,6 +202,28 @@ def attend_causally(
     )
     out = out.unflatten(1, (kv_heads, streams, heads // kv_heads))
     return out.permute(2, 4, 0, 1, 3, 5).flatten(3, 4)
+
+
+def causal_kernel(
+    *,
+    heads: int,
+    kv_heads: int,
+    rows: int,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> str:
+    """What scaled_dot_product_attention runs for `attend_causally`: FLASH_ATTENTION, for example.
+
+    `MATH` is the one to beware of: it holds all scores.
+    """
+    new = partial(torch.empty, device=device, dtype=dtype, requires_grad=True)
+    q, k = new(1, heads, rows, head_dim), new(1, kv_heads, rows, head_dim)
+    # The choice has no public name; this is what scaled_dot_product_attention itself asks.
+    choice = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage]
+        q, k, k, is_causal=True, enable_gqa=heads > kv_heads
+    )
+    return SDPBackend(choice).name
 
 
 def attend_within_documents(

@@ -22,6 +22,7 @@ from armd_scale.plan.memory import (
     gib,
     memory_by_stage,
 )
+from armd_scale.plan.recompute import settle_recompute
 
 UPDATE_BYTES = 40
 """Memory traffic of AdamW per weight of a rank's share: state and temporaries, read and written."""
@@ -237,11 +238,12 @@ def plan_for(
         RecipeError: the recipe cannot run on so many processes; whether it fits is `Plan.fits`.
     """
     rules.check_world(recipe, world_size)
+    memory_gib = gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib
     return Plan(
-        recipe,
+        settle_recompute(recipe, world_size, memory_gib=memory_gib),
         world_size,
         gpu,
-        gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib,
+        memory_gib,
         efficiency,
         one_stream_share(recipe),
     )

@@ -184,6 +184,8 @@ def build_network(
     Of a checkpoint's network the start of query rows may be another one: what it lacks is drawn.
     """
     config = transformer_config(recipe.model, recipe.parallel, message_dtype=compute_dtype(recipe))
+    recompute = recipe.train.recompute
+    assert recompute != "auto", "what is computed again must be settled by now"
     stages = stages_of_rank(
         recipe.model, recipe.parallel, seq_length=recipe.data.seq_length, rank=groups.pp.rank()
     )
@@ -194,7 +196,7 @@ def build_network(
                 config,
                 groups=groups,
                 max_positions=max_positions(recipe),
-                recompute=recipe.train.recompute,
+                recompute=recompute,
                 stage=stage,
                 seed=recipe.run.seed,
             )

@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.cluster.record import record_start
-from armd_scale.config.derive import accumulation_steps
+from armd_scale.config.derive import accumulation_steps, head_dim, kv_heads
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.rules import check_world
 from armd_scale.config.schema import Recipe
@@ -20,6 +20,7 @@ from armd_scale.data.loader import MicroBatches, Share
 from armd_scale.data.samples import SampleStream
 from armd_scale.errors import TrainingError
 from armd_scale.log import Track, configure, get_logger
+from armd_scale.model.attention import causal_kernel
 from armd_scale.model.chunks import Chunks
 from armd_scale.optim.average import WeightAverage
 from armd_scale.optim.zero import ZeroEngine
@@ -27,7 +28,9 @@ from armd_scale.parallel.environment import Environment, be_deterministic
 from armd_scale.parallel.groups import process_groups
 from armd_scale.parallel.liveness import watched
 from armd_scale.parallel.stages import all_stages, describe, layer_costs
+from armd_scale.plan.recompute import settle_recompute
 from armd_scale.train.guard import RollBack, go_back
+from armd_scale.train.hardware import total_memory_gib
 from armd_scale.train.inputs import (
     HeldOut,
     check_tokenizers,
@@ -43,6 +46,7 @@ from armd_scale.train.parts import (
     Parts,
     build_network,
     checkpoint_before,
+    compute_dtype,
     find_checkpoint,
     first_weights,
     read_progress,
@@ -66,7 +70,11 @@ def train(recipe: Recipe, environment: Environment) -> int:
         ArmdError: the recipe, data or checkpoint cannot be used, or the loss is not finite.
     """
     check_world(recipe, environment.world_size)
-    recipe = with_vocabulary(recipe)
+    recipe = settle_recompute(
+        with_vocabulary(recipe),
+        environment.world_size,
+        memory_gib=total_memory_gib(environment.device),
+    )
     resumed = find_checkpoint(recipe)
     weights = first_weights(recipe, resumed)
     parent_checkpoint = open_parent(recipe)
@@ -85,6 +93,7 @@ def train(recipe: Recipe, environment: Environment) -> int:
     ):
         record_start(folder, environment)
         log_layout(recipe, groups)
+        log_kernels(recipe, groups, environment.device)
         parent = load_parent(recipe, parent_checkpoint, groups=groups, device=environment.device)
         job = Job(recipe, environment, groups, samples, held_out, watchdog, parent)
         stopped_by = run_to_the_end(job, stop, resumed=resumed, weights=weights)
@@ -176,6 +185,20 @@ def log_layout(recipe: Recipe, groups: ProcessGroupCollection) -> None:
             micro_batches=accumulation_steps(recipe.train, groups.dp.size()),
         )
         get_logger(__name__).info("%s", line)
+
+
+def log_kernels(recipe: Recipe, groups: ProcessGroupCollection, device: torch.device) -> None:
+    """Says which attention kernel runs, and what is computed again for the backward pass."""
+    kernel = causal_kernel(
+        heads=2 * recipe.model.heads // groups.tp.size(),  # both streams are folded into them
+        kv_heads=kv_heads(recipe.model) // groups.tp.size(),
+        rows=recipe.data.seq_length,
+        head_dim=head_dim(recipe.model),
+        device=device,
+        dtype=compute_dtype(recipe),
+    )
+    recompute = recipe.train.recompute
+    get_logger(__name__).info("causal attention by %s; recomputation: %s", kernel, recompute)
 
 
 def start_optimizer(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from armd_scale.model.armd import masks_of
-from armd_scale.model.attention import attend_causally, attend_masked
+from armd_scale.model.attention import attend_causally, attend_masked, causal_kernel
 from armd_scale.model.visible import RowMask
 from tests.support.networks import LLAMA, SHAPES, batch_of, build, mean_of_targets
 from tests.support.samples import draw_windows
@@ -157,3 +157,17 @@ def test_documents_one_by_one_equal_the_masked_path(groups, order, model):
         results.append([nats[0][one.is_target], *gradients])
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
+
+
+def test_the_kernel_is_the_one_that_runs():
+    """By the names of the operators that a profile shows."""
+    q, k = drawn(2, ROWS, BATCH, 4, DIM), drawn(BATCH, 2, ROWS, DIM)
+    sizes = {"heads": 8, "kv_heads": 2, "rows": ROWS, "head_dim": DIM}
+    name = causal_kernel(**sizes, device=torch.device("cpu"), dtype=torch.float64)
+    with torch.profiler.profile() as profile:
+        attend_causally(q, k, k)
+    operators = " ".join(event.key for event in profile.key_averages())
+    assert name == "FLASH_ATTENTION"
+    assert "_scaled_dot_product_flash_attention" in operators
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert causal_kernel(**sizes, device=torch.device("cpu"), dtype=torch.float64) == "MATH"

@@ -95,6 +95,16 @@ def test_a_run_leaves_what_it_promises_and_repeats_exactly(
     assert "saved" in (folder / "log.txt").read_text()
 
 
+def test_what_a_run_chose_is_in_its_log_and_recipe(recipe_in: Callable[..., Recipe]) -> None:
+    """A CPU's memory is not a device's, so nothing is computed again."""
+    recipe = recipe_in("auto", train__recompute="auto")
+    trained(recipe)
+    folder = folder_of(recipe)
+    assert load_recipe(folder / "recipe.yaml").train.recompute == "none"
+    said = "causal attention by FLASH_ATTENTION; recomputation: none"
+    assert said in (folder / "log.txt").read_text()
+
+
 def test_rates_leave_out_evaluations_and_saves(recipe_in: Callable[..., Recipe]) -> None:
     recipe = recipe_in("run", checkpoint__every_steps=1, train__steps=6)
     trained(recipe)
