@@ -1,4 +1,4 @@
-"""Likelihood of held-out text under an order, by a checkpoint or a Hugging Face folder."""
+"""Likelihood of held-out text under an order, or a task, by a checkpoint or Hugging Face folder."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,14 @@ from armd_scale.log import configure
 from armd_scale.order.policies import FORMS
 from armd_scale.parallel.environment import read_environment
 
-_EXAMPLE = """example:
+_TASK_HELP = (
+    'JSON lines instead: lambada {"text"}: accuracy on last words; infill {"before", "middle", '
+    '"after"}: ROUGE-1, -2 and -L of what --order generates between before and after, in as many '
+    "tokens as middle has, against middle"
+)
+_EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data corpus/valid --order strided:4
+  python tools/evaluate.py --checkpoint runs/demo --task infill stories.jsonl --order random
   torchrun --nproc-per-node 8 tools/evaluate.py ...    (the processes share the windows)"""
 
 
@@ -37,14 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
     add("--text", type=Path, metavar="FILE", help="a text file instead, all of it scored")
     add("--detokenise", default="none", metavar="NAME", help=" | ".join(CONVENTIONS))
-    add("--task", nargs=2, metavar=("lambada", "FILE"), help="last words of JSON lines instead")
+    add("--task", nargs=2, metavar=("NAME", "FILE"), help=_TASK_HELP)
     add("--order", required=True, metavar="SPEC", help=" | ".join(FORMS.values()))
     add("--orders-per-sample", type=_positive, default=1, metavar="K", help="draws a window (1)")
     add("--stride", type=_positive, metavar="N", help="of overlapping windows, for l2r alone")
-    add("--samples", type=_positive, metavar="N", help="windows to score (default: all)")
+    add("--samples", type=_positive, metavar="N", help="windows or passages (default: all)")
     add("--seq-length", type=_positive, metavar="N", help="targets of a window (default: trained)")
     add("--micro-batch", type=_positive, metavar="N", help="windows at a time (default: trained)")
-    add("--seed", type=int, metavar="K", help="seed of drawn orders (default: the run's)")
+    add("--seed", type=int, metavar="K", help="of drawn orders and fillings (default: the run's)")
+    add("--temperature", type=float, metavar="T", help="of fillings, 0 is greedy (default: 1)")
     add("--json", type=Path, metavar="FILE", help="where to write the figures")
     add("--dump", type=Path, metavar="FILE", help="where to write every token's log-probability")
     return parser

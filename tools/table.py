@@ -5,7 +5,7 @@ from pathlib import Path
 
 from armd_scale.errors import run_command
 from armd_scale.eval.judge_hf import Judge
-from armd_scale.eval.measured import ablation_row, benchmark_texts, generative_row, zero_shot_row
+from armd_scale.eval.measured import ablation_row, benchmark_texts, generative_rows, zero_shot_row
 from armd_scale.eval.results import require_folder, write_text
 from armd_scale.eval.tables import ablation, generative, zero_shot
 from armd_scale.log import configure
@@ -30,8 +30,9 @@ def main() -> None:
     elif args.table == "generative":
         judge = Judge(args.judge, device=here.device)
         sizes = {"num_samples": args.samples or 16, "num_tokens": args.tokens}
-        rows = [generative_row(c, judge, here, **sizes) for c in args.checkpoint]
-        table = generative(rows)
+        table = generative(
+            [row for c in args.checkpoint for row in generative_rows(c, judge, here, **sizes)]
+        )
     else:
         how = {"samples": args.samples, "of": args.table}
         rows = [ablation_row(c, args.data, here, **how) for c in args.checkpoint]

@@ -38,6 +38,8 @@ class Tokenizer(Protocol):
     eod: int | None
     bos: int | None
     fingerprint: str
+    opening: tuple[int, ...] | None
+    """Special tokens that its files put in front of every text; None where they do not say."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array a text, without any special token added."""
@@ -62,6 +64,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    opening: tuple[int, ...] | None = None
 
     def __init__(self, model: bytes, *, source: str) -> None:
         import sentencepiece
@@ -149,6 +152,7 @@ class HFTokenizer:
         self.eod: int | None = self._special("eos_token", _USUAL_EOD)
         self.bos: int | None = self._special("bos_token", _USUAL_BOS)
         self.fingerprint = hashlib.sha256(definition).hexdigest()
+        self.opening: tuple[int, ...] | None = self._opening()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array a text, without any special token added."""
@@ -165,6 +169,15 @@ class HFTokenizer:
         for name in (HF_FILE, *_HF_SIDE_FILES):
             if (self._folder / name).exists():
                 shutil.copyfile(self._folder / name, folder / name)
+
+    def _opening(self) -> tuple[int, ...]:
+        """What the post-processor of `tokenizer.json` puts in front of a text."""
+        plain, whole = (
+            self._tokenizer.encode("a", add_special_tokens=is_whole).ids
+            for is_whole in (False, True)
+        )
+        starts = (n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+        return tuple(whole[: next(starts, 0)]) if plain else ()
 
     def _special(self, name: str, usual: Sequence[str]) -> int | None:
         """Id of the special token that the side files name, else of the first usual name known."""

@@ -1,6 +1,6 @@
 """What a network says of given continuations of given texts, from left to right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Int
 
 from armd_scale.data.batch import make_batch
-from armd_scale.data.tokenize import Tokenizer
 from armd_scale.errors import ArmdError
 from armd_scale.model.armd import ArmdModel
-from armd_scale.sample.text import opening_tokens
 
 
 @dataclass(frozen=True)
@@ -33,21 +31,34 @@ class Verdict:
     """Whether each of its tokens is the most likely one after those before it."""
 
 
-def encode_pair(context: str, continuation: str, tokenizer: Tokenizer) -> Pair:
+def encode_pair(
+    context: str, continuation: str, encode: Callable[[str], Int[np.ndarray, " n"]]
+) -> Pair:
     """The tokens of both; they are those of the whole text, cut where the context's tokens end.
 
     Blanks that end the context go to the continuation, where tokenizers expect them.
+
+    Args:
+        context: a text, or nothing.
+        continuation: what follows it.
+        encode: gives the tokens of a text, with at least one in front that is not of the text
+            where the text is empty.
     """
     stem = context.rstrip()
-    whole = opening_tokens(context + continuation, tokenizer)
+    whole = encode(context + continuation)
     # A continuation keeps one token at least where the cut goes through a token.
-    cut = min(len(opening_tokens(stem, tokenizer)), len(whole) - 1)
+    cut = min(len(encode(stem)), len(whole) - 1)
     return Pair(whole[:cut], whole[cut:]) if cut else Pair(whole, whole[:0])
 
 
 @torch.no_grad()
 def score_continuations(
-    network: ArmdModel, pairs: Sequence[Pair], *, micro_batch: int, max_tokens: int
+    network: ArmdModel,
+    pairs: Sequence[Pair],
+    *,
+    micro_batch: int,
+    max_tokens: int,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[Verdict]:
     """The verdict on each pair.
 
@@ -56,6 +67,7 @@ def score_continuations(
         pairs: texts of any lengths.
         micro_batch: texts of one forward pass.
         max_tokens: longer texts lose their beginning.
+        on_batch: called after each forward pass with the number of its texts.
 
     Raises:
         ArmdError: a continuation that leaves no room for a token before it.
@@ -73,6 +85,7 @@ def score_continuations(
         numbers = by_length[begin : begin + micro_batch]
         together = _score([pairs[number] for number in numbers], network, max_tokens)
         verdicts |= zip(numbers, together, strict=True)
+        on_batch(len(numbers))
     return [verdicts[number] for number in range(len(pairs))]
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from armd_scale.sample import entropy_bits
 
 SMOOTHING = 0.1
-"""What stands for no match at all in BLEU, as usual for single sentences (Chen & Cherry, 2014,
-method 1)."""
+"""What stands for no match at all of longer n-grams in BLEU, as usual for single sentences (Chen &
+Cherry, 2014, method 1); one that shares no word with any other scores 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,7 @@ def self_bleu(texts: Sequence[Sequence[Hashable]], *, max_n: int = 4) -> float:
     """
     assert len(texts) > 1
     logs = np.zeros(len(texts))
+    shares_a_word = np.ones(len(texts), dtype=np.bool_)
     for n in range(1, max_n + 1):
         counts = [Counter(_grams(text, n)) for text in texts]
         highest = _two_highest(counts)
@@ -80,10 +81,12 @@ def self_bleu(texts: Sequence[Sequence[Hashable]], *, max_n: int = 4) -> float:
                 min(count, next(c for c, owner in highest[gram] if owner != number))
                 for gram, count in own.items()
             )
+            if n == 1:
+                shares_a_word[number] = shared > 0
             logs[number] += math.log((shared or SMOOTHING) / max(own.total(), 1)) / max_n
     lengths = [len(text) for text in texts]
     scores = [
-        math.exp(log) * _brevity(lengths[i], lengths[:i] + lengths[i + 1 :])
+        shares_a_word[i] * math.exp(log) * _brevity(lengths[i], lengths[:i] + lengths[i + 1 :])
         for i, log in enumerate(logs)
     ]
     return sum(scores) / len(scores)

@@ -1,38 +1,79 @@
 """A network as a model of lm-evaluation-harness, registered as `armd_scale`.
 
-    lm_eval.simple_evaluate(ArmdHarness(network, tokenizer, max_tokens=1025), tasks=[...])
+    python tools/harness.py --model armd_scale --model_args checkpoint=runs/demo,streams=4 --tasks T
+    lm_eval.simple_evaluate("armd_scale", "checkpoint=runs/demo,streams=4", tasks=[...])
 
-Needs the extra `eval`. It is made from Python, of a network that lives in process groups, not by
-the harness's own command line. Likelihoods are of left-to-right order; texts are generated in one
-stream or several.
+Needs the extra `eval`. The harness knows its own models by a table in its source and looks for no
+others, so this module must be imported before the name means something; `run_harness` is its
+command line after that. Likelihoods are of left-to-right order; texts are generated in one stream
+or several. How texts begin is in `beginning`.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
-from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
-from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
-from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
+import torch
+import torch.distributed as dist
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import (
+    get_rolling_token_windows,
+    make_disjoint_window,
+    simple_parse_args_string,
+)
 
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenize import Tokenizer
-from armd_scale.eval.continuations import Pair, encode_pair, score_continuations
-from armd_scale.eval.likelihood import score_windows
-from armd_scale.eval.stream import TextStream
+from armd_scale.errors import ArmdError
+from armd_scale.eval.beginning import Beginning
+from armd_scale.eval.continuations import Pair, Verdict, score_continuations
+from armd_scale.eval.harness_arguments import HarnessArguments, placed, read_arguments
+from armd_scale.eval.held_out import require_positions
+from armd_scale.eval.opened import open_model
+from armd_scale.eval.source import tokenizer_of
+from armd_scale.log import Track
 from armd_scale.model.armd import ArmdModel
-from armd_scale.order.policies import LeftToRight
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.groups import process_groups
 from armd_scale.sample import Sampling, Strategy, generate
-from armd_scale.sample.text import opening_tokens
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-@register_model("armd_scale")
+def run_harness() -> None:
+    """The harness's own command line, on this process's arguments, with `armd_scale` known."""
+    cli_evaluate()
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A text to continue."""
+
+    number: int
+    """Of the request, which its random numbers depend on."""
+    tokens: np.ndarray
+    num_tokens: int
+    """To generate."""
+    stops: tuple[str, ...]
+    sampling: Sampling
+
+
 class ArmdHarness(LM):
-    """A network with its tokenizer.
+    """A network with its tokenizer; the ranks of its data-parallel group share the requests.
 
     Args:
-        network: the model.
+        network: the model, which lives in process groups.
         tokenizer: of the model.
-        max_tokens: longest text, in tokens; longer ones lose their beginning.
+        beginning: how texts begin; by default as the tokenizer says.
+        max_length: longest text to predict from, in tokens; longer ones lose their beginning.
         micro_batch: texts of one forward pass.
         streams: segments generated side by side.
     """
@@ -42,74 +83,190 @@ class ArmdHarness(LM):
         network: ArmdModel,
         tokenizer: Tokenizer,
         *,
-        max_tokens: int,
+        beginning: Beginning | None = None,
+        max_length: int,
         micro_batch: int = 8,
         streams: int = 1,
     ) -> None:
         super().__init__()
         self._network, self._tokenizer = network, tokenizer
-        self._max_tokens, self._micro_batch = max_tokens, micro_batch
+        self._beginning = beginning or Beginning(tokenizer)
+        self._max_length, self._micro_batch = max_length, micro_batch
         self._strategy = Strategy(streams=streams)
+        self._peers = network.groups.dp
+        self._rank, self._world_size = self._peers.rank(), self._peers.size()
+        self._device = next(network.parameters()).device
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "ArmdHarness":
+        """What the harness makes a model by; see `HarnessArguments` and `open_harness`."""
+        return open_harness(read_arguments({**arg_dict, **(additional_config or {})}))
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> "ArmdHarness":
+        """The same from `checkpoint=runs/demo,streams=4`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Nats of each continuation (negative), and whether greedy decoding gives it."""
-        pairs = [
-            encode_pair(context, continuation, self._tokenizer)
-            for context, continuation in (request.args for request in requests)
-        ]
-        verdicts = self._score(pairs)
+        verdicts = self._score([self._beginning.pair(*request.args) for request in requests])
         return [(verdict.logprob, verdict.is_greedy) for verdict in verdicts]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Nats of whole texts (negative), in windows that share one token."""
-        return [self._rolling(*request.args) for request in requests]
+        """Nats of whole texts (negative), in the harness's windows: each token is scored once."""
+        windows = [self._windows(*request.args) for request in requests]
+        verdicts = iter(self._score([pair for pairs in windows for pair in pairs]))
+        return [sum((next(verdicts).logprob for _ in pairs), 0.0) for pairs in windows]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Texts up to the first of their stop words."""
-        return [self._generate(*request.args) for request in requests]
+        """Texts up to the first of their stop words; equal settings are generated together."""
+        asked = [self._prompt(number, *request.args) for number, request in enumerate(requests)]
+        texts: dict[int, str] = {}
+        with self._progress("generating", len(asked)) as advance:
+            for batch in _batches(asked, self._micro_batch):
+                texts |= self._generate(batch)
+                advance(len(batch))
+        return [texts[prompt.number] for prompt in asked]
 
-    def _score(self, pairs: Sequence[Pair]) -> list[Any]:
-        return score_continuations(
-            self._network, pairs, micro_batch=self._micro_batch, max_tokens=self._max_tokens
-        )
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """One number of each rank, in their order."""
+        found = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(found, tensor, group=self._peers)
+        return torch.stack(found)
 
-    def _rolling(self, text: str) -> float:
-        tokens = opening_tokens(text, self._tokenizer)
-        if len(tokens) < 2:
-            return 0.0
-        length = self._max_tokens - 1
-        windows = TextStream(
-            lambda start, count: tokens[start : start + count],
-            len(tokens),
-            seq_length=length,
-            stride=length,
-        )
-        return sum(
-            score_windows(
-                self._network, windows, LeftToRight(), numbers=range(w, w + 1), seed=0
-            ).logprob.nansum().item()
-            for w in range(windows.num_windows)
-        )  # fmt: skip
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any]:
+        """Every rank's object on rank `dst`, nothing on others."""
+        found = [None] * self.world_size if self.rank == dst else None
+        dist.gather_object(obj, found, group=self._peers, group_dst=dst)
+        return found or []
 
-    def _generate(self, context: str, how: dict[str, Any]) -> str:
-        stops = how.get("until", [])
-        stops = [stops] if isinstance(stops, str) else stops
-        count = min(int(how.get("max_gen_toks", 256)), self._max_tokens - 1)
-        prompt = opening_tokens(context, self._tokenizer)[-(self._max_tokens - count) :]
-        is_drawn = how.get("do_sample", False)
-        sampling = Sampling(
-            temperature=float(how.get("temperature", 1.0)) if is_drawn else 0.0,
-            top_p=float(how.get("top_p", 1.0)),
-        )
-        (sample,) = generate(
-            self._network,
-            [prompt],
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        dist.barrier(group=self._peers)
+
+    @contextmanager
+    def _progress(self, title: str, count: int) -> Iterator[Callable[[int], None]]:
+        """What counts texts as done; the first rank shows it."""
+        if self.rank:
+            yield lambda amount: None
+            return
+        with Track(title, count, unit="texts") as track:
+            yield track.advance
+
+    def _score(self, pairs: list[Pair]) -> list[Verdict]:
+        with self._progress("scoring", len(pairs)) as advance:
+            return score_continuations(
+                self._network,
+                pairs,
+                micro_batch=self._micro_batch,
+                max_tokens=self._max_length + 1,
+                on_batch=advance,
+            )
+
+    def _windows(self, text: str) -> list[Pair]:
+        prefix, *tokens = self._beginning.whole(text).tolist()
+        windows = get_rolling_token_windows(tokens, prefix, self._max_length, context_len=1)
+        return [
+            Pair(*(np.array(part, dtype=np.int64) for part in make_disjoint_window(window)))
+            for window in windows
+        ]
+
+    def _prompt(self, number: int, context: str, how: Mapping[str, Any]) -> _Prompt:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(how)))
+        stops, count = settings.pop("until"), settings.pop("max_gen_toks")
+        is_drawn = settings.pop("do_sample")
+        settings.setdefault("temperature", float(is_drawn))
+        if unknown := settings.keys() - set(_SAMPLING):
+            raise ArmdError(
+                f"generation_kwargs must be among until, max_gen_toks, do_sample, "
+                f"{', '.join(_SAMPLING)}, got {', '.join(sorted(unknown))}: leave it out"
+            )
+        if count >= self._max_length:
+            raise ArmdError(
+                f"max_gen_toks must leave room for a prompt in texts of {self._max_length} tokens, "
+                f"got {count}: lower it (--gen_kwargs max_gen_toks=N), or raise max_length"
+            )
+        return _Prompt(
+            number=number,
+            tokens=self._beginning.prompt(context)[-(self._max_length - count) :],
             num_tokens=count,
+            stops=tuple(stop for stop in stops if stop),
+            sampling=Sampling(**settings),
+        )
+
+    def _generate(self, batch: list[_Prompt]) -> dict[int, str]:
+        """Texts by the numbers of their requests."""
+        samples = generate(
+            self._network,
+            [prompt.tokens for prompt in batch],
+            num_tokens=batch[0].num_tokens,
             strategy=self._strategy,
-            sampling=sampling,
+            sampling=batch[0].sampling,
+            # Ranks hold different requests under the same numbers.
+            sample_numbers=[p.number * self.world_size + self.rank for p in batch],
             end=self._tokenizer.eod,
         ).samples
-        # Decoded with its prompt, so that the first word keeps the blank before it.
-        before = self._tokenizer.decode(prompt[1:].tolist())
-        text = self._tokenizer.decode(np.asarray(sample.tokens)[1:].tolist())[len(before) :]
-        return text[: min((text.find(stop) for stop in stops if stop in text), default=None)]
+        texts = {}
+        for prompt, sample in zip(batch, samples, strict=True):
+            # Decoded with its prompt, so that the first word keeps the blank before it.
+            before = self._tokenizer.decode(prompt.tokens.tolist())
+            text = self._tokenizer.decode(sample.tokens.tolist())[len(before) :]
+            found = [text.find(stop) for stop in prompt.stops if stop in text]
+            texts[prompt.number] = text[: min(found, default=None)]
+        return texts
+
+
+# As a decorator it would hide the class's own type.
+register_model("armd_scale")(ArmdHarness)
+
+
+def open_harness(given: HarnessArguments) -> ArmdHarness:
+    """A model with process groups that live as long as it does.
+
+    Raises:
+        ArmdError: a checkpoint that cannot be used, one without tokenizer, a text longer than its
+            positions, or another such model in this process.
+    """
+    if dist.is_initialized():
+        raise ArmdError(
+            "one armd_scale model may live in a process at a time, and another one does: delete it "
+            "first, or hand the network that is there to ArmdHarness"
+        )
+    opened = open_model(given.checkpoint, given.hf)
+    recipe = opened.checkpoint.recipe
+    tokenizer = tokenizer_of(opened.checkpoint)
+    max_length = given.max_length or recipe.data.seq_length
+    require_positions(max_length, opened.checkpoint, flag="max_length=")
+    environment = placed(read_environment(), given.device)
+    with ExitStack() as stack:
+        groups = stack.enter_context(process_groups(environment, ParallelConfig()))
+        model = ArmdHarness(
+            opened.network(groups, environment.device),
+            tokenizer,
+            beginning=Beginning(
+                tokenizer,
+                add_bos_token=given.add_bos_token,
+                prefix_token_id=given.prefix_token_id,
+            ),
+            max_length=max_length,
+            micro_batch=given.micro_batch or recipe.train.micro_batch,
+            streams=given.streams,
+        )
+        weakref.finalize(model, stack.pop_all().close)
+    return model
+
+
+def _batches(prompts: list[_Prompt], size: int) -> Iterator[list[_Prompt]]:
+    """Prompts that are generated together: equal settings, similar lengths."""
+
+    def settings(prompt: _Prompt) -> tuple[int, str]:
+        return prompt.num_tokens, repr(prompt.sampling)
+
+    for _, group in groupby(sorted(prompts, key=settings), key=settings):
+        by_length = sorted(group, key=lambda prompt: len(prompt.tokens))
+        for begin in range(0, len(by_length), size):
+            yield by_length[begin : begin + size]

@@ -38,8 +38,13 @@ def open_held_out(
     )
 
 
-def require_positions(length: int, checkpoint: Checkpoint) -> None:
+def require_positions(length: int, checkpoint: Checkpoint, *, flag: str = "--seq-length ") -> None:
     """Refuses windows of `length` + 1 tokens where the network has fewer positions.
+
+    Args:
+        length: targets of a window.
+        checkpoint: whose network will read them.
+        flag: how the user says the length.
 
     Raises:
         CheckpointError: it has.
@@ -49,9 +54,9 @@ def require_positions(length: int, checkpoint: Checkpoint) -> None:
     is_limited = has_position_table(recipe.model) or recipe.model.max_positions is not None
     if is_limited and length + 1 > max_positions(recipe):
         raise CheckpointError(
-            f"a window of --seq-length {length} plus 1 tokens must fit the positions of the model, "
-            f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with --seq-length "
-            f"{max_positions(recipe) - 1} or less"
+            f"a window of {flag}{length} plus 1 tokens must fit the positions of the model, "
+            f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with "
+            f"{flag}{max_positions(recipe) - 1} or less"
         )
 
 

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from armd_scale.data.tokenize import Tokenizer
 from armd_scale.errors import ArmdError
 from armd_scale.eval.continuations import Pair, encode_pair, score_continuations
 from armd_scale.model.armd import ArmdModel
+from armd_scale.sample.text import opening_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,9 @@ def read_passages(path: Path, tokenizer: Tokenizer) -> list[Pair]:
     Raises:
         ArmdError: no such file, a line that is no such object, or no passage at all.
     """
+    encode = partial(opening_tokens, tokenizer=tokenizer)
     pairs = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             before, blank, word = json.loads(line)["text"].strip().rpartition(" ")
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -51,7 +54,7 @@ def read_passages(path: Path, tokenizer: Tokenizer) -> list[Pair]:
                 f'{path}, line {number} must be an object with a "text" of two words or more, got '
                 f"{line.strip()[:60]!r}: mend or remove the line"
             )
-        pairs.append(encode_pair(before, blank + word, tokenizer))
+        pairs.append(encode_pair(before, blank + word, encode))
     if not pairs:
         raise ArmdError(f"{path} must hold passages, one a line, and is empty: give another file")
     return pairs
@@ -64,11 +67,19 @@ def foretell_last_words(
     micro_batch: int,
     max_tokens: int,
     groups: ProcessGroupCollection,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> LastWords:
-    """Scores all passages, shared out among the data parallel ranks, which must all call this."""
+    """Scores all passages, shared out among the data parallel ranks, which must all call this.
+
+    `on_batch` is called with the number of passages that this rank has scored.
+    """
     rank, size = groups.dp.rank(), groups.dp.size()
     verdicts = score_continuations(
-        network, passages[rank::size], micro_batch=micro_batch, max_tokens=max_tokens
+        network,
+        passages[rank::size],
+        micro_batch=micro_batch,
+        max_tokens=max_tokens,
+        on_batch=on_batch,
     )
     device = next(network.parameters()).device
     sums = torch.tensor(
@@ -90,7 +101,12 @@ def foretell_last_words(
     )
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a task's file.
+
+    Raises:
+        ArmdError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -7,12 +7,12 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.derive import two_stream_layers
 from armd_scale.config.schema import ParallelConfig, ProgressiveConfig, Recipe
 from armd_scale.errors import ArmdError
-from armd_scale.eval.generative import MadeText, judge_texts
+from armd_scale.eval.generative import GenerativeQuality, MadeText, judge_texts
 from armd_scale.eval.judge_hf import Judge
 from armd_scale.eval.likelihood import Likelihood
 from armd_scale.eval.run import Request, evaluate_checkpoint
 from armd_scale.eval.source import tokenizer_of
-from armd_scale.eval.tables import BENCHMARKS, Row
+from armd_scale.eval.tables import BENCHMARKS, QUALITIES, Row
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.groups import process_groups
 from armd_scale.sample import Sampling, Strategy, generate
@@ -53,7 +53,7 @@ def zero_shot_row(checkpoint: str, texts: Mapping[str, Path], environment: Envir
     return Row(Path(checkpoint).name, figures)
 
 
-def generative_row(
+def generative_rows(
     checkpoint: str,
     judge: Judge,
     environment: Environment,
@@ -61,15 +61,15 @@ def generative_row(
     streams: Sequence[int] = (1, 2, 4),
     num_samples: int,
     num_tokens: int,
-) -> Row:
-    """Generative perplexity and entropy of texts from a document's start, for each S.
+) -> list[Row]:
+    """Quality of texts from a document's start, a row for each S.
 
     Raises:
         ArmdError: a checkpoint without tokenizer, or a length that the model cannot serve.
     """
     opened = open_checkpoint(checkpoint)
     tokenizer = tokenizer_of(opened)
-    figures = {}
+    rows = []
     with process_groups(environment, ParallelConfig()) as groups:
         network = load_network(opened, groups=groups, device=environment.device)
         for s in streams:
@@ -82,9 +82,23 @@ def generative_row(
             )
             records = text_records(made, tokenizer)
             quality = judge_texts([MadeText(r.text, r.tokens) for r in records], judge)
-            figures[f"S = {s}"] = quality.perplexity
-            figures[f"bits at S = {s}"] = quality.diversity.entropy_bits
-    return Row(Path(checkpoint).name, figures)
+            rows.append(Row(f"{Path(checkpoint).name}, S = {s}", _figures(quality)))
+    return rows
+
+
+def _figures(quality: GenerativeQuality) -> dict[str, float]:
+    """By column; of a single text, which has none to compare it with, no self-BLEU."""
+    variety = quality.diversity
+    figures = (
+        quality.perplexity,
+        variety.entropy_bits,
+        variety.distinct_1,
+        variety.distinct_2,
+        variety.distinct_3,
+        variety.self_bleu,
+    )
+    named = zip(QUALITIES, figures, strict=True)
+    return {name: figure for name, figure in named if figure is not None}
 
 
 def ablation_row(

@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from safetensors.torch import save_file
 
 from armd_scale.errors import ArmdError
+from armd_scale.eval.infill import Infilled
 from armd_scale.eval.last_word import LastWords
 from armd_scale.eval.likelihood import Likelihood, Scores
 
@@ -32,9 +33,14 @@ def require_folder(path: Path | None, flag: str) -> None:
         )
 
 
-def summary(found: Likelihood | LastWords) -> str:
+def summary(found: Likelihood | LastWords | Infilled) -> str:
     """The figures as one line for people."""
-    return _last_words(found) if isinstance(found, LastWords) else _likelihood(found)
+    match found:
+        case LastWords():
+            return _last_words(found)
+        case Infilled():
+            return _infilled(found)
+    return _likelihood(found)
 
 
 def _last_words(found: LastWords) -> str:
@@ -44,6 +50,17 @@ def _last_words(found: LastWords) -> str:
         + ("" if error is None else f" (standard error {error:.4f})")
         + f"  perplexity {found.perplexity:.2f}  {found.num_passages} passages"
     )
+
+
+def _infilled(found: Infilled) -> str:
+    figures = []
+    for name in ("rouge_1", "rouge_2", "rouge_l"):
+        error = getattr(found, f"{name}_standard_error")
+        figures.append(
+            f"{name.upper().replace('_', '-')} {getattr(found, name):.4f}"
+            + ("" if error is None else f" (standard error {error:.4f})")
+        )
+    return "  ".join([found.task, found.order, *figures, f"{found.num_passages} passages"])
 
 
 def _likelihood(likelihood: Likelihood) -> str:
@@ -63,7 +80,7 @@ def _likelihood(likelihood: Likelihood) -> str:
     return "  ".join(parts)
 
 
-def write_json(path: Path, found: Likelihood | LastWords) -> None:
+def write_json(path: Path, found: Likelihood | LastWords | Infilled) -> None:
     """Writes the figures as one JSON object; the file appears whole or not at all.
 
     Raises:

@@ -1,19 +1,24 @@
 """One evaluation of a checkpoint, from what was asked for to the files that were."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.checkpoint.load import Checkpoint, load_network, open_checkpoint
+from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import ArmdError
+from armd_scale.eval.continuations import Pair
+from armd_scale.eval.held_out import require_positions
+from armd_scale.eval.infill import Gap, Infilled, fill_gaps, read_gaps
 from armd_scale.eval.last_word import LastWords, foretell_last_words, read_passages
 from armd_scale.eval.likelihood import Likelihood, Scores, summarise, window_totals
+from armd_scale.eval.opened import Opened, open_model
 from armd_scale.eval.results import require_folder, write_dump, write_json
 from armd_scale.eval.source import Source, open_data, open_text, tokenizer_of
 from armd_scale.log import Track
@@ -21,6 +26,10 @@ from armd_scale.model.armd import ArmdModel
 from armd_scale.order.policies import LeftToRight, Order, parse_spec
 from armd_scale.parallel.environment import Environment
 from armd_scale.parallel.groups import process_groups
+from armd_scale.sample import Sampling
+
+TASKS = ("lambada", "infill")
+Found: TypeAlias = Likelihood | LastWords | Infilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,7 @@ class Request:
     detokenise: str = "none"
     """Convention by which the text file becomes ordinary text."""
     task: tuple[str, Path] | None = None
-    """`lambada` and its file of passages, in place of data."""
+    """One of TASKS and its file of passages, in place of data."""
     order: str
     """SPEC of the order."""
     orders_per_sample: int = 1
@@ -46,20 +55,23 @@ class Request:
     stride: int | None = None
     """Tokens from window to window, for left-to-right order; None: windows do not overlap."""
     samples: int | None = None
-    """Windows, from the first; None: all."""
+    """Windows or passages, from the first; None: all."""
     seq_length: int | None = None
     """N, targets of a window."""
     micro_batch: int | None = None
-    """Windows of one forward pass."""
+    """Windows or passages of one forward pass."""
     seed: int | None = None
-    """Seed of drawn orders; None: the run's, so that its own evaluations are found again."""
+    """Seed of drawn orders and texts; None: the run's, so that its own evaluations are found
+    again."""
+    temperature: float | None = None
+    """Of the texts that fill gaps, 0 being greedy; None: 1, the model's own distribution."""
     json: Path | None = None
     """File for the figures."""
     dump: Path | None = None
     """File for every token's log-probability."""
 
 
-def evaluate_checkpoint(request: Request, environment: Environment) -> Likelihood | LastWords:
+def evaluate_checkpoint(request: Request, environment: Environment) -> Found:
     """Evaluates on all processes of the job, each holding the whole network; the first one writes.
 
     Raises:
@@ -74,7 +86,19 @@ def evaluate_checkpoint(request: Request, environment: Environment) -> Likelihoo
     return found
 
 
-Load = Callable[[ProcessGroupCollection, torch.dtype], ArmdModel]
+@dataclass(frozen=True)
+class LastWordTask:
+    """Passages whose last words are asked for."""
+
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class InfillTask:
+    """Passages whose middles are."""
+
+    gaps: list[Gap]
+    sampling: Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,30 +107,9 @@ class Ready:
 
     request: Request
     order: Order
-    checkpoint: Checkpoint
-    load: Load
-    source: Source | None
-    """Windows to score; None for a task."""
-
-
-def _open(
-    request: Request,
-) -> tuple[Checkpoint, Load]:
-    """What is to be evaluated, and how its network is loaded."""
-    if request.hf is None:
-        assert request.checkpoint is not None
-        checkpoint = open_checkpoint(request.checkpoint)
-        return checkpoint, lambda groups, dtype: load_network(
-            checkpoint, groups=groups, dtype=dtype
-        )
-    # transformers takes seconds to import, and nothing else here needs it.
-    from armd_scale.checkpoint.from_hf import recipe_for
-    from armd_scale.checkpoint.opened_hf import HfFolder, HfWeights, Settings
-
-    folder = HfFolder(request.hf, Settings())
-    recipe = recipe_for(folder, request.hf, parallel=ParallelConfig())
-    checkpoint = Checkpoint(folder=request.hf, recipe=recipe, state={})
-    return checkpoint, lambda groups, dtype: HfWeights(folder, groups).load(dtype)
+    opened: Opened
+    work: Source | LastWordTask | InfillTask
+    """Windows to score, or a task."""
 
 
 def prepare(request: Request) -> Ready:
@@ -115,34 +118,31 @@ def prepare(request: Request) -> Ready:
     require_folder(request.json, "--json")
     require_folder(request.dump, "--dump")
     _require_sense(request, order)
-    checkpoint, load = _open(request)
-    source = _open_source(request, checkpoint)
-    return Ready(request=request, order=order, checkpoint=checkpoint, load=load, source=source)
+    opened = open_model(request.checkpoint, request.hf)
+    work = _open_work(request, opened.checkpoint)
+    return Ready(request=request, order=order, opened=opened, work=work)
 
 
-def measure(
-    ready: Ready, groups: ProcessGroupCollection, device: torch.device
-) -> Likelihood | LastWords:
+def measure(ready: Ready, groups: ProcessGroupCollection, device: torch.device) -> Found:
     """Loads the network and scores; every process of the groups must call this."""
-    request, checkpoint = ready.request, ready.checkpoint
-    precision = checkpoint.recipe.train.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    network = ready.load(groups, dtype).to(device)
-    if ready.source is None:
-        return _last_words(request, checkpoint, network, groups)
-    found, scores = _scored(
-        request, checkpoint, network, ready.source, order=ready.order, groups=groups
-    )
-    if request.dump is not None:
-        write_dump(request.dump, scores, groups=groups)
+    network = ready.opened.network(groups, device)
+    match ready.work:
+        case LastWordTask(pairs):
+            return _last_words(ready, pairs, network, groups)
+        case InfillTask():
+            return _infilled(ready, ready.work, network, groups)
+    found, scores = _scored(ready, ready.work, network, groups)
+    if ready.request.dump is not None:
+        write_dump(ready.request.dump, scores, groups=groups)
     return found
 
 
 def _require_sense(request: Request, order: Order) -> None:
-    """Refuses options that contradict one another."""
+    """Refuses options that contradict one another, or that nothing would come of."""
     length = request.seq_length
     given = [x for x in (request.data, request.text, request.task) if x is not None]
     overlaps = request.stride is not None and request.stride != length
+    task = None if request.task is None else request.task[0]
     wrong = {
         "one of --data, --text and --task must be given": len(given) != 1,
         "--stride needs --order l2r": overlaps and order != LeftToRight(),
@@ -152,66 +152,99 @@ def _require_sense(request: Request, order: Order) -> None:
             request.dump is not None and request.orders_per_sample > 1
         ),
         "--detokenise is for --text": request.detokenise != "none" and request.text is None,
-        "--task must be lambada FILE": request.task is not None and request.task[0] != "lambada",
-        "--task needs --order l2r, without --dump, --stride or --orders-per-sample": (
-            request.task is not None
-            and (order != LeftToRight() or request.dump is not None or overlaps)
+        f"--task must be {' FILE or '.join(TASKS)} FILE": task not in (None, *TASKS),
+        "--task goes without --dump, --stride and --orders-per-sample": task is not None
+        and (
+            request.dump is not None or request.stride is not None or request.orders_per_sample > 1
         ),
+        "--task lambada needs --order l2r": task == "lambada" and order != LeftToRight(),
+        "--task lambada draws nothing, so leave out --seed": (
+            task == "lambada" and request.seed is not None
+        ),
+        "--temperature is for --task infill": request.temperature is not None and task != "infill",
     }
     for sentence, is_wrong in wrong.items():
         if is_wrong:
             raise ArmdError(f"{sentence}: change the options, --help has an example")
 
 
-def _open_source(request: Request, checkpoint: Checkpoint) -> Source | None:
-    """The windows to score; None for a task."""
+def _open_work(request: Request, checkpoint: Checkpoint) -> Source | LastWordTask | InfillTask:
     how = {"seq_length": request.seq_length, "stride": request.stride}
     if request.data is not None:
         return open_data(request.data, checkpoint, **how)
     if request.text is not None:
         return open_text(request.text, checkpoint, detokenise=request.detokenise, **how)
-    return None
+    assert request.task is not None
+    task, path = request.task[0], Path(request.task[1])
+    tokenizer = tokenizer_of(checkpoint)
+    length = request.seq_length or checkpoint.recipe.data.seq_length
+    require_positions(length, checkpoint)
+    if task == "lambada":
+        return LastWordTask(read_passages(path, tokenizer)[: request.samples])
+    sampling = Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        seed=checkpoint.recipe.run.seed if request.seed is None else request.seed,
+    )
+    gaps = read_gaps(path, tokenizer, max_tokens=length + 1)[: request.samples]
+    return InfillTask(gaps, sampling)
 
 
 def _last_words(
-    request: Request,
-    checkpoint: Checkpoint,
-    network: ArmdModel,
-    groups: ProcessGroupCollection,
+    ready: Ready, pairs: list[Pair], network: ArmdModel, groups: ProcessGroupCollection
 ) -> LastWords:
-    assert request.task is not None
-    recipe = checkpoint.recipe
-    return foretell_last_words(
-        network,
-        read_passages(Path(request.task[1]), tokenizer_of(checkpoint))[: request.samples],
-        micro_batch=request.micro_batch or recipe.train.micro_batch,
-        max_tokens=(request.seq_length or recipe.data.seq_length) + 1,
-        groups=groups,
-    )
+    request, recipe = ready.request, ready.opened.checkpoint.recipe
+    with _progress(len(pairs), "passages", groups) as advance:
+        return foretell_last_words(
+            network,
+            pairs,
+            micro_batch=request.micro_batch or recipe.train.micro_batch,
+            max_tokens=(request.seq_length or recipe.data.seq_length) + 1,
+            groups=groups,
+            on_batch=advance,
+        )
+
+
+def _infilled(
+    ready: Ready, task: InfillTask, network: ArmdModel, groups: ProcessGroupCollection
+) -> Infilled:
+    request, recipe = ready.request, ready.opened.checkpoint.recipe
+    with _progress(len(task.gaps), "passages", groups) as advance:
+        return fill_gaps(
+            network,
+            task.gaps,
+            tokenizer_of(ready.opened.checkpoint),
+            order=ready.order,
+            sampling=task.sampling,
+            micro_batch=request.micro_batch or recipe.train.micro_batch,
+            groups=groups,
+            on_batch=advance,
+        )
+
+
+@contextmanager
+def _progress(
+    count: int, unit: str, groups: ProcessGroupCollection
+) -> Iterator[Callable[[int], None]]:
+    """What counts a rank's share of the work as done; the first rank shows it."""
+    if dist.get_rank() != 0:
+        yield lambda amount: None
+        return
+    with Track("evaluating", count / groups.dp.size(), unit=unit) as track:
+        yield track.advance
 
 
 def _scored(
-    request: Request,
-    checkpoint: Checkpoint,
-    network: ArmdModel,
-    source: Source,
-    *,
-    order: Order,
-    groups: ProcessGroupCollection,
+    ready: Ready, source: Source, network: ArmdModel, groups: ProcessGroupCollection
 ) -> tuple[Likelihood, list[Scores]]:
     """The likelihood, and this rank's scores where they are to be dumped."""
-    recipe = checkpoint.recipe
+    request, recipe, order = ready.request, ready.opened.checkpoint.recipe, ready.order
     samples = min(request.samples or source.windows.num_windows, source.windows.num_windows)
     seed = recipe.run.seed if request.seed is None else request.seed
     kept: list[Scores] = []
-    is_main = dist.get_rank() == 0
-    total = samples * request.orders_per_sample / groups.dp.size()
-    track = Track("evaluating", total, unit="windows")
-    with track if is_main else nullcontext():
+    with _progress(samples * request.orders_per_sample, "windows", groups) as advance:
 
         def watch(scores: Scores) -> None:
-            if is_main:
-                track.advance(len(scores.tokens))
+            advance(len(scores.tokens))
             kept.extend([] if request.dump is None else [scores])
 
         totals = [

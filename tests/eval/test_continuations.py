@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from armd_scale.errors import ArmdError
 from armd_scale.eval.continuations import Pair, encode_pair, score_continuations
 from armd_scale.eval.last_word import foretell_last_words, read_passages
 from armd_scale.sample import Sampling, generate
+from armd_scale.sample.text import opening_tokens
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
 
 TOKENS = np.random.default_rng(3).integers(0, 101, size=40)
@@ -68,7 +70,7 @@ def test_greedy_is_what_decoding_without_chance_gives(network):
 
 
 def test_a_pair_is_the_whole_text_cut(tokenizer):
-    pair = encode_pair("the quick ", "fox", tokenizer)
+    pair = encode_pair("the quick ", "fox", partial(opening_tokens, tokenizer=tokenizer))
     assert tokenizer.decode(pair.context.tolist()) == "the quick"
     assert (
         tokenizer.decode([*pair.context.tolist(), *pair.continuation.tolist()]) == "the quick fox"

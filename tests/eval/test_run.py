@@ -13,7 +13,11 @@ from armd_scale.data.tokenize import load_tokenizer
 from armd_scale.errors import run_command
 from armd_scale.eval.run import Request, evaluate_checkpoint, measure, prepare
 from armd_scale.parallel.environment import read_environment
+from armd_scale.sample import Sampling
 from tests.support.held_out import recipe_of, write_place
+
+LAMBADA = {"data": None, "task": ("lambada", Path("text"))}
+INFILL = {"data": None, "task": ("infill", Path("stories"))}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,7 @@ def place(groups, tmp_path_factory):
     folder = write_place(tmp_path_factory.mktemp("place"), groups)
     (folder / "empty").write_text("")
     (folder / "text").write_text("the quick brown fox\n" * 9)
+    (folder / "stories").write_text('{"before": "", "middle": "the fox", "after": "."}\n')
     return folder
 
 
@@ -71,6 +76,16 @@ def test_a_text_file_counts_its_words_and_bytes(groups, tmp_path_factory):
     assert part.perplexity_per_word is None
 
 
+def test_how_middles_are_drawn(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+    def sampling(**changes):
+        return prepare(Request(checkpoint="run", order="random", **INFILL, **changes)).work.sampling
+
+    assert sampling() == Sampling(temperature=1.0, seed=recipe_of().run.seed)
+    assert sampling(temperature=0.0, seed=9) == Sampling(temperature=0.0, seed=9)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -86,7 +101,19 @@ def test_a_text_file_counts_its_words_and_bytes(groups, tmp_path_factory):
         ({"stride": 9, "seq_length": 8}, "--stride must be at most --seq-length"),
         ({"orders_per_sample": 2, "dump": Path("dump")}, "--dump holds one order"),
         ({"detokenise": "ptb"}, "--detokenise is for --text"),
-        ({"data": None, "task": ("piqa", Path("x"))}, "--task must be lambada FILE"),
+        ({"data": None, "task": ("piqa", Path("x"))}, "--task must be lambada FILE or infill F"),
+        ({**LAMBADA, "orders_per_sample": 2}, "--task goes without --dump, --stride and --orders"),
+        ({**LAMBADA, "stride": 16, "seq_length": 16}, "--task goes without --dump, --stride and"),
+        ({**LAMBADA, "dump": Path("dump")}, "--task goes without --dump, --stride and --orders"),
+        ({**INFILL, "orders_per_sample": 2}, "--task goes without --dump, --stride and --orders"),
+        ({**INFILL, "detokenise": "ptb"}, "--detokenise is for --text"),
+        ({**LAMBADA, "order": "random"}, "--task lambada needs --order l2r"),
+        ({**LAMBADA, "seed": 3}, "--task lambada draws nothing, so leave out --seed"),
+        ({**LAMBADA, "temperature": 0.0}, "--temperature is for --task infill"),
+        ({"temperature": 0.0}, "--temperature is for --task infill"),
+        ({**INFILL, "temperature": -1.0}, "temperature must be 0 .greedy. or more"),
+        ({**INFILL, "seq_length": 17}, "must fit the positions of the model, .* --seq-length 16"),
+        ({**INFILL, "task": ("infill", Path("none"))}, "none must be a file of JSON lines"),
         ({"data": None, "text": Path("none")}, "--text must be a file in UTF-8, and none cannot"),
         ({"data": None, "text": Path("empty")}, "--text must hold some text, and empty is"),
         ({"dump": Path("no/dump")}, "--dump must name a file in a folder that exists"),

@@ -18,9 +18,15 @@ def test_published_rows_stand_beside_ours():
 
 
 def test_generative_names_its_unit():
-    text = generative([Row("mine", {"S = 1": 40.0, "bits at S = 1": 7.5})]).markdown()
-    assert "| 36.50 | 7.90 | 37.80 | 8.00 | 39.40 | 8.00 |" in text
-    assert text.endswith("| mine | 40.00 | 7.50 | - | - | - | - |\n")
+    row = Row("mine, S = 1", {"perplexity": 40.0, "entropy (bits)": 7.5, "distinct-1": 0.0625})
+    lines = generative([row]).markdown().splitlines()
+    assert lines[2] == (
+        "| model | perplexity | entropy (bits) | distinct-1 | distinct-2 | distinct-3 | self-BLEU |"
+    )
+    assert "| ARMD rho 32, 80K, S = 4 (published) | 39.40 | 8.00 | - | - | - | - |" in lines
+    assert "| AR (about) (published) | 36.00 | - | - | - | - | - |" in lines
+    assert lines[-1] == "| mine, S = 1 | 40.00 | 7.50 | 0.062 | - | - | - |"
+    assert sum("(published)" in line for line in lines) == 9
 
 
 def test_picture(tmp_path):

@@ -15,7 +15,7 @@ from armd_scale.errors import run_command
 from armd_scale.sample import Sampling, Strategy, generate
 from tests.config.examples import SMALL, bend
 from tests.support.networks import GPT2, build
-from tests.support.runs import ROOT, run
+from tests.support.runs import ROOT, launch, run
 
 TOOL = "tools/generate.py"
 
@@ -96,6 +96,36 @@ def test_holes_are_filled(checkpoint, tmp_path):
     assert record["text"].startswith("def ")
     assert "():\n    " in record["text"]
     assert record["tokens_per_round"] == 5 / record["rounds"]
+
+
+@pytest.mark.parametrize("how", [(), ("--streams", 4)], ids=["one by one", "four streams"])
+def test_two_tensor_parallel_ranks_generate_what_one_process_does(checkpoint, tmp_path, how):
+    words = ("--checkpoint", checkpoint, "--prompt", "def main", "--tokens", 12, *how)
+    more = ("--temperature", 0.9, "--num-samples", 3, "--seed", 4)
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    done = run(TOOL, *words, *more, "--json", one, folder=tmp_path)
+    assert done.status == 0, done.errors
+    ranks = launch(TOOL, *words, *more, "--tp", 2, "--json", two, size=2, folder=tmp_path / "ranks")
+    first, second = (rank.finish() for rank in ranks)
+    assert (first.status, second.status) == (0, 0), first.errors + second.errors
+    assert second.output == ""
+    alone, together = (
+        [json.loads(line) for line in file.read_text().splitlines()] for file in (one, two)
+    )
+    assert len(alone) == len(together) == 3
+    for a, b in zip(alone, together, strict=True):
+        for name in ("text", "tokens", "block", "round", "rounds", "entropy_bits"):
+            assert a[name] == b[name], name
+        assert b["logprob"] == pytest.approx(a["logprob"], abs=1e-4)
+        assert b["text"] in first.output
+
+
+def test_tensor_parallel_ranks_are_as_many_as_were_asked_for(checkpoint, tmp_path):
+    """Two processes without --tp 2; the command without processes is among the refusals below."""
+    words = ("--checkpoint", checkpoint, "--tokens", 8, "--json", tmp_path / "never.json")
+    for rank in launch(TOOL, *words, size=2, folder=tmp_path / "ranks"):
+        assert "got --tp 1 on 2" in rank.finish().sentence
+    assert not (tmp_path / "never.json").exists()
 
 
 @pytest.mark.parametrize(

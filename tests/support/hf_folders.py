@@ -1,5 +1,6 @@
 """Folders as transformers writes them: small models with weights far from their initial ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def make_model(name: str) -> Any:
-    """The model of a configuration, every parameter moved, norms and biases too."""
+def make_model(name: str, **changes: Any) -> Any:
+    """The model of a configuration with changes, every parameter moved, norms and biases too."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, values = CONFIGS[name]
+    config = AutoConfig.for_model(kind, **(values | changes))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values)).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -83,6 +85,36 @@ def write_folder(folder: Path, name: str, **options: Any) -> Path:
     """
     make_model(name).save_pretrained(folder, **options)
     return folder
+
+
+def write_byte_tokenizer(folder: Path, texts: Sequence[str], *, adds_bos: bool) -> int:
+    """A byte-level vocabulary as GPT-2 has it, for transformers and for us; returns its size.
+
+    Args:
+        folder: of the model.
+        texts: that tokens of several bytes are learned from.
+        adds_bos: whether every text begins with BOS, as Llama's do.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    whole.save_pretrained(folder)
+    return len(whole)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -174,16 +174,22 @@ class Command:
 
 
 def launch(
-    entry: str, *arguments: object, size: int, folder: Path, file_bytes: Mapping[int, int] = {}
+    entry: str,
+    *arguments: object,
+    size: int,
+    folder: Path,
+    file_bytes: Mapping[int, int] = {},
+    variables: Mapping[str, object] = {},
 ) -> list[Command]:
     """Starts a command on each of `size` ranks of one job, as torchrun does; see `Command`.
 
     Args:
-        entry: name of a module.
+        entry: name of a module, or path of a file from the root of the repository.
         arguments: of every rank's command line.
         size: number of processes.
         folder: each rank's output files go to a folder of its own in it.
         file_bytes: the largest file of a rank, for ranks that have a limit.
+        variables: of every rank's environment, besides what torchrun sets.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -193,7 +199,7 @@ def launch(
     for rank in range(size):
         own = folder / f"rank{rank}"
         own.mkdir(parents=True, exist_ok=True)
-        place = {**job, "RANK": rank, "LOCAL_RANK": rank}
+        place = {**variables, **job, "RANK": rank, "LOCAL_RANK": rank}
         limit = file_bytes.get(rank)
         ranks.append(Command(entry, *arguments, folder=own, variables=place, file_bytes=limit))
     return ranks

@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.data.dataset import TokenWindows
+from armd_scale.data.tokenize import load_tokenizer
+from armd_scale.eval.infill import fill_gaps, read_gaps
 from armd_scale.eval.likelihood import evaluate
+from armd_scale.eval.results import summary
 from armd_scale.order.policies import parse_spec
+from armd_scale.sample import Sampling
+from tests.support import runs
 from tests.support.held_out import recipe_of, write_documents, write_manifest, write_place
 from tests.support.networks import LLAMA, build
 
@@ -66,6 +72,36 @@ def test_figures_and_dump(groups, place):
     assert dump["logprob"].shape == (5, 16)
     assert -dump["logprob"].mean().item() == pytest.approx(found["nll_nats_per_token"], rel=1e-6)
     assert not list(place.glob(".*partial"))
+
+
+def test_middles_are_filled(groups, tmp_path):
+    """As the package fills them, at the length and temperature that are asked for."""
+    folder = write_place(tmp_path, groups, vocab_size=280)
+    passage = {"before": "the", "middle": " quick", "after": " fox"}
+    (folder / "stories.jsonl").write_text((json.dumps(passage) + "\n") * 3)
+    done = runs.run(
+        "tools/evaluate.py",
+        *("--checkpoint", folder / "run", "--task", "infill", folder / "stories.jsonl"),
+        *("--order", "strided-joint:2", "--samples", 2, "--temperature", 0),
+        *("--json", folder / "found.json"),
+        folder=folder,
+    )
+    assert done.status == 0, done.errors
+    opened = open_checkpoint(folder / "run")
+    tokenizer = load_tokenizer(opened.tokenizer_folder)
+    expected = fill_gaps(
+        load_network(opened, groups=groups),
+        read_gaps(folder / "stories.jsonl", tokenizer, max_tokens=17)[:2],
+        tokenizer,
+        order=parse_spec("strided-joint:2"),
+        sampling=Sampling(temperature=0.0),
+        micro_batch=2,
+        groups=groups,
+    )
+    assert json.loads((folder / "found.json").read_text()) == dataclasses.asdict(expected)
+    assert done.output == f"{summary(expected)}\n"
+    assert "infill  strided-joint:2  ROUGE-1 0." in done.output
+    assert done.output.endswith("  2 passages\n")
 
 
 def test_data_of_another_tokenizer_ends_in_one_sentence(place, tmp_path):

@@ -1,0 +1,30 @@
+"""lm-evaluation-harness with armd_scale among its models; all arguments are the harness's own.
+
+Example: python tools/harness.py --model armd_scale --model_args checkpoint=runs/demo --tasks piqa
+
+--model_args: checkpoint=PATH or hf=FOLDER, and streams, max_length, add_bos_token, prefix_token_id.
+"""
+
+import sys
+
+from armd_scale.errors import ArmdError, run_command
+from armd_scale.log import configure
+
+
+def main() -> None:
+    """Registers the model and hands over to the harness."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    try:
+        from armd_scale.eval.harness import run_harness
+    except ModuleNotFoundError as error:
+        raise ArmdError(
+            f"lm-evaluation-harness must be installed, and {error.name} is not: "
+            "pip install 'armd_scale[eval]'"
+        ) from error
+    configure()
+    run_harness()
+
+
+if __name__ == "__main__":
+    run_command(main)
