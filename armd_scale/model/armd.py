@@ -112,13 +112,14 @@ class ArmdModel(MegatronModule):
     def _make_head(self, padded: int) -> None:
         model, config = self.model, self.config
         self.final_norm = Norm(config, model.hidden)
+        # Tied to an embedding on another stage, the head is a copy that is kept equal.
+        reads_with_embedding = model.tie_embeddings and self.stage.is_first
         self.output_layer = Head(
-            config,
-            padded=padded,
-            vocab_size=self.vocab_size,
-            groups=self.groups,
-            # Tied to an embedding on another stage, the head is a copy that is kept equal.
-            has_weight=not (model.tie_embeddings and self.stage.is_first),
+            self.vocab_size,
+            padded // self.groups.tp.size(),
+            hidden=None if reads_with_embedding else model.hidden,
+            dtype=config.params_dtype,
+            group=self.groups.tp,
         )
         if model.tie_embeddings and not self.stage.is_first:
             mark_tied_copy(self.output_layer.weight)

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from armd_scale.config.derive import logit_rows_at_once
@@ -26,29 +25,27 @@ class Head(nn.Module):
     """This rank's columns of the output layer.
 
     Args:
-        config: megatron-core's configuration, for width and dtype.
-        padded: rows of the embedding table, over all ranks.
         vocab_size: number of tokens.
-        groups: the process groups of the layout.
-        has_weight: False where it reads with the embedding's weights, which are then given to each
-            call.
+        num_columns: on this rank, padding included.
+        hidden: width of its weights of its own, of type `dtype`; None where it reads with the
+            embedding's, which are then given to each call.
+        dtype: of its weights.
+        group: the tensor-parallel group.
     """
 
     def __init__(
         self,
-        config: TransformerConfig,
-        *,
-        padded: int,
         vocab_size: int,
-        groups: ProcessGroupCollection,
-        has_weight: bool,
+        num_columns: int,
+        *,
+        hidden: int | None,
+        dtype: torch.dtype,
+        group: dist.ProcessGroup,
     ) -> None:
         super().__init__()
-        self._num_columns = padded // groups.tp.size()
-        self._vocab_size, self._group = vocab_size, groups.tp
-        shape = (self._num_columns, config.hidden_size)
+        self._vocab_size, self._num_columns, self._group = vocab_size, num_columns, group
         self.weight = (
-            nn.Parameter(torch.empty(shape, dtype=config.params_dtype)) if has_weight else None
+            None if hidden is None else nn.Parameter(torch.empty(num_columns, hidden, dtype=dtype))
         )
 
     @property
