@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from armd_scale.bench.step import mean_of_targets
 from armd_scale.config import derive
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.loss import (
@@ -17,7 +18,7 @@ from armd_scale.loss import (
     sum_over_targets,
 )
 from armd_scale.model.objective import Objective
-from tests.support.networks import LLAMA, QWEN3, build, mean_of_targets
+from tests.support.networks import LLAMA, QWEN3, build
 from tests.support.ranks import run_on_ranks
 from tests.support.samples import draw_windows
 

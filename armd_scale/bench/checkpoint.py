@@ -1,9 +1,13 @@
-"""How long a save keeps training waiting: while it is waited for, and while training goes on."""
+"""What saving and loading cost: how long training waits, and bandwidth beside that of dd.
 
-import statistics
+dd writes zeros and reads them back, as many bytes as a checkpoint has, on the same file system and
+in turn with our saves and loads. Both writes end when the storage has the bytes (fsync). Before
+either read the files are put out of the page cache; what came from storage after all is counted.
+"""
+
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +17,9 @@ import numpy as np
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from armd_scale.bench.disk import Disk, spread
 from armd_scale.bench.rows import Row
+from armd_scale.checkpoint.load import load_optimizer, load_weights, open_checkpoint
 from armd_scale.config.derive import parameter_count
 from armd_scale.config.schema import (
     CheckpointConfig,
@@ -29,6 +35,7 @@ from armd_scale.config.schema import (
     TrainConfig,
 )
 from armd_scale.data.batch import ArmdBatch, make_batch
+from armd_scale.optim.zero import MOMENTS
 from armd_scale.parallel.environment import Environment, read_environment
 from armd_scale.parallel.groups import process_groups
 from armd_scale.train.parts import Parts, build_network, scheduled
@@ -64,7 +71,8 @@ def compare_saves(
 
     Returns:
         JSON values. Of either kind the seconds that training waited for a save and those that it
-        was written in the background; seconds of steps beside no write and beside one.
+        was written in the background; seconds of steps beside no write and beside one; seconds of
+        loading what a run resumes from, and of dd.
     """
     environment = read_environment()
     parallel = parallel or ParallelConfig()
@@ -73,45 +81,64 @@ def compare_saves(
         job = _Job(recipe, environment, groups)
         kinds = {"synchronous": job.saver(False), "asynchronous": job.saver(True)}
         first = {name: job.save(saver) for name, saver in kinds.items()}
+        disk = Disk(place / "dd", _newest(place / "synchronous"))
         timed: dict[str, list[_Save]] = {name: [] for name in kinds}
         for _ in range(saves):
             for name, saver in kinds.items():
                 timed[name].append(job.save(saver))
-        newest = max((place / "asynchronous" / "checkpoints").glob("step_*"))
-        sizes = [path.stat().st_size for path in newest.rglob("*") if path.is_file()]
+            disk.measure(_newest(place / "synchronous"), job.load)
         return {
             "processes": environment.world_size,
             "tensor": parallel.tensor,
             "pipeline": parallel.pipeline,
             "zero_stage": zero_stage,
             "parameters": parameter_count(model, model.vocab_size or 0),
-            "checkpoint_bytes": sum(sizes),
+            "checkpoint_bytes": disk.checkpoint_bytes,
             "first_stall_seconds": {name: save.stall_seconds for name, save in first.items()},
             **_summary(**timed),
+            **disk.summary(),
         }
 
 
-def measure_saves(saves: int) -> list[Row]:
-    """The stalls of `compare_saves` as a table, on the processes of this job, ZeRO 1."""
-    found = compare_saves(saves=saves)
-    stalls = found["stall_seconds"]
+def measure_saves(saves: int, folder: Path | None) -> list[Row]:
+    """Times and bandwidth from `compare_saves` as a table, on the processes of this job, ZeRO 1."""
+    return table(compare_saves(saves=saves, folder=folder))
+
+
+def table(found: dict[str, Any]) -> list[Row]:
+    """A row for every kind of write and read, with its ratio in time to dd's of the same kind.
+
+    A save in the background has two: what training waits for, and until the bytes are written.
+    """
+    gigabytes, stalls = found["checkpoint_bytes"] / 1e9, found["stall_seconds"]
+    shares = found["from_storage_share"]
+    ways = {
+        "save, waited for": (stalls["synchronous"], "dd_write"),
+        "save in the background, wait": (stalls["asynchronous"], "dd_write"),
+        "save in the background, written": (found["background_seconds"], "dd_write"),
+        "dd write": (found["dd_write_seconds"], "dd_write"),
+        "load, hashes checked": (found["load_seconds"], "dd_read"),
+        "dd read": (found["dd_read_seconds"], "dd_read"),
+    }
     return [
         {
-            "save": kind,
-            "GB": found["checkpoint_bytes"] / 1e9,
-            "median stall s": stalls[kind]["median"],
-            "least s": stalls[kind]["least"],
-            "most s": stalls[kind]["most"],
-            "ratio": stalls[kind]["median"] / stalls["synchronous"]["median"],
+            "way": way,
+            "GB": gigabytes,
+            "median s": taken["median"],
+            "least s": taken["least"],
+            "most s": taken["most"],
+            "MB/s": 1000 * gigabytes / taken["median"],
+            "dd time ratio": taken["median"] / found[f"{dd}_seconds"]["median"],
+            "from storage share": shares.get(way.split(",")[0], ""),
         }
-        for kind in stalls
+        for way, (taken, dd) in ways.items()
     ]
 
 
 def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[str, Any]:
     stalls = {
-        "synchronous": _spread([save.stall_seconds for save in synchronous]),
-        "asynchronous": _spread([save.stall_seconds for save in asynchronous]),
+        "synchronous": spread([save.stall_seconds for save in synchronous]),
+        "asynchronous": spread([save.stall_seconds for save in asynchronous]),
     }
     alone = [seconds for save in synchronous for seconds in save.step_seconds]
     beside = [seconds for save in asynchronous for seconds in save.beside_seconds]
@@ -119,9 +146,9 @@ def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[st
         "stall_seconds": stalls,
         "asynchronous_to_synchronous": stalls["asynchronous"]["median"]
         / stalls["synchronous"]["median"],
-        "background_seconds": _spread([save.background_seconds for save in asynchronous]),
-        "step_seconds": _spread(alone),
-        "step_seconds_beside_a_write": _spread(beside) if beside else None,
+        "background_seconds": spread([save.background_seconds for save in asynchronous]),
+        "step_seconds": spread(alone),
+        "step_seconds_beside_a_write": spread(beside) if beside else None,
     }
 
 
@@ -160,6 +187,7 @@ class _Job:
     ) -> None:
         network = build_network(recipe, None, groups=groups, device=environment.device)
         engine, _, self._state = start_optimizer(recipe, network, None)
+        self._loaded = build_network(recipe, None, groups=groups, device=environment.device)
         self._parts = Parts(recipe, environment, groups, network, engine, scheduled(engine))
         self._batches = [_batch(recipe).to(environment.device)]
         self._lines = _Lines()
@@ -189,6 +217,13 @@ class _Job:
         background = line["checkpoint_background_seconds"]
         return _Save(line["checkpoint_seconds"], background, before, beside)
 
+    def load(self, folder: Path) -> None:
+        """Reads what a run resumes from, hashes checked, into a network like the job's."""
+        network, groups = self._loaded, self._parts.groups
+        checkpoint = open_checkpoint(folder, with_optimizer=True)
+        load_weights(checkpoint, network, groups=groups)
+        load_optimizer(checkpoint, ["master", *MOMENTS], network=network, groups=groups)
+
     def _step(self) -> float:
         parts = self._parts
         began = time.perf_counter()
@@ -216,7 +251,7 @@ def _recipe(
         optim=OptimConfig(warmup_steps=0, schedule="constant", zero_stage=zero_stage),
         train=TrainConfig(steps=1000, micro_batch=1, global_batch=size, precision="fp32"),
         checkpoint=CheckpointConfig(every_steps=1, keep=1),
-        eval=EvalConfig(every_steps=0, orders=(), samples=0),
+        eval=EvalConfig(every_steps=0, orders=(), samples=1),
         log=LogConfig(every_steps=1),
     )
 
@@ -229,6 +264,10 @@ def _batch(recipe: Recipe) -> ArmdBatch:
     return make_batch(tokens, block, lengths=[(length,)], sample_index=np.zeros(1, dtype=np.int64))
 
 
+def _newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step_*"))
+
+
 @contextmanager
 def _shared_folder(parent: Path | None) -> Iterator[Path]:
     """A folder of the first process's making, under one that all processes see."""
@@ -237,12 +276,3 @@ def _shared_folder(parent: Path | None) -> Iterator[Path]:
         dist.broadcast_object_list(shared)
         yield Path(shared[0])
         dist.barrier()
-
-
-def _spread(seconds: Sequence[float]) -> dict[str, float | int]:
-    return {
-        "median": statistics.median(seconds),
-        "least": min(seconds),
-        "most": max(seconds),
-        "runs": len(seconds),
-    }

@@ -1,4 +1,4 @@
-"""How fast decoding is, and where a round's time goes."""
+"""How fast decoding is."""
 
 import statistics
 import time
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from armd_scale.bench.rows import Row
 from armd_scale.checkpoint.load import load_network, open_checkpoint
@@ -17,16 +16,14 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.armd import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
-from armd_scale.sample import Landed, Sampling, Strategy, generate
+from armd_scale.sample import Sampling, Strategy, generate
 
 OPENING = np.zeros(1, dtype=np.int64)
-MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
-ROUNDS_TIMED = 16
 
 
 def measure_decoding(checkpoint: str, tokens: int, runs: int, hf: Path | None) -> list[Row]:
     """`compare_decoding` on a checkpoint, as a table with ratios to one stream."""
-    with _loaded(checkpoint) as network:
+    with loaded(checkpoint) as network:
         found = compare_decoding(network, num_tokens=tokens, repeats=runs, hf_folder=hf)
     one = found["streams 1"]["tokens_per_second"]
     return [
@@ -41,14 +38,9 @@ def measure_decoding(checkpoint: str, tokens: int, runs: int, hf: Path | None) -
     ]
 
 
-def measure_rounds(checkpoint: str, streams: int) -> list[Row]:
-    """`profile_rounds` on a checkpoint, in milliseconds."""
-    with _loaded(checkpoint) as network:
-        return profile_rounds(network, streams=streams)
-
-
 @contextmanager
-def _loaded(checkpoint: str) -> Iterator[ArmdModel]:
+def loaded(checkpoint: str) -> Iterator[ArmdModel]:
+    """The network of a checkpoint in a job of one process."""
     here = read_environment()
     with process_groups(here, ParallelConfig()) as groups:
         yield load_network(open_checkpoint(checkpoint), groups=groups, device=here.device)
@@ -102,77 +94,6 @@ def compare_decoding(
             "rounds": num_tokens, "acceptance_rate": None, "tokens_per_second": rate,
         }  # fmt: skip
     return result
-
-
-def profile_rounds(
-    network: ArmdModel, *, streams: int = 1, after: Sequence[int] = (64, 256, 1024)
-) -> list[dict[str, Any]]:
-    """Milliseconds of a round once a text has so many generated tokens.
-
-    Returns:
-        For each of `after`: `tokens`, `round` (wall time), of which `matrix_products`, `attention`
-        and `rest`: all other operators, drawing tokens, and Python.
-    """
-    table = []
-    for tokens in after:
-        wall = _Rounds(first=tokens // streams)
-        _decode(network, tokens, streams, wall)
-        watch = _Rounds(
-            first=tokens // streams, profiler=profile(activities=[ProfilerActivity.CPU])
-        )
-        _decode(network, tokens, streams, watch)
-        matrix, attention = watch.operators()
-        table.append(
-            {
-                "tokens": tokens,
-                "round": wall.milliseconds,
-                "matrix_products": matrix,
-                "attention": attention,
-                "rest": wall.milliseconds - matrix - attention,
-            }
-        )
-    return table
-
-
-class _Rounds:
-    """Times ROUNDS_TIMED rounds from round `first` on; it is called after each round."""
-
-    def __init__(self, *, first: int, profiler: profile | None = None) -> None:
-        self._first, self._profiler = first, profiler
-        self._times: list[float] = []
-
-    def __call__(self, landed: Landed) -> None:
-        if landed.round == self._first and self._profiler is not None:
-            self._profiler.start()
-        if 0 <= landed.round - self._first <= ROUNDS_TIMED:
-            self._times.append(time.perf_counter())
-        if landed.round == self._first + ROUNDS_TIMED and self._profiler is not None:
-            self._profiler.stop()
-
-    @property
-    def milliseconds(self) -> float:
-        """Median time of a round."""
-        return 1e3 * statistics.median(np.diff(self._times).tolist())
-
-    def operators(self) -> tuple[float, float]:
-        """Milliseconds a round of matrix products and of attention."""
-        assert self._profiler is not None
-        matrix = attention = 0.0
-        for event in self._profiler.key_averages():
-            if event.key in MATRIX_PRODUCTS:
-                matrix += event.self_cpu_time_total
-            elif "scaled_dot_product" in event.key:
-                attention += event.self_cpu_time_total
-        return matrix / 1e3 / ROUNDS_TIMED, attention / 1e3 / ROUNDS_TIMED
-
-
-def _decode(network: ArmdModel, tokens: int, streams: int, on_round: _Rounds) -> None:
-    # The heads of streams take rounds of their own, and the rounds timed some more tokens.
-    num_tokens = tokens + streams * (streams + ROUNDS_TIMED + 1)
-    generate(
-        network, [OPENING], num_tokens=num_tokens, strategy=Strategy(streams=streams),
-        on_round=on_round,
-    )  # fmt: skip
 
 
 def _hf_model(folder: Path) -> Any:

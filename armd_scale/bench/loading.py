@@ -1,6 +1,6 @@
 """Whether data keep up: tokens that the loader makes, beside tokens that training uses up."""
 
-import itertools
+import statistics
 import time
 from contextlib import closing
 from pathlib import Path
@@ -16,50 +16,68 @@ from armd_scale.bench.step import (
 from armd_scale.bench.timing import side_by_side
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.data.loader import MicroBatches, Share
-from armd_scale.data.samples import open_stream
+from armd_scale.data.loader import BATCHES_AHEAD, MicroBatches, Share
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
-from armd_scale.train.inputs import with_vocabulary
+from armd_scale.train.inputs import open_samples, with_vocabulary
 
 
-def compare_loading(*, recipe: Path, num_batches: int = 400, runs: int = 5) -> list[Row]:
+def compare_loading(*, recipe: Path, seconds: float = 2, runs: int = 5) -> list[Row]:
     """Times the loader of a recipe, its workers and order included, and forward and backward pass.
+
+    Both at the micro-batch of the recipe, on one process. Training's time is that of shuffled
+    tokens on two streams; what the optimizer takes is left out, so the loader must be quicker here
+    than it need be.
 
     Args:
         recipe: of a run whose shards exist.
-        num_batches: micro-batches that the loader makes in a run.
+        seconds: how long the loader runs at least, each time.
         runs: how often each is timed.
 
     Returns:
-        One row: targets a second of both, and how many times as fast the loader is.
+        One row: targets a second of both, and how many times as fast the loader is. Without workers
+        the same process does both in turn, and the inverse of the ratio is what loading adds to the
+        time of training.
     """
     asked = with_vocabulary(load_recipe(recipe))
     train, data = asked.train, asked.data
     shape = Shape(model=asked.model, seq_length=data.seq_length, micro_batch=train.micro_batch)
     tokens = shape.micro_batch * shape.seq_length
-    environment = read_environment()
-    with process_groups(environment, ParallelConfig()) as groups:
-        dtype = compute_dtype(environment.device)
-        model = network(shape.model, shape, groups, dtype=dtype).to(environment.device)
-        step = step_of(model, batch_under("random", shape).to(environment.device))
-        demand = tokens / side_by_side({"step": step}, runs=runs)["step"].median
-    stream = open_stream(data, order=asked.order, seed=asked.run.seed)
+    stream = open_samples(asked)
     share = Share(micro_batch=train.micro_batch, global_batch=train.micro_batch)
-    rates = []
-    for _ in range(runs):
-        with closing(iter(MicroBatches(stream, share, workers=data.workers))) as batches:
-            next(batches)  # the workers are up
-            began = time.perf_counter()
-            for _ in itertools.islice(batches, num_batches):
-                pass
-            rates.append(num_batches * tokens / (time.perf_counter() - began))
-    supply = sorted(rates)[runs // 2]
+    batches = MicroBatches(stream, share, workers=data.workers)
+    ahead = data.workers * BATCHES_AHEAD
+    rates = [batches_per_second(batches, seconds, ahead=ahead) for _ in range(runs)]
+    supply = statistics.median(rates)
+    demand = 1 / _step_seconds(shape, runs)
     return [
         {
             "workers": data.workers,
-            "loader targets/s": round(supply),
-            "training targets/s": round(demand),
+            "micro-batch": train.micro_batch,
+            "loader batches/s": supply,
+            "loader targets/s": round(supply * tokens),
+            "training targets/s": round(demand * tokens),
             "ratio": supply / demand,
         }
     ]
+
+
+def batches_per_second(batches: MicroBatches, seconds: float, *, ahead: int) -> float:
+    """How quickly batches come, once workers are up and `ahead` batches made early are gone."""
+    with closing(iter(batches)) as made:
+        for _ in range(1 + ahead):
+            next(made)
+        began, count, taken = time.perf_counter(), 0, 0.0
+        while taken < seconds:
+            next(made)
+            count, taken = count + 1, time.perf_counter() - began
+    return count / taken
+
+
+def _step_seconds(shape: Shape, runs: int) -> float:
+    """Median time of forward and backward pass."""
+    here = read_environment()
+    with process_groups(here, ParallelConfig()) as groups:
+        model = network(shape.model, shape, groups, dtype=compute_dtype(here.device))
+        step = step_of(model.to(here.device), batch_under("random", shape).to(here.device))
+        return side_by_side({"step": step}, runs=runs)["step"].median

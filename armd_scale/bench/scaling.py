@@ -1,4 +1,4 @@
-"""How the time of a training step grows with the network and with the text."""
+"""How the time of a training step grows with the network, the text, micro-batches and stages."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,17 @@ import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from armd_scale.bench.pipeline import places, scheduled_step, time_stages
 from armd_scale.bench.rows import Row
-from armd_scale.bench.step import SHAPES, Shape, batch_under, compute_dtype, network, step_of
+from armd_scale.bench.step import (
+    SHAPES,
+    Shape,
+    Step,
+    batch_under,
+    compute_dtype,
+    network,
+    step_of,
+)
 from armd_scale.bench.timing import side_by_side
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
@@ -21,13 +30,18 @@ def compare_sizes(
     layers: Sequence[int] = (2, 4, 6, 8),
     micro_batches: Sequence[int] = (1, 2, 3, 4),
     seq_lengths: Sequence[int] = (256, 512, 1024, 2048),
+    accumulation: Sequence[int] = (1, 2, 4, 8),
     runs: int = 5,
 ) -> list[Row]:
-    """Times ARMD steps as layers, samples and the length of text grow, one at a time.
+    """Times ARMD steps as layers, samples, the length of text, and micro-batches grow; and stages.
+
+    One thing grows at a time: `accumulation` is the number of micro-batches, of one sample, in a
+    step.
 
     Returns:
-        For each of the three a row for each value: time, operations, and what the line that fits
-        time against operations best says instead.
+        The rows of `fitted` for each growth. Layers, samples and micro-batches must lie on a line
+        over operations; so must the length of text, whose operations grow with its square. Then a
+        row for each number of pipeline stages, with the time that 1F1B leads to expect.
     """
     base = SHAPES[shape]
     grown = {
@@ -38,13 +52,18 @@ def compare_sizes(
         "micro_batch": {n: dataclasses.replace(base, micro_batch=n) for n in micro_batches},
         "seq_length": {n: dataclasses.replace(base, seq_length=n) for n in seq_lengths},
     }
-    environment = read_environment()
-    with process_groups(environment, ParallelConfig()) as groups:
-        return [
+    one = dataclasses.replace(base, micro_batch=1)
+    device = read_environment().device
+    with process_groups(read_environment(), ParallelConfig()) as groups:
+        rows = [
             row
             for name, shapes in grown.items()
-            for row in time_growth(name, shapes, groups, device=environment.device, runs=runs)
+            for row in time_growth(name, shapes, groups, device=device, runs=runs)
         ]
+        rows += time_accumulation(one, accumulation, groups, device=device, runs=runs)
+    on_cuda = device.type == "cuda"  # where a process needs a device of its own
+    stages = [number for number in (1, 2, 4) if not on_cuda or number <= places()]
+    return rows + time_stages(stages=stages, runs=runs)
 
 
 def time_growth(
@@ -55,30 +74,80 @@ def time_growth(
     device: torch.device,
     runs: int,
 ) -> list[Row]:
-    """The rows of one kind of growth."""
+    """The rows of one kind of growth of a micro-batch or a network."""
     dtype = compute_dtype(device)
     steps = {
-        str(size): step_of(
+        size: step_of(
             network(shape.model, shape, groups, dtype=dtype).to(device),
             batch_under("random", shape).to(device),
         )
         for size, shape in shapes.items()
     }
-    times = side_by_side(steps, runs=runs)
-    flops = [
-        shape.flops_per_token() * shape.micro_batch * shape.seq_length for shape in shapes.values()
-    ]
-    seconds = [taken.median for taken in times.values()]
-    slope, start = np.polyfit(flops, seconds, 1)
-    fitted = slope * np.array(flops) + start
+    return _time_steps(name, steps, [_flops(shape) for shape in shapes.values()], runs=runs)
+
+
+def time_accumulation(
+    shape: Shape,
+    numbers: Sequence[int],
+    groups: ProcessGroupCollection,
+    *,
+    device: torch.device,
+    runs: int,
+) -> list[Row]:
+    """The rows of steps with more and more micro-batches, whose gradients add up."""
+    steps = accumulating_steps(shape, numbers, groups, device=device)
+    flops = [number * _flops(shape) for number in numbers]
+    return _time_steps("accumulation", steps, flops, runs=runs)
+
+
+def accumulating_steps(
+    shape: Shape, numbers: Sequence[int], groups: ProcessGroupCollection, *, device: torch.device
+) -> dict[int, Step]:
+    """A step for each number of micro-batches."""
+    return {
+        number: scheduled_step(shape, groups, micro_batches=number, device=device)
+        for number in numbers
+    }
+
+
+def fitted(name: str, flops: Mapping[int, int], seconds: Sequence[float]) -> list[Row]:
+    """Measured times beside the line that fits them best over operations.
+
+    Args:
+        name: what grows.
+        flops: of a step, by what it grows to.
+        seconds: of a step, in the same order.
+
+    Returns:
+        A row for each: the ratio of time and line, and its largest distance from 1 in all rows.
+    """
+    counts = np.array(list(flops.values()))
+    slope, start = np.polyfit(counts / counts.max(), seconds, 1)
+    line = (slope * counts / counts.max() + start).tolist()
+    worst = max(abs(taken / expected - 1) for taken, expected in zip(seconds, line, strict=True))
     return [
         {
             "grows": name,
             "to": size,
-            "10^9 operations": count / 1e9,
+            "10^9 operations": flops[size] / 1e9,
             "median ms": 1000 * taken,
-            "fitted ms": 1000 * line,
-            "ratio": taken / line,
+            "expected ms": 1000 * expected,
+            "ratio": taken / expected,
+            "worst residual": worst,
+            "processes": 1,
+            "cores": places(),
         }
-        for size, count, taken, line in zip(shapes, flops, seconds, fitted.tolist(), strict=True)
+        for size, taken, expected in zip(flops, seconds, line, strict=True)
     ]
+
+
+def _time_steps(
+    name: str, steps: Mapping[int, Step], flops: Sequence[int], *, runs: int
+) -> list[Row]:
+    times = side_by_side({str(size): step for size, step in steps.items()}, runs=runs)
+    seconds = [taken.median for taken in times.values()]
+    return fitted(name, dict(zip(steps, flops, strict=True)), seconds)
+
+
+def _flops(shape: Shape) -> int:
+    return shape.flops_per_token() * shape.micro_batch * shape.seq_length

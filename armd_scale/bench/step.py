@@ -14,6 +14,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import nn
 
+from armd_scale.bench.operators import ATTENTION, PRODUCTS, profile_operators, total
 from armd_scale.bench.rivals import llama_step, megatron_step
 from armd_scale.bench.rows import Row
 from armd_scale.bench.timing import ratio, side_by_side
@@ -28,6 +29,7 @@ from armd_scale.order.draw import draw_blocks
 from armd_scale.order.policies import parse_spec
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
+from armd_scale.train.hardware import peak_flops
 
 Step = Callable[[], None]
 
@@ -77,33 +79,60 @@ SHAPES = {
 }
 
 
-def compare_steps(*, shape: str = "small", runs: int = 7) -> list[Row]:
+def compare_steps(*, shape: str = "small", runs: int = 7, profile: bool = False) -> list[Row]:
     """Times a step of an AR model, of ARMD in its ways to run, and of two other AR stacks.
 
     Args:
         shape: one of SHAPES.
         runs: how often each is timed.
+        profile: add the shares of matrix products and of attention, from steps of their own.
 
     Returns:
         A row for each: times, targets a second, its ratio to the AR step (the median over turns),
-        and the floor of that ratio, in operations.
+        the floor of that ratio, in operations, and the share of the measured peak that these
+        operations reach (`mfu`).
     """
-    sizes = SHAPES[shape]
     environment = read_environment()
     with process_groups(environment, ParallelConfig()) as groups:
-        times = side_by_side(steps_of(sizes, groups, device=environment.device), runs=runs)
-    plain = sizes.flops_per_token(dataclasses.replace(sizes.model, two_stream_layers=0))
-    floor = sizes.flops_per_token() / plain
-    targets = sizes.micro_batch * sizes.seq_length
+        return time_steps(
+            SHAPES[shape], groups, device=environment.device, runs=runs, profile=profile
+        )
+
+
+def time_steps(
+    shape: Shape,
+    groups: ProcessGroupCollection,
+    *,
+    device: torch.device,
+    runs: int,
+    profile: bool = False,
+) -> list[Row]:
+    """The rows of `compare_steps`."""
+    peak = peak_flops(device, compute_dtype(device))
+    steps = steps_of(shape, groups, device=device)
+    times = side_by_side(steps, runs=runs)
+    shares = {name: shares_of(step, device) if profile else {} for name, step in steps.items()}
+    plain = shape.flops_per_token(dataclasses.replace(shape.model, two_stream_layers=0))
+    floors = {name: shape.flops_per_token() / plain for name in ("armd", "armd_dense")}
+    targets = shape.micro_batch * shape.seq_length
     return [
         {
             **taken.row(name),
             "targets/s": round(targets / taken.median),
             "time ratio": ratio(times, name, "ar"),
-            "operations ratio": floor if name in ("armd", "armd_dense") else 1.0,
+            "operations ratio": floors.get(name, 1.0),
+            "mfu": floors.get(name, 1.0) * plain * targets / taken.median / peak,
+            **shares[name],
         }
         for name, taken in times.items()
     ]
+
+
+def shares_of(step: Step, device: torch.device) -> Row:
+    """Shares of matrix products and attention in the time of all operators."""
+    operators = profile_operators(step, runs=1, device=device)
+    parts = (PRODUCTS, ATTENTION)
+    return {f"{part} share": total(operators, part) / total(operators) for part in parts}
 
 
 def steps_of(
@@ -154,10 +183,15 @@ def batch_under(order: str, shape: Shape) -> ArmdBatch:
     )
 
 
+def mean_of_targets(batch: ArmdBatch) -> Objective:
+    """The mean loss over a batch's targets."""
+    targets = batch.is_target.double()
+    return Objective((targets / targets.sum()).unsqueeze(0))
+
+
 def step_of(model: nn.Module, batch: ArmdBatch) -> Step:
     """Forward and backward pass of one of our networks."""
-    targets = batch.is_target.double()
-    objective = Objective((targets / targets.sum()).unsqueeze(0))
+    objective = mean_of_targets(batch)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)

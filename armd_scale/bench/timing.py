@@ -38,15 +38,16 @@ def side_by_side(ways: Mapping[str, Callable[[], object]], *, runs: int) -> dict
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, call in ways.items():
-            _wait()
+            wait()
             began = time.perf_counter()
             call()
-            _wait()
+            wait()
             seconds[name].append(time.perf_counter() - began)
     return {name: Times(runs=tuple(taken)) for name, taken in seconds.items()}
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Waits until the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,7 +1,7 @@
 """The things that a running job is made of, built in order from its recipe."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -218,17 +218,26 @@ def build_network(
 
 
 def scheduled(engine: ZeroEngine, parent: Parent | None = None) -> list[ScheduledStage]:
-    """The network's parts as the schedule sees them, from lessons, each called through the engine.
+    """The network's parts as the schedule sees them, each called through the engine."""
+    return stages_for(engine.network, engine, parent)
 
-    Beside a parent the network is in one part, and learns from its divergence as well.
+
+def stages_for(
+    network: Chunks, forward: Callable[..., Any], parent: Parent | None = None
+) -> list[ScheduledStage]:
+    """The network's parts as the schedule sees them, from lessons.
+
+    Args:
+        network: the parts that this process holds.
+        forward: the network itself, or an engine around it.
+        parent: what the network is held to; it is then in one part.
     """
-    network = engine.network
 
     def call(lesson: Lesson, number: int) -> Tensor | tuple[Tensor, Tensor]:
         if lesson.weights is None:
-            return engine(lesson.batch, number)
+            return forward(lesson.batch, number)
         reference = None if parent is None else parent.reference(lesson.batch)
-        return engine(lesson.batch, number, Objective(lesson.weights, reference))
+        return forward(lesson.batch, number, Objective(lesson.weights, reference))
 
     return [
         ScheduledStage(partial(call, number=number), part.set_input, network.transformer_config)

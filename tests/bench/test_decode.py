@@ -2,9 +2,7 @@
 
 import json
 
-import pytest
-
-from armd_scale.bench.decode import compare_decoding, profile_rounds
+from armd_scale.bench.decode import compare_decoding
 from tests.support.networks import LLAMA, build
 
 
@@ -17,13 +15,3 @@ def test_every_way_is_measured(groups):
     assert [result[name]["rounds"] for name in list(result)[:2]] == [8, 5]
     assert all(way["tokens_per_second"] > 0 for way in result.values())
     assert 0 <= result["lossless 2, streams 2"]["acceptance_rate"] <= 1
-
-
-@pytest.mark.parametrize("streams", [1, 2])
-def test_a_rounds_time_is_split(groups, streams):
-    (row,) = profile_rounds(build(LLAMA, groups), streams=streams, after=(4,))
-    assert row["tokens"] == 4
-    assert row["matrix_products"] > 0
-    assert row["attention"] > 0
-    parts = row["matrix_products"] + row["attention"] + row["rest"]
-    assert parts == pytest.approx(row["round"])

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from armd_scale.bench.rows import Row, markdown, write_json
+import pytest
+
+from armd_scale.bench.rows import Row, markdown, require_place, write_json
+from armd_scale.errors import ArmdError
 
 ROWS: list[Row] = [{"stage": 1, "held_mib": 2.345, "ratio": 1.0}]
 
@@ -17,3 +20,12 @@ def test_json_keeps_every_digit(tmp_path: Path) -> None:
     write_json(ROWS, tmp_path / "rows.json")
     assert json.loads((tmp_path / "rows.json").read_text()) == ROWS
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_place_for_figures_is_left_as_it_was(tmp_path: Path) -> None:
+    require_place(tmp_path / "rows.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ArmdError, match=r"rows\.json cannot \(No such file.*make its folder first"):
+        require_place(tmp_path / "no" / "rows.json")
+    with pytest.raises(ArmdError, match=r"cannot \(Is a directory\)"):
+        write_json(ROWS, tmp_path)

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import pytest
 import torch
 
+from armd_scale.bench import commands
 from armd_scale.bench.attention import compare_attention, ways_of
+from armd_scale.bench.products import measure_products
 from armd_scale.bench.scaling import time_growth
-from armd_scale.bench.step import Shape, steps_of
+from armd_scale.bench.step import SHAPES, Shape, steps_of, time_steps
 from armd_scale.bench.timing import Times, ratio
 from armd_scale.config.schema import ModelConfig
 
@@ -42,6 +45,24 @@ def test_every_network_takes_its_step(groups):
     assert set(steps) == {"ar", "armd", "armd_dense", "armd_l2r", "megatron_gpt", "hf_llama"}
     for step in steps.values():
         step()
+
+
+def test_a_step_has_shares_of_its_operators(groups):
+    rows = time_steps(TINY, groups, device=torch.device("cpu"), runs=1, profile=True)
+    for row in rows:
+        assert 0 < row["matrix products share"] < 1
+        assert (row["attention share"] > 0) == (row["way"] != "megatron_gpt")
+        assert 0 < row["mfu"] < 1
+
+
+def test_a_products_rate_is_beside_the_peak():
+    (row,) = measure_products(runs=1, sizes=(64,))
+    assert row["TFLOP/s"] == pytest.approx(2 * 64**3 / (row["median ms"] / 1e3) / 1e12)
+    assert row["ratio"] == pytest.approx(row["TFLOP/s"] / row["peak of mfu, TFLOP/s"])
+
+
+def test_commands_name_every_shape():
+    assert tuple(SHAPES) == commands.SHAPES
 
 
 def test_growth_is_fitted_by_operations(groups):

@@ -18,8 +18,7 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError, RecipeError
 from armd_scale.model.init import draw
-from armd_scale.parallel.schedule import ScheduledStage
-from armd_scale.train.parts import build_network
+from armd_scale.train.parts import build_network, stages_for
 from armd_scale.train.score import Scorer
 from tests.support.hf_folders import CONFIGS, VOCAB, make_model, write_folder
 from tests.support.networks import batch_of
@@ -96,11 +95,8 @@ def scores_of(groups: ProcessGroupCollection, place: str, names: list[str]) -> l
         parallel = ParallelConfig(tensor=groups.tp.size(), pipeline=groups.pp.size())
         recipe = dataclasses.replace(checkpoint.recipe, parallel=parallel)
         network = build_network(recipe, checkpoint, groups=groups, device=torch.device("cpu"))
-        stages = [
-            ScheduledStage(part, part.set_input, network.transformer_config)
-            for part in network.models
-        ]
-        found.append(Scorer(network, stages)(left_to_right()).numpy())
+        scorer = Scorer(network, stages_for(network, network))
+        found.append(scorer(left_to_right()).numpy())
     return found
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from armd_scale.bench.step import mean_of_targets
 from armd_scale.model.armd import masks_of
 from armd_scale.model.attention import attend_causally, attend_masked, causal_kernel
 from armd_scale.model.visible import RowMask
-from tests.support.networks import LLAMA, SHAPES, batch_of, build, mean_of_targets
+from tests.support.networks import LLAMA, SHAPES, batch_of, build
 from tests.support.samples import draw_windows
 
 HEADS = [(4, 4), (4, 2), (6, 1)]

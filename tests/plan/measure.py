@@ -9,6 +9,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from armd_scale.bench.step import mean_of_targets
 from armd_scale.config.derive import accumulation_steps
 from armd_scale.config.schema import Recipe
 from armd_scale.model.objective import Lesson
@@ -16,7 +17,6 @@ from armd_scale.optim.zero import ZeroEngine
 from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
 from armd_scale.parallel.schedule import run_micro_batches
 from armd_scale.train.parts import build_network, scheduled
-from tests.support.networks import mean_of_targets
 from tests.support.samples import draw_windows
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from armd_scale.bench.step import mean_of_targets
 from armd_scale.config import derive
 from armd_scale.config.schema import (
     LeftToRightConfig,
@@ -20,7 +21,6 @@ from armd_scale.plan import compute
 from armd_scale.train.parts import build_network
 from tests.config.examples import SMALL, bend
 from tests.plan.measure import batch_of
-from tests.support.networks import mean_of_targets
 
 MODEL = ModelConfig(
     layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2

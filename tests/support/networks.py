@@ -10,7 +10,6 @@ from armd_scale.config.schema import ModelConfig, ParallelConfig, RopeScaling
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd import ArmdModel
 from armd_scale.model.init import initialise
-from armd_scale.model.objective import Objective
 from armd_scale.model.spec import transformer_config
 
 LLAMA = ModelConfig(
@@ -71,12 +70,6 @@ def batch_of(
     return make_batch(
         tokens, block, lengths=lengths, sample_index=np.arange(tokens.shape[0], dtype=np.int64)
     )
-
-
-def mean_of_targets(batch: ArmdBatch) -> Objective:
-    """The mean loss over a batch's targets."""
-    targets = batch.is_target.double()
-    return Objective((targets / targets.sum()).unsqueeze(0))
 
 
 def log_probs_by_position(network: ArmdModel, batch: ArmdBatch) -> list[dict[int, torch.Tensor]]:
