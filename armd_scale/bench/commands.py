@@ -163,7 +163,8 @@ BENCHES = {
         "where a round of decoding spends its time, as the text grows",
         "armd_scale.bench.rounds:measure_rounds",
         {"--checkpoint": _CHECKPOINT, "--streams": _numbers(1, 4, summary="parallel streams")}
-        | {"--after": _numbers(64, 256, 1024, summary="generated tokens before the rounds timed")},
+        | {"--after": _numbers(64, 256, 1024, summary="generated tokens before the rounds timed")}
+        | {"--runs": _number(5, "texts of each")},
         "--checkpoint runs/demo --streams 1 4",
     ),
 }

@@ -42,7 +42,7 @@ class HeadShape:
 
     def chunk_rows(self, device: torch.device) -> int:
         """Rows whose logits exist at a time."""
-        return min(self.rows, logit_rows_at_once(self.vocab_size, on_gpu=device.type == "cuda"))
+        return min(self.rows, logit_rows_at_once(self.vocab_size, 1, on_gpu=device.type == "cuda"))
 
 
 SHAPES = (HeadShape(512, 384, 8192), HeadShape(2048, 768, 50304))

@@ -21,51 +21,60 @@ FORWARD = "forward pass of a round"
 WRITE = "aten::scatter_"
 
 
-def measure_rounds(checkpoint: str, streams: Sequence[int], after: Sequence[int]) -> list[Row]:
-    """`profile_rounds` on a checkpoint for every number of streams, one after another."""
+def measure_rounds(
+    checkpoint: str, streams: Sequence[int], after: Sequence[int], runs: int
+) -> list[Row]:
+    """`profile_rounds` on a checkpoint."""
     with loaded(checkpoint) as network:
-        return [
-            row
-            for number in streams
-            for row in profile_rounds(network, streams=number, after=after)
-        ]
+        return profile_rounds(network, streams=streams, after=after, runs=runs)
 
 
 def profile_rounds(
-    network: ArmdModel, *, streams: int = 1, after: Sequence[int] = (64, 256, 1024)
+    network: ArmdModel,
+    *,
+    streams: Sequence[int] = (1, 4),
+    after: Sequence[int] = (64, 256, 1024),
+    runs: int = 5,
 ) -> list[Row]:
     """Milliseconds of a round once a text has so many generated tokens.
 
     Returns:
-        For each of `after` the forward passes of a round and its wall time. Of that, the operators
-        of the forward pass, from a second text that is decoded under the profiler: matrix products,
-        attention, and writing keys and values to the cache; `drawing`, by the clock, is all but the
-        forward pass, that is, choosing tokens and keeping the canvas; `rest` is what is left:
-        other operators of the forward pass, and Python.
+        For each number of streams and each of `after` the forward passes of a round and its wall
+        time, the median of texts in turn. Of that, the operators of the forward pass, from one more
+        text that is decoded under the profiler: matrix products, attention, and writing keys and
+        values to the cache; `drawing`, by the clock, is all but the forward pass, that is, choosing
+        tokens and keeping the canvas; `rest` is what is left: other operators of the forward pass,
+        and Python.
     """
-    return [_profile(network, streams, tokens) for tokens in after]
+    places = [(number, tokens) for number in streams for tokens in after]
+    timed: dict[tuple[int, int], list[_Rounds]] = {place: [] for place in places}
+    for _ in range(runs):
+        for number, tokens in places:
+            watch = _Rounds(first=max(tokens // number, 1))
+            _decode(network, tokens, number, watch)
+            timed[number, tokens].append(watch)
+    return [_row(network, number, tokens, watches) for (number, tokens), watches in timed.items()]
 
 
-def _profile(network: ArmdModel, streams: int, tokens: int) -> Row:
+def _row(network: ArmdModel, streams: int, tokens: int, timed: Sequence["_Rounds"]) -> Row:
     device = next(network.parameters()).device
     profiler = new_profiler(device)
-    timed = _Rounds(first=max(tokens // streams, 1))
-    _decode(network, tokens, streams, timed)
-    _decode(network, tokens, streams, _Rounds(first=timed.first, profiler=profiler))
+    _decode(network, tokens, streams, _Rounds(first=timed[0].first, profiler=profiler))
     operators = operators_of(profiler, runs=ROUNDS_TIMED, device=device, inside=FORWARD)
+    round_milliseconds = statistics.median(watch.milliseconds for watch in timed)
     parts = {
         "matrix products ms": total(operators, PRODUCTS),
         "attention ms": total(operators, ATTENTION),
         "cache writes ms": sum((o.milliseconds for o in operators if o.name == WRITE), 0.0),
-        "drawing ms": timed.drawing_milliseconds,
+        "drawing ms": statistics.median(watch.drawing_milliseconds for watch in timed),
     }
     return {
         "streams": streams,
         "tokens": tokens,
-        "forwards a round": timed.forwards_per_round,
-        "round ms": timed.milliseconds,
+        "forwards a round": timed[0].forwards_per_round,
+        "round ms": round_milliseconds,
         **parts,
-        "rest ms": timed.milliseconds - sum(parts.values()),
+        "rest ms": round_milliseconds - sum(parts.values()),
     }
 
 

@@ -9,20 +9,25 @@ from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig, R
 # gives one padded size, and so one shape in checkpoints, under all of them.
 VOCAB_MULTIPLE = 64
 # So many logits of a rank exist at a time: enough for a GPU's matrix units, or, on CPU, few enough
-# to stay in its caches.
-LOGITS_ON_GPU, LOGITS_ON_CPU = 1 << 26, 1 << 22
-LARGEST_BUCKET = 50_000_000
-"""Gradients that ZeRO reduces together; stage 3 keeps a buffer for them for good."""
+# to stay in its caches; but never of fewer rows than LEAST_ROWS, because each chunk reads all
+# weights of the head.
+LOGITS_ON_GPU, LOGITS_ON_CPU, LEAST_ROWS = 1 << 26, 1 << 22, 256
 
 
-def logit_rows_at_once(logits_per_row: int, *, on_gpu: bool) -> int:
-    """Rows of a micro-batch whose logits exist together.
+def logit_rows_at_once(columns: int, samples: int, *, on_gpu: bool) -> int:
+    """Rows of each of a micro-batch's samples whose logits exist together.
 
     Args:
-        logits_per_row: this rank's columns of the logits times the samples of the micro-batch.
+        columns: of the logits on this rank.
+        samples: of the micro-batch.
         on_gpu: where they are computed.
     """
-    return max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // logits_per_row)
+    limit = LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU
+    return max(1, max(limit // columns, LEAST_ROWS) // samples)
+
+
+LARGEST_BUCKET = 50_000_000
+"""Gradients that ZeRO reduces together; stage 3 keeps a buffer for them for good."""
 
 
 def reduces_at_once(recipe: Recipe) -> bool:

@@ -170,9 +170,10 @@ class ArmdModel(MegatronModule):
             last: give the logits of that many last query rows alone; None: of all.
         """
         rows = shared_input(self.rows(batch, cache), self.config, self.groups.tp)
-        local = self.local_logits(self.final_norm(rows[-(last or len(rows)) :]))
-        with cpu_stands_in_for_cuda():
-            full = gather_from_tensor_model_parallel_region(local, group=self.groups.tp)
+        full = self.local_logits(self.final_norm(rows[-(last or len(rows)) :]))
+        if self.groups.tp.size() > 1:
+            with cpu_stands_in_for_cuda():
+                full = gather_from_tensor_model_parallel_region(full, group=self.groups.tp)
         return full[..., : self.vocab_size].transpose(0, 1)
 
     def rows(

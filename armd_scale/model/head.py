@@ -126,7 +126,7 @@ class _GradientsAhead(torch.autograd.Function):
         by_rows, by_weight = (needed and weights is not None for needed in ctx.needs_input_grad[:2])
         rows_gradient = torch.empty_like(rows) if by_rows else None
         weight_gradient = _Sum(weight) if by_weight else None
-        size = logit_rows_at_once(rows.shape[1] * weight.shape[0], on_gpu=rows.is_cuda)
+        size = logit_rows_at_once(weight.shape[0], rows.shape[1], on_gpu=rows.is_cuda)
         memory = rows.new_empty(min(size, len(rows)), rows.shape[1], weight.shape[0])
         nats = []
         for start in range(0, len(rows), size):

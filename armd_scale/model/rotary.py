@@ -36,6 +36,8 @@ class Rotation:
 
     def rows(self, start: int, stop: int) -> "Rotation":
         """The rotation of the rows start..stop-1."""
+        if (start, stop) == (0, len(self.cos)):
+            return self
         return Rotation(self.cos[start:stop], self.sin[start:stop])
 
 
@@ -54,12 +56,14 @@ class _Turn(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    pairs = cos.shape[-1]
-    turned = torch.empty_like(x)
-    low, high = x[..., :pairs], x[..., pairs : 2 * pairs]
-    torch.mul(low, cos, out=turned[..., :pairs]).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=turned[..., pairs : 2 * pairs]).addcmul_(low, sin)
-    turned[..., 2 * pairs :] = x[..., 2 * pairs :]
+    pairs, turned = cos.shape[-1], torch.empty_like(x)
+    parts = (pairs, pairs, x.shape[-1] - 2 * pairs)
+    low, high, kept = x.split(parts, dim=-1)
+    new_low, new_high, new_kept = turned.split(parts, dim=-1)
+    torch.mul(low, cos, out=new_low).addcmul_(high, sin, value=-1)
+    torch.mul(high, cos, out=new_high).addcmul_(low, sin)
+    if parts[-1]:
+        new_kept.copy_(kept)
     return turned
 
 

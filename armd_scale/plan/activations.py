@@ -108,5 +108,7 @@ def working_bytes(recipe: Recipe, chunk: Stage) -> float:
     columns, targets = _columns(recipe), recipe.data.seq_length * recipe.train.micro_batch
     width = bytes_per_value(recipe)
     copy = 0 if width == FP32 else FP32
-    logits = min(targets * columns, max(columns, derive.LOGITS_ON_GPU))
+    samples = recipe.train.micro_batch
+    rows_at_once = samples * derive.logit_rows_at_once(columns, samples, on_gpu=True)
+    logits = columns * min(targets, rows_at_once)
     return max(again, float((logits + columns * model.hidden) * (width + copy)))

@@ -25,6 +25,7 @@ SMALL = HeadShape(rows=50, hidden=2, vocab_size=4096)
 
 @pytest.fixture
 def ways(groups: ProcessGroupCollection, monkeypatch: pytest.MonkeyPatch) -> dict[str, HeadStep]:
+    monkeypatch.setattr(derive, "LEAST_ROWS", 1)
     monkeypatch.setattr(derive, "LOGITS_ON_CPU", 8 * SMALL.vocab_size)  # the last chunk has 2 rows
     return {"dense": dense_step, "chunks": chunked_step, "ours": partial(our_step, groups.tp)}
 

@@ -11,7 +11,7 @@ PARTS = ("matrix products", "attention", "cache writes", "drawing", "rest")
 @pytest.mark.parametrize("streams", [1, 2])
 def test_a_rounds_time_is_split(groups, streams):
     network = build(LLAMA, groups, max_positions=256)
-    (row,) = profile_rounds(network, streams=streams, after=(4,))
+    (row,) = profile_rounds(network, streams=(streams,), after=(4,), runs=2)
     assert (row["streams"], row["tokens"], row["forwards a round"]) == (streams, 4, 1)
     assert all(row[f"{part} ms"] > 0 for part in PARTS[:4])
     assert sum(row[f"{part} ms"] for part in PARTS) == pytest.approx(row["round ms"])

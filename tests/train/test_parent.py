@@ -74,6 +74,7 @@ def test_samples_in_text_order_are_told_from_the_others(lengths: tuple[int, ...]
 def test_the_network_puts_out_its_divergence_where_both_read_forward(
     groups: ProcessGroupCollection, monkeypatch: pytest.MonkeyPatch, theirs: Any, per_chunk: int
 ) -> None:
+    monkeypatch.setattr(derive, "LEAST_ROWS", 1)
     monkeypatch.setattr(derive, "LOGITS_ON_CPU", per_chunk)
     parent = build(theirs, groups, dtype=torch.float64, seed=5)
     network = build(LLAMA, groups, dtype=torch.float64)
