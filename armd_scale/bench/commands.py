@@ -88,6 +88,8 @@ def _numbers(*default: int, summary: str) -> dict[str, Any]:
 
 SHAPES = ("small", "125m", "1b", "8b-layers")
 _SHAPE = {"choices": SHAPES, "default": "small", "help": "size of the networks (small)"}
+GROWS = ("layers", "micro_batch", "seq_length", "accumulation", "stages")
+_GROWS = {"choices": GROWS, "nargs": "+", "default": GROWS, "help": "one after another (all)"}
 _CHECKPOINT = {"required": True, "help": "a checkpoint, or a run folder: its newest one"}
 _RECIPE = {"type": _file, "required": True, "metavar": "FILE", "help": "of a run that has shards"}
 _HF = {"type": _folder, "metavar": "FOLDER", "help": "the same weights for transformers' generate"}
@@ -142,8 +144,8 @@ BENCHES = {
     "scaling": Bench(
         "step time against layers, samples, length of text, micro-batches and pipeline stages",
         "armd_scale.bench.scaling:compare_sizes",
-        {"--runs": _number(5, "how often each is timed")},
-        "--runs 5",
+        {"--grows": _GROWS, "--runs": _number(5, "how often each is timed")},
+        "--grows layers seq_length --runs 5",
     ),
     "loading": Bench(
         "tokens that the loader makes, beside tokens that training uses up",

@@ -23,20 +23,25 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.groups import process_groups
 
+SIZES = {
+    "layers": (2, 4, 6, 8),
+    "micro_batch": (1, 2, 3, 4),
+    "seq_length": (256, 512, 1024, 2048),
+    "accumulation": (1, 2, 4, 8),
+    "stages": (1, 2, 4),
+}
+"""What can grow, and to what; `accumulation` is the number of micro-batches, of one sample."""
+
 
 def compare_sizes(
-    *,
-    shape: str = "small",
-    layers: Sequence[int] = (2, 4, 6, 8),
-    micro_batches: Sequence[int] = (1, 2, 3, 4),
-    seq_lengths: Sequence[int] = (256, 512, 1024, 2048),
-    accumulation: Sequence[int] = (1, 2, 4, 8),
-    runs: int = 5,
+    *, shape: str = "small", grows: Sequence[str] = tuple(SIZES), runs: int = 5
 ) -> list[Row]:
-    """Times ARMD steps as layers, samples, the length of text, and micro-batches grow; and stages.
+    """Times ARMD steps as one thing grows at a time.
 
-    One thing grows at a time: `accumulation` is the number of micro-batches, of one sample, in a
-    step.
+    Args:
+        shape: one of SHAPES, what all but pipeline stages start from.
+        grows: keys of SIZES.
+        runs: how often each is timed.
 
     Returns:
         The rows of `fitted` for each growth. Layers, samples and micro-batches must lie on a line
@@ -44,26 +49,29 @@ def compare_sizes(
         row for each number of pipeline stages, with the time that 1F1B leads to expect.
     """
     base = SHAPES[shape]
-    grown = {
-        "layers": {
-            n: dataclasses.replace(base, model=dataclasses.replace(base.model, layers=n))
-            for n in layers
-        },
-        "micro_batch": {n: dataclasses.replace(base, micro_batch=n) for n in micro_batches},
-        "seq_length": {n: dataclasses.replace(base, seq_length=n) for n in seq_lengths},
-    }
     one = dataclasses.replace(base, micro_batch=1)
     device = read_environment().device
+    rows: list[Row] = []
     with process_groups(read_environment(), ParallelConfig()) as groups:
-        rows = [
-            row
-            for name, shapes in grown.items()
-            for row in time_growth(name, shapes, groups, device=device, runs=runs)
-        ]
-        rows += time_accumulation(one, accumulation, groups, device=device, runs=runs)
-    on_cuda = device.type == "cuda"  # where a process needs a device of its own
-    stages = [number for number in (1, 2, 4) if not on_cuda or number <= places()]
-    return rows + time_stages(stages=stages, runs=runs)
+        how = {"device": device, "runs": runs}
+        for name in (name for name in grows if name != "stages"):
+            if name == "accumulation":
+                rows += time_accumulation(one, SIZES[name], groups, **how)
+            else:
+                rows += time_growth(
+                    name, {n: _grown(base, name, n) for n in SIZES[name]}, groups, **how
+                )
+    if "stages" in grows:
+        on_cuda = device.type == "cuda"  # where a process needs a device of its own
+        stages = [n for n in SIZES["stages"] if not on_cuda or n <= places()]
+        rows += time_stages(stages=stages, runs=runs)
+    return rows
+
+
+def _grown(base: Shape, name: str, size: int) -> Shape:
+    if name == "layers":
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, layers=size))
+    return dataclasses.replace(base, **{name: size})
 
 
 def time_growth(

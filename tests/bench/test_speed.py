@@ -8,7 +8,7 @@ import torch
 from armd_scale.bench import commands
 from armd_scale.bench.attention import compare_attention, ways_of
 from armd_scale.bench.products import measure_products
-from armd_scale.bench.scaling import time_growth
+from armd_scale.bench.scaling import SIZES, time_growth
 from armd_scale.bench.step import SHAPES, Shape, steps_of, time_steps
 from armd_scale.bench.timing import Times, ratio
 from armd_scale.config.schema import ModelConfig
@@ -63,6 +63,7 @@ def test_a_products_rate_is_beside_the_peak():
 
 def test_commands_name_every_shape():
     assert tuple(SHAPES) == commands.SHAPES
+    assert tuple(SIZES) == commands.GROWS
 
 
 def test_growth_is_fitted_by_operations(groups):
