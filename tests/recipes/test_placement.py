@@ -177,7 +177,7 @@ def without_values(batch):
             if isinstance(value, torch.Tensor)
             else without_values(value)
             for field in dataclasses.fields(batch)
-            if not isinstance(value := getattr(batch, field.name), bool)
+            if not isinstance(value := getattr(batch, field.name), bool | tuple | None)
         },
     )
 
