@@ -26,7 +26,7 @@ def configure(*, level: int = logging.INFO, prefix: str = "") -> None:
     root.propagate = False
 
 
-class Track:
+class ProgressBar:
     """Progress over a known amount of work, as a context manager.
 
     Args:
@@ -53,7 +53,7 @@ class Track:
             console=Console(stderr=True),
         )
 
-    def __enter__(self) -> "Track":
+    def __enter__(self) -> "ProgressBar":
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, note="")

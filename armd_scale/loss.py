@@ -19,10 +19,10 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Columns:
+class VocabShard:
     """The columns of the logits that a rank holds, padding included."""
 
-    first_token: int
+    vocab_start: int
     """The token id of the first."""
     vocab_size: int
     """Number of tokens; columns beyond are padding and get no probability."""
@@ -31,7 +31,7 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class ParentLogits:
+class TeacherLogits:
     """What another network says of some samples."""
 
     samples: Bool[Tensor, " b"]
@@ -41,13 +41,13 @@ class ParentLogits:
 
 
 @torch.no_grad()
-def nats_and_gradient_(
+def fused_cross_entropy_(
     logits: Float[Tensor, "rows b columns"],
     labels: Int[Tensor, "rows b"],
-    columns: Columns,
+    columns: VocabShard,
     *,
     weights: Float[Tensor, "terms rows b"] | None = None,
-    parent: ParentLogits | None = None,
+    parent: TeacherLogits | None = None,
 ) -> Float[Tensor, "terms rows b"]:
     """Nats of every row; the logits are used up, and hold a gradient where weights are given.
 
@@ -68,43 +68,43 @@ def nats_and_gradient_(
         divergence of exactly 0.
     """
     is_half = logits.dtype in (torch.bfloat16, torch.float16)
-    work = logits.float() if is_half else logits
-    tokens = _tokens_of(work, columns)
-    column = (labels - columns.first_token).unsqueeze(-1)
+    logits32 = logits.float() if is_half else logits
+    tokens = _tokens_of(logits32, columns)
+    column = (labels - columns.vocab_start).unsqueeze(-1)
     is_here = (column >= 0) & (column < tokens.shape[-1])
     column = column.where(is_here, 0)
     _subtract_largest_(tokens, columns)
     label_logit = tokens.gather(-1, column).where(is_here, 0).squeeze(-1)
-    shifted = None if parent is None else tokens[:, parent.samples]
-    partition = tokens.exp_().sum(dim=-1)
-    label_logit, partition = _sum_over_ranks(torch.stack((label_logit, partition)), columns)
-    terms = [partition.log() - label_logit]
+    shifted_logits = None if parent is None else tokens[:, parent.samples]
+    sum_exp = tokens.exp_().sum(dim=-1)
+    label_logit, sum_exp = _sum_over_ranks(torch.stack((label_logit, sum_exp)), columns)
+    terms = [sum_exp.log() - label_logit]
     target = None
     if parent is not None:
-        assert shifted is not None
-        target, kl = _divergence(parent, shifted, partition[:, parent.samples], columns)
+        assert shifted_logits is not None
+        target, kl = _divergence(parent, shifted_logits, sum_exp[:, parent.samples], columns)
         terms.append(torch.zeros_like(terms[0]))
         terms[1][:, parent.samples] = kl
     nats = torch.stack(terms)
     if weights is None:
         return nats
-    weights = weights.to(work.dtype)
+    weights = weights.to(logits32.dtype)
     total = weights[0].clone()
     if parent is not None:
         total[:, parent.samples] += weights[1][:, parent.samples]
-    tokens.mul_((total / partition).unsqueeze(-1))
+    tokens.mul_((total / sum_exp).unsqueeze(-1))
     tokens.scatter_add_(-1, column, (-weights[0].unsqueeze(-1)).where(is_here, 0))
     if parent is not None:
         assert target is not None
         tokens[:, parent.samples] -= target * weights[1][:, parent.samples].unsqueeze(-1)
-    work[..., max(columns.vocab_size - columns.first_token, 0) :].zero_()
+    logits32[..., max(columns.vocab_size - columns.vocab_start, 0) :].zero_()
     if is_half:
-        logits.copy_(work)
+        logits.copy_(logits32)
     return nats
 
 
-def differentiable_nll(
-    logits: Float[Tensor, "rows b columns"], labels: Int[Tensor, "rows b"], columns: Columns
+def vocab_parallel_nll(
+    logits: Float[Tensor, "rows b columns"], labels: Int[Tensor, "rows b"], columns: VocabShard
 ) -> Float[Tensor, "rows b"]:
     """-log softmax(logits)[label] in nats, for rows that are weighed afterwards.
 
@@ -116,10 +116,10 @@ def differentiable_nll(
 
 class _DifferentiableNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: Columns) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, columns: VocabShard) -> Tensor:
         gradient = logits.clone()
         one = torch.ones(1, *labels.shape, dtype=torch.float64, device=labels.device)
-        (nll,) = nats_and_gradient_(gradient, labels, columns, weights=one)
+        (nll,) = fused_cross_entropy_(gradient, labels, columns, weights=one)
         ctx.save_for_backward(gradient)
         return nll
 
@@ -129,15 +129,15 @@ class _DifferentiableNll(torch.autograd.Function):
         return gradient * upstream[0].unsqueeze(-1).to(gradient.dtype), None, None
 
 
-def _tokens_of(logits: Tensor, columns: Columns) -> Float[Tensor, "*rows kept"]:
+def _tokens_of(logits: Tensor, columns: VocabShard) -> Float[Tensor, "*rows kept"]:
     """The columns that are tokens; a rank of padding alone keeps one, of probability 0."""
-    num_tokens = columns.vocab_size - columns.first_token
+    num_tokens = columns.vocab_size - columns.vocab_start
     if num_tokens <= 0:
         logits[..., :1].fill_(-torch.inf)
     return logits[..., : max(num_tokens, 1)]
 
 
-def _subtract_largest_(tokens: Tensor, columns: Columns) -> None:
+def _subtract_largest_(tokens: Tensor, columns: VocabShard) -> None:
     """Lowers each row by its largest logit on any rank."""
     largest = tokens.amax(dim=-1, keepdim=True)
     if columns.group.size() > 1:
@@ -146,21 +146,21 @@ def _subtract_largest_(tokens: Tensor, columns: Columns) -> None:
 
 
 def _divergence(
-    parent: ParentLogits, shifted: Tensor, partition: Tensor, columns: Columns
+    parent: TeacherLogits, shifted: Tensor, partition: Tensor, columns: VocabShard
 ) -> tuple[Float[Tensor, "rows s kept"], Float[Tensor, "rows s"]]:
     """The parent's probabilities and KL(parent || model), of logits less the row's largest."""
-    theirs = _tokens_of(parent.logits.to(shifted.dtype), columns)
-    _subtract_largest_(theirs, columns)
-    probability = theirs.exp()
-    their_partition = _sum_over_ranks(probability.sum(dim=-1), columns)
-    probability /= their_partition.unsqueeze(-1)
+    teacher_logits = _tokens_of(parent.logits.to(shifted.dtype), columns)
+    _subtract_largest_(teacher_logits, columns)
+    probability = teacher_logits.exp()
+    teacher_sum_exp = _sum_over_ranks(probability.sum(dim=-1), columns)
+    probability /= teacher_sum_exp.unsqueeze(-1)
     # The column of a rank of padding alone is -inf on both sides.
-    difference = theirs.sub_(shifted).where(probability > 0, 0.0)
+    difference = teacher_logits.sub_(shifted).where(probability > 0, 0.0)
     mean = _sum_over_ranks((probability * difference).sum(dim=-1), columns)
-    return probability, mean - their_partition.log() + partition.log()
+    return probability, mean - teacher_sum_exp.log() + partition.log()
 
 
-def _sum_over_ranks(values: Tensor, columns: Columns) -> Tensor:
+def _sum_over_ranks(values: Tensor, columns: VocabShard) -> Tensor:
     if columns.group.size() > 1:
         dist.all_reduce(values, group=columns.group)
     return values

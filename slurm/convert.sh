@@ -13,6 +13,6 @@
 #SBATCH --time=02:00:00
 #SBATCH --output=%x-%j.log
 
-source slurm/job.sh
+source slurm/env.sh
 
 srun --output="$LOG" "$PYTHON" tools/convert_ar_to_armd.py "$@"

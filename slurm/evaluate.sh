@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-source slurm/job.sh
-trap 'bash slurm/start_again.sh $? $SECONDS' EXIT
+source slurm/env.sh
+trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
 
 srun --kill-on-bad-exit=0 --wait=60 --output="$LOG" --open-mode=append "$PYTHON" tools/evaluate.py "$@"

@@ -19,8 +19,8 @@
 
 # SIGUSR1 comes 300 s before the time limit: the step in hand and a save must fit. The job then goes back
 # to the queue and resumes, for as many limits as the run needs.
-source slurm/job.sh
-trap 'bash slurm/start_again.sh $? $SECONDS' EXIT
+source slurm/env.sh
+trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
 
 recipe=recipes/armd_125m_owt_strided.yaml
 if [[ ${1:-} == *.yaml ]]; then

@@ -18,8 +18,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.log
 
-source slurm/job.sh
-trap 'bash slurm/start_again.sh $? $SECONDS' EXIT
+source slurm/env.sh
+trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
 
 output=$1
 shift

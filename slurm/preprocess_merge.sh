@@ -12,7 +12,7 @@
 #SBATCH --time=12:00:00
 #SBATCH --output=%x-%j.log
 
-source slurm/job.sh
+source slurm/env.sh
 set -e
 
 output=$1 count=$2

@@ -10,7 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
-from armd_scale.parallel.groups import process_groups
+from armd_scale.parallel.process_groups import process_groups
 
 torch.set_num_threads(1)
 # A shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that.

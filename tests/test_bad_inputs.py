@@ -9,9 +9,8 @@ import pytest
 
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
-from armd_scale.data.tokenize import train_sentencepiece
-from tests.support.held_out import write_manifest
-from tests.support.runs import (
+from armd_scale.data.tokenizer import train_sentencepiece
+from tests.support.cli import (
     ROOT,
     TRAIN,
     VOCAB,
@@ -22,6 +21,7 @@ from tests.support.runs import (
     write_recipe,
     write_text,
 )
+from tests.support.held_out import write_manifest
 
 EVALUATE, GENERATE, PREPROCESS = (
     f"tools/{name}.py" for name in ("evaluate", "generate", "preprocess")

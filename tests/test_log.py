@@ -52,7 +52,7 @@ def test_configuring_again_does_not_double_the_lines(capsys):
 
 def test_without_a_terminal_a_line_every_few_seconds(capsys, clock):
     log.configure()
-    with log.Track("encoding", 40.0, unit="MB") as track:
+    with log.ProgressBar("encoding", 40.0, unit="MB") as track:
         for _ in range(25):
             clock[0] += 1
             track.advance(note="1.5 MB/s" if clock[0] < 5 else "")
@@ -68,7 +68,7 @@ def test_on_a_terminal_a_bar_and_no_lines(monkeypatch, clock):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     log.configure()
-    with log.Track("training", 4.0, unit="steps") as track:
+    with log.ProgressBar("training", 4.0, unit="steps") as track:
         for _ in range(3):
             clock[0] += 60
             track.advance(note="loss 2.50")
@@ -82,6 +82,6 @@ def test_an_error_passes_through_and_the_bar_ends(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(KeyError), log.Track("training", 4.0):
+    with pytest.raises(KeyError), log.ProgressBar("training", 4.0):
         raise KeyError
     assert terminal.getvalue().endswith("\x1b[?25h"), "the cursor stays hidden"

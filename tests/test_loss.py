@@ -7,20 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from armd_scale.bench.step import mean_of_targets
-from armd_scale.config import derive
+from armd_scale.bench.suites.step import mean_of_targets
+from armd_scale.config import derived as derive
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.loss import (
-    Columns,
-    ParentLogits,
-    differentiable_nll,
-    nats_and_gradient_,
+    TeacherLogits,
+    VocabShard,
+    fused_cross_entropy_,
     sum_over_targets,
+    vocab_parallel_nll,
 )
-from armd_scale.model.objective import Objective
+from armd_scale.model.loss_spec import LossSpec
 from tests.support.networks import LLAMA, QWEN3, build
-from tests.support.ranks import run_on_ranks
-from tests.support.samples import draw_windows
+from tests.support.spawn import run_on_ranks
+from tests.support.windows import draw_windows
 
 ROWS, VOCAB = (5, 3), 101
 WEIGHTS = torch.arange(1.0, 16, dtype=torch.float64).view(ROWS)
@@ -34,7 +34,7 @@ def drawn(scale=5.0, dtype=torch.float64):
 
 
 def columns_of(groups, first_token=0, vocab_size=VOCAB):
-    return Columns(first_token=first_token, vocab_size=vocab_size, group=groups.tp)
+    return VocabShard(vocab_start=first_token, vocab_size=vocab_size, group=groups.tp)
 
 
 def parent_of(logits):
@@ -65,9 +65,9 @@ def dense(logits, labels, *parent):
 def ours(logits, labels, columns, *parent):
     """The same by the function under test."""
     work = logits.clone()
-    against = [ParentLogits(SAMPLES, one[:, SAMPLES].clone()) for one in parent]
+    against = [TeacherLogits(SAMPLES, one[:, SAMPLES].clone()) for one in parent]
     weights = torch.stack([(t + 1) * WEIGHTS for t in range(1 + len(parent))])
-    nats = nats_and_gradient_(
+    nats = fused_cross_entropy_(
         work, labels, columns, weights=weights, parent=against[0] if against else None
     )
     return nats, work
@@ -88,14 +88,14 @@ def test_nats_and_gradient_equal_the_dense_ones(groups, scale, with_parent):
 
 def test_without_weights_the_nats_are_the_same(groups):
     logits, labels = drawn()
-    nats = nats_and_gradient_(logits.clone(), labels, columns_of(groups))
+    nats = fused_cross_entropy_(logits.clone(), labels, columns_of(groups))
     torch.testing.assert_close(nats[0], dense_nll(logits, labels), atol=1e-12, rtol=0)
 
 
 def test_rows_can_be_weighed_afterwards(groups):
     logits, labels = drawn()
     leaf = logits.clone().requires_grad_()
-    nll = differentiable_nll(leaf, labels, columns_of(groups))
+    nll = vocab_parallel_nll(leaf, labels, columns_of(groups))
     (gradient,) = torch.autograd.grad((nll * WEIGHTS).sum(), leaf)
     expected, dense_gradient = dense(logits, labels)
     torch.testing.assert_close(nll.detach(), expected[0], atol=1e-12, rtol=0)
@@ -182,7 +182,7 @@ def learned(network, batch, objective):
     network.zero_grad()
     loss, nats = network(batch, objective)
     (3 * loss).backward()
-    gradients = {name: p.grad.clone() for name, p in network.by_name().items()}
+    gradients = {name: p.grad.clone() for name, p in network.parameters_by_name().items()}
     return loss.detach(), nats, gradients
 
 
@@ -194,11 +194,11 @@ def test_gradients_made_ahead_are_those_of_the_loss(groups, monkeypatch, model, 
     batch = draw_windows("strided-joint:2", (7, 5)).batch()
     assert not batch.is_target.all()
     weights = torch.linspace(0.5, 2, batch.labels.numel(), dtype=torch.float64)
-    objective = Objective(weights.view(batch.labels.shape)[None] * batch.is_target)
+    objective = LossSpec(weights.view(batch.labels.shape)[None] * batch.is_target)
     expected = (network(batch) * objective.weights[0]).where(batch.is_target, 0.0).sum()
     network.zero_grad()
     (3 * expected).backward()
-    wanted = {name: p.grad.clone() for name, p in network.by_name().items()}
+    wanted = {name: p.grad.clone() for name, p in network.parameters_by_name().items()}
     monkeypatch.setattr(derive, "LEAST_ROWS", 1)
     monkeypatch.setattr(derive, "LOGITS_ON_CPU", rows_at_once * 2 * 128)
     loss, nats, found = learned(network, batch, objective)

@@ -32,7 +32,7 @@ if [ ! -f "$RUN/data/bytes_train.json" ]; then
 fi
 
 step "from scratch, in the background: strided orders all along, more tokens than Llama and fine-tuning together"
-train run.name=scratch run.folder="$RUN/scratch" model.init_from=null train.parent=null train.steps=780 eval.every_steps=60 checkpoint.every_steps=260 \
+train run.name=scratch run.folder="$RUN/scratch" model.init_from=null train.distillation=null train.steps=780 eval.every_steps=60 checkpoint.every_steps=260 \
     optim.lr=3e-3 optim.min_lr=3e-4 optim.warmup_steps=42 optim.schedule=cosine > "$RUN/scratch.log" 2>&1 &
 scratch=$!
 trap 'kill "$scratch" 2>/dev/null || true' EXIT

@@ -3,7 +3,7 @@
 Example: python tools/bench.py memory --ranks 4 --json memory.json
 """
 
-from armd_scale.bench.commands import bench_parser, run_bench
+from armd_scale.bench.cli import bench_parser, run_bench
 from armd_scale.errors import run_command
 
 

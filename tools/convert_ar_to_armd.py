@@ -5,9 +5,9 @@ import signal
 from dataclasses import fields
 from pathlib import Path
 
-from armd_scale.checkpoint.conversion_hf import Check, convert_and_check
-from armd_scale.checkpoint.from_hf import Conversion
-from armd_scale.checkpoint.opened_hf import DTYPES, Settings
+from armd_scale.checkpoint.hf.convert import ParityCheck, convert_and_check
+from armd_scale.checkpoint.hf.importer import ConversionRequest
+from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import run_command
 from armd_scale.log import configure
@@ -25,12 +25,14 @@ def main() -> int:
     configure()
     # SIGTERM, as schedulers send it, leaves as Ctrl-C does: with nothing half-written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    wanted = Conversion(
+    wanted = ConversionRequest(
         **{name: getattr(args, name) for name in ("hf", "output", "dtype", "overwrite")},
-        settings=Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)}),
+        settings=ArmdSettings(
+            **{field.name: getattr(args, field.name) for field in fields(ArmdSettings)}
+        ),
         parallel=ParallelConfig(tensor=args.tp, pipeline=args.pp),
     )
-    check = Check(how=args.verify, text=args.text, json=args.json)
+    check = ParityCheck(mode=args.verify, text=args.text, json=args.json)
     return int(not convert_and_check(wanted, check, read_environment()))
 
 

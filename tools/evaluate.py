@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from armd_scale.errors import run_command
-from armd_scale.eval.detokenise import CONVENTIONS
-from armd_scale.eval.results import summary
-from armd_scale.eval.run import Request, evaluate_checkpoint
+from armd_scale.eval.detokenizers import DETOKENIZERS
+from armd_scale.eval.evaluate import EvalRequest, evaluate_checkpoint
+from armd_scale.eval.output import summary
 from armd_scale.log import configure
-from armd_scale.order.policies import FORMS
+from armd_scale.order.policies import SPEC_SYNTAX
 from armd_scale.parallel.environment import read_environment
 
 _TASK_HELP = (
@@ -24,11 +24,11 @@ _EXAMPLE = """examples:
 
 def main() -> None:
     """Evaluates, writes the files that were asked for, and prints one line."""
-    request = Request(**vars(_parser().parse_args()))
+    request = EvalRequest(**vars(_parser().parse_args()))
     configure()
     environment = read_environment()
     found = evaluate_checkpoint(request, environment)
-    if environment.is_main:
+    if environment.is_rank0:
         print(summary(found))
 
 
@@ -42,9 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--hf", type=Path, metavar="FOLDER", help="an ARMD's or an AR model's")
     add("--data", metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
     add("--text", type=Path, metavar="FILE", help="a text file instead, all of it scored")
-    add("--detokenise", default="none", metavar="NAME", help=" | ".join(CONVENTIONS))
+    add("--detokenise", default="none", metavar="NAME", help=" | ".join(DETOKENIZERS))
     add("--task", nargs=2, metavar=("NAME", "FILE"), help=_TASK_HELP)
-    add("--order", required=True, metavar="SPEC", help=" | ".join(FORMS.values()))
+    add("--order", required=True, metavar="SPEC", help=" | ".join(SPEC_SYNTAX.values()))
     add("--orders-per-sample", type=_positive, default=1, metavar="K", help="draws a window (1)")
     add("--stride", type=_positive, metavar="N", help="of overlapping windows, for l2r alone")
     add("--samples", type=_positive, metavar="N", help="windows or passages (default: all)")

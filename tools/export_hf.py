@@ -4,13 +4,13 @@ import argparse
 import signal
 from pathlib import Path
 
+from armd_scale.checkpoint.hf.exporter import export
 from armd_scale.checkpoint.load import open_checkpoint
-from armd_scale.checkpoint.to_hf import export
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import run_command
 from armd_scale.log import configure, get_logger
 from armd_scale.parallel.environment import read_environment
-from armd_scale.parallel.groups import process_groups
+from armd_scale.parallel.process_groups import process_groups
 
 _EXAMPLE = """example:
   python tools/export_hf.py --checkpoint runs/adapted --output models/llama-armd
@@ -29,7 +29,7 @@ def main() -> None:
     options = {"as_ar": args.as_ar, "overwrite": args.overwrite}
     environment = read_environment()
     with process_groups(environment, ParallelConfig()) as groups:
-        if environment.is_main:
+        if environment.is_rank0:
             export(checkpoint, args.output, groups=groups, **options)
     get_logger("armd_scale.export").info("wrote %s", args.output)
 

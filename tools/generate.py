@@ -8,15 +8,15 @@ from pathlib import Path
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.data.tokenize import load_tokenizer
+from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import run_command
+from armd_scale.generate import ConfidenceSchedule, Sampling, Strategy, generate_from_specs
+from armd_scale.generate.cli import build_specs, check_files, check_layout, print_and_write
+from armd_scale.generate.live_view import live_progress
+from armd_scale.generate.text import JSON_HELP
 from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
-from armd_scale.parallel.groups import process_groups
-from armd_scale.sample import Dynamic, Sampling, Strategy, complete
-from armd_scale.sample.live import watched
-from armd_scale.sample.request import check_files, check_layout, requested_outlines, tell
-from armd_scale.sample.text import JSON_HELP
+from armd_scale.parallel.process_groups import process_groups
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 STRATEGY = ("streams", "group", "random_order", "dynamic", "lossless")
@@ -27,7 +27,7 @@ def main() -> None:
     args = _parser().parse_args()
     here = read_environment()
     configure()
-    args.dynamic = args.dynamic and Dynamic.parse(args.dynamic)
+    args.dynamic = args.dynamic and ConfidenceSchedule.parse(args.dynamic)
     strategy = Strategy(**{name: getattr(args, name) for name in STRATEGY})
     sampling = Sampling(**{name: getattr(args, name) for name in SAMPLING})
     check_layout(args.tp, here.world_size)
@@ -37,14 +37,14 @@ def main() -> None:
     tokenizer = None if folder is None else load_tokenizer(folder)
     how = {"strategy": strategy, "sampling": sampling}
     asked = {"prompt": args.prompt, "holes": args.infill, "num_tokens": args.tokens}
-    outlines = requested_outlines(**asked, **how, num_samples=args.num_samples, tokenizer=tokenizer)
+    outlines = build_specs(**asked, **how, num_samples=args.num_samples, tokenizer=tokenizer)
     end = tokenizer.eod if tokenizer is not None and args.stop_at_end else None
     with process_groups(here, ParallelConfig(tensor=args.tp)) as groups:
         network = load_network(checkpoint, groups=groups, device=here.device)
-        with watched(outlines, tokenizer, is_main=here.is_main) as on_round:
-            made = complete(network, outlines, **how, end=end, on_round=on_round)
-    if here.is_main:
-        tell(made, tokenizer, records=args.json, replay=args.html)
+        with live_progress(outlines, tokenizer, is_main=here.is_rank0) as on_round:
+            made = generate_from_specs(network, outlines, **how, end=end, on_round=on_round)
+    if here.is_rank0:
+        print_and_write(made, tokenizer, records=args.json, replay=args.html)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
     try:
-        from armd_scale.eval.harness import run_harness
+        from armd_scale.eval.harness.model import run_harness
     except ModuleNotFoundError as error:
         raise ArmdError(
             f"lm-evaluation-harness must be installed, and {error.name} is not: "

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from armd_scale.errors import run_command
+from armd_scale.plan.cli import PlanRequest, make_plan
 from armd_scale.plan.gpus import EFFICIENCY, GPUS
-from armd_scale.plan.run import Request, make_plan
 
 _EXAMPLE = """examples:
   python tools/plan.py recipes/pretrain_7b.yaml --gpus 64 --gpu-type h100
@@ -16,7 +16,7 @@ def main() -> None:
     """Prints tables; exits with status 2 and a sentence where the recipe cannot run."""
     arguments = _parser().parse_intermixed_args()
     arguments.overrides = tuple(arguments.overrides)
-    make_plan(Request(**vars(arguments)))
+    make_plan(PlanRequest(**vars(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,12 +3,12 @@
 import argparse
 import signal
 
-from armd_scale.data.corpus.build import preprocess
-from armd_scale.data.corpus.documents import Reading
-from armd_scale.data.corpus.merge import merge
-from armd_scale.data.corpus.plan import BuildOptions
-from armd_scale.data.manifest import PartOfMany, existing_pairs
-from armd_scale.data.shards import verify
+from armd_scale.data.indexed_reader import verify
+from armd_scale.data.manifest import ShardIndex, existing_splits
+from armd_scale.data.preprocess.documents import ReaderOptions
+from armd_scale.data.preprocess.merge import merge
+from armd_scale.data.preprocess.options import PreprocessOptions
+from armd_scale.data.preprocess.pipeline import preprocess
 from armd_scale.errors import run_command
 from armd_scale.log import configure
 
@@ -50,21 +50,21 @@ def main() -> None:
 
 
 def _verify(prefix: str) -> None:
-    for pair in existing_pairs(prefix).values():
+    for pair in existing_splits(prefix).values():
         manifest = verify(pair)
         print(f"{pair}: ok" + ("" if manifest else " (no manifest, so without checksums)"))
 
 
-def _options(args: argparse.Namespace) -> BuildOptions:
-    return BuildOptions(
+def _options(args: argparse.Namespace) -> PreprocessOptions:
+    return PreprocessOptions(
         inputs=tuple(args.input),
         output=args.output,
         tokenizer=args.tokenizer,
         workers=args.workers,
-        reading=Reading(
+        reading=ReaderOptions(
             text_key=args.text_key,
-            text_documents=args.text_documents,
-            document_bytes=args.document_bytes,
+            document_unit=args.text_documents,
+            max_document_bytes=args.document_bytes,
         ),
         split=args.split,
         shard=args.shard,
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add, default = parser.add_argument, Reading()
+    add, default = parser.add_argument, ReaderOptions()
     add("--input", nargs="+", metavar="PATH", help=_HELP["input"])
     add("--output", metavar="PREFIX", help="where the files go")
     add("--tokenizer", metavar="SPEC", help=_HELP["tokenizer"])
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--on-error", choices=("skip", "refuse"), default="skip", help=_HELP["on_error"])
     add("--text-documents", choices=("file", "line", "paragraph"), default="file",
         help="what a document of a text file is (default: file)")  # fmt: skip
-    add("--document-bytes", type=int, default=default.document_bytes, metavar="BYTES",
+    add("--document-bytes", type=int, default=default.max_document_bytes, metavar="BYTES",
         help="cut longer documents into several, at line ends (default: %(default)s)")  # fmt: skip
     add("--no-eod", action="store_true", help="do not end documents with the tokenizer's EOS")
     add("--overwrite", action="store_true", help="replace files and unfinished work at PREFIX")
@@ -114,9 +114,9 @@ def _fractions(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _part(text: str) -> PartOfMany:
+def _part(text: str) -> ShardIndex:
     index, _, count = text.partition("/")
-    return PartOfMany(int(index), int(count))
+    return ShardIndex(int(index), int(count))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.bench.adaptation import collect, table, write
 from armd_scale.errors import run_command
+from armd_scale.experiments.adaptation.report import collect, table, write
 from armd_scale.log import configure
 
 

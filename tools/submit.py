@@ -4,7 +4,16 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from armd_scale.cluster.submit import Resources, Work, cancel, follow, jobs_of, state, submit, sweep
+from armd_scale.cluster.submit import (
+    JobSpec,
+    Resources,
+    cancel,
+    follow,
+    jobs_of,
+    state,
+    submit,
+    sweep,
+)
 from armd_scale.config.load import load_recipe
 from armd_scale.errors import run_command
 from armd_scale.train.__main__ import train_recipe
@@ -24,7 +33,7 @@ def main() -> None:
     only, wants_log = args.pop("only"), args.pop("follow")
     works = [_work(recipe, sets, chosen) for chosen in sweep(sweeps) for recipe in recipes]
     if only is None:
-        jobs = submit(works, Resources(**args), in_turn=len(recipes) > 1)
+        jobs = submit(works, Resources(**args), sequential=len(recipes) > 1)
     else:
         jobs = [job for work in works for job in jobs_of(work.folder)]
     for job in jobs:
@@ -35,12 +44,12 @@ def main() -> None:
         follow(jobs[-1])
 
 
-def _work(recipe: str, sets: list[str], chosen: tuple[str, ...]) -> Work:
+def _work(recipe: str, sets: list[str], chosen: tuple[str, ...]) -> JobSpec:
     """A run; what a sweep chose for it is part of its folder's name."""
     run = load_recipe(recipe, [*sets, *chosen]).run
     folder = "-".join([run.folder, *chosen])
     overrides = [*sets, *chosen, f"run.folder={folder}"]
-    return Work(partial(train_recipe, recipe, overrides), run.name, Path(folder))
+    return JobSpec(partial(train_recipe, recipe, overrides), run.name, Path(folder))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.bench.llama import train_llama, write_byte_tokenizer
 from armd_scale.config.load import load_recipe
 from armd_scale.errors import run_command
+from armd_scale.experiments.adaptation.train_llama import train_llama, write_byte_tokenizer
 from armd_scale.log import configure
 
 _EXAMPLE = """example:

@@ -49,7 +49,7 @@ class Disk:
             self._writes.append(dd_write(self._file, self.checkpoint_bytes))
             self._reads.append(dd_read(self._file))
             self._file.unlink()
-            forget(files_in(checkpoint))
+            drop_page_cache(files_in(checkpoint))
         dist.barrier()
         with reading(self.checkpoint_bytes) as transfer:
             load(checkpoint)
@@ -68,14 +68,14 @@ class Disk:
             for name, transfers in (("load", self._loads), ("dd read", self._reads))
         }
         return {
-            "dd_write_seconds": spread(self._writes),
-            "load_seconds": spread([load.seconds for load in self._loads]),
-            "dd_read_seconds": spread([read.seconds for read in self._reads]),
+            "dd_write_seconds": summarize(self._writes),
+            "load_seconds": summarize([load.seconds for load in self._loads]),
+            "dd_read_seconds": summarize([read.seconds for read in self._reads]),
             "from_storage_share": shares,
         }
 
 
-def spread(seconds: Sequence[float]) -> dict[str, float | int]:
+def summarize(seconds: Sequence[float]) -> dict[str, float | int]:
     """Median, extremes and number of some runs."""
     return {
         "median": statistics.median(seconds),
@@ -102,7 +102,7 @@ def dd_read(file: Path) -> Transfer:
     Raises:
         TrainingError: dd failed.
     """
-    forget([file])
+    drop_page_cache([file])
     with reading(file.stat().st_size, of=resource.RUSAGE_CHILDREN) as transfer:
         _timed(["dd", f"if={file}", "of=/dev/null", "bs=1M"])
     return transfer
@@ -123,7 +123,7 @@ def reading(num_bytes: int, *, of: int = resource.RUSAGE_SELF) -> Iterator[Trans
     transfer.from_storage_share = (_fetched_bytes(of) - fetched) / num_bytes
 
 
-def forget(files: Sequence[Path]) -> None:
+def drop_page_cache(files: Sequence[Path]) -> None:
     """Asks the kernel to drop files from its page cache: it does so for what is on storage."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)

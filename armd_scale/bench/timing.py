@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from armd_scale.bench.rows import Row
+from armd_scale.bench.table import Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
+class Timings:
     """Wall time of several runs of one thing, in seconds."""
 
     runs: tuple[float, ...]
@@ -31,19 +31,19 @@ class Times:
         }
 
 
-def side_by_side(ways: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, Times]:
+def time_interleaved(cases: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, Timings]:
     """Calls every way once without the clock, then each in turn, `runs` times over."""
-    for call in ways.values():
+    for call in cases.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(runs):
-        for name, call in ways.items():
+        for name, call in cases.items():
             wait()
             began = time.perf_counter()
             call()
             wait()
             seconds[name].append(time.perf_counter() - began)
-    return {name: Times(runs=tuple(taken)) for name, taken in seconds.items()}
+    return {name: Timings(runs=tuple(taken)) for name, taken in seconds.items()}
 
 
 def wait() -> None:
@@ -52,7 +52,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def ratio(times: Mapping[str, Times], name: str, to: str) -> float:
+def ratio(times: Mapping[str, Timings], name: str, to: str) -> float:
     """How many times as long `name` takes as `to`: the median over turns of the two in one turn."""
     pairs = zip(times[name].runs, times[to].runs, strict=True)
     return statistics.median(mine / theirs for mine, theirs in pairs)

@@ -10,15 +10,15 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from armd_scale.checkpoint.folder import MANIFEST, committed, newest_sound, verify
-from armd_scale.checkpoint.layout import Network, read_sections
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
-from armd_scale.config.derive import max_positions
+from armd_scale.checkpoint.sharded_io import Network, read_sections
+from armd_scale.checkpoint.store import MANIFEST, latest_valid, list_checkpoints, verify
+from armd_scale.config.derived import max_positions
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig, Recipe
-from armd_scale.data.tokenize import HF_FILE, SENTENCEPIECE_FILE
+from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
 from armd_scale.errors import CheckpointError
-from armd_scale.model.armd import ArmdModel
+from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
 
 
@@ -51,7 +51,7 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     """
     path = Path(path)
     needed = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, WEIGHTS)
-    folder = _choose(path, needed)
+    folder = _resolve(path, needed)
     if folder is None:
         raise CheckpointError(
             f"{path} must be a checkpoint, or a folder that holds one, and holds none that is "
@@ -64,14 +64,14 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     )
 
 
-def _choose(path: Path, needed: str | tuple[str, ...]) -> Path | None:
+def _resolve(path: Path, needed: str | tuple[str, ...]) -> Path | None:
     """The checkpoint that is meant, once what is needed of it has been read and found sound."""
     if path.name.endswith(".partial") or (path / MANIFEST).is_file():
         verify(path, inside=needed)
         return path
     for checkpoints in (path, path / "checkpoints"):
-        if committed(checkpoints):
-            return newest_sound(checkpoints, inside=needed)
+        if list_checkpoints(checkpoints):
+            return latest_valid(checkpoints, prefix=needed)
     return None
 
 
@@ -125,8 +125,10 @@ def load_weights(
         CheckpointError: the checkpoint is of another model.
     """
     folder = checkpoint.folder / WEIGHTS
-    sections = read_sections(["weights"], folder, network=network, groups=groups, may_lack=may_lack)
-    parameters = network.by_name()
+    sections = read_sections(
+        ["weights"], folder, network=network, groups=groups, allow_missing=may_lack
+    )
+    parameters = network.parameters_by_name()
     for name, tensor in sections["weights"].items():
         parameters[name].copy_(tensor)
     return [name for name in parameters if name not in sections["weights"]]

@@ -10,9 +10,15 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from armd_scale.checkpoint.background import Task, all_are_done, results_of_all
-from armd_scale.checkpoint.folder import begin, commit, folder_name, partial_folder, unwritable
-from armd_scale.checkpoint.layout import Network, SectionFiles, Sections, plan_sections
+from armd_scale.checkpoint.async_task import BackgroundTask, all_ranks_done, gather_results
+from armd_scale.checkpoint.sharded_io import Network, ShardedWriter, StateDicts, plan_sections
+from armd_scale.checkpoint.store import (
+    commit,
+    create_partial,
+    folder_name,
+    partial_folder,
+    write_error,
+)
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import CheckpointError
@@ -21,7 +27,7 @@ RECIPE, STATE, TOKENIZER = "recipe.yaml", "state.json", "tokenizer"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
 
-class Saving:
+class CheckpointSave:
     """A checkpoint on its way to disk; every process makes one and calls its methods in step.
 
     Making it agrees who writes what. Files are then written, flushed and hashed in a thread of each
@@ -56,7 +62,7 @@ class Saving:
         network: Network,
         recipe: Recipe,
         state: Mapping[str, Any],
-        optimizer: Sections,
+        optimizer: StateDicts,
         tokenizer: Path | None,
         groups: ProcessGroupCollection,
         weights: Mapping[str, Tensor] | None = None,
@@ -64,31 +70,34 @@ class Saving:
         self.folder = checkpoints / folder_name(step)
         self._device = next(network.parameters()).device
         self._recipe, self._tokenizer = recipe, tokenizer
-        self._texts = {RECIPE: dump_recipe(recipe), STATE: json.dumps(state, indent=1)}
+        self._text_files = {RECIPE: dump_recipe(recipe), STATE: json.dumps(state, indent=1)}
         partial = self._begin(step)
-        named = {WEIGHTS: {"weights": weights or network.by_name()}, OPTIMIZER: optimizer}
+        named = {
+            WEIGHTS: {"weights": weights or network.parameters_by_name()},
+            OPTIMIZER: optimizer,
+        }
         files = {
             name: plan_sections(sections, partial / name, network=network, groups=groups)
             for name, sections in named.items()
             if sections
         }
-        self._stages = self._work(partial, files)
-        self._task: Task | None = next(self._stages)
+        self._stages = self._phases(partial, files)
+        self._task: BackgroundTask | None = next(self._stages)
 
-    def advance(self) -> bool:
+    def poll(self) -> bool:
         """Goes on with what all processes are ready for, without waiting; whether all is done."""
-        while self._task is not None and all_are_done(self._task, self._device):
+        while self._task is not None and all_ranks_done(self._task, self._device):
             self._task = next(self._stages, None)
         return self._task is None
 
     def wait(self) -> Path:
         """The checkpoint's folder, once it is there."""
-        while not self.advance():
+        while not self.poll():
             assert self._task is not None
             self._task.wait()
         return self.folder
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Returns when this process writes no more; the folder stays unfinished."""
         if self._task is not None:
             self._task.wait()
@@ -96,28 +105,32 @@ class Saving:
     def _begin(self, step: int) -> Path:
         """The folder to write into, which the first process makes."""
         checkpoints = self.folder.parent
-        begun = self._on_main(lambda: begin(checkpoints, step, subfolders=(WEIGHTS, OPTIMIZER)))
+        begun = self._rank0_task(
+            lambda: create_partial(checkpoints, step, subfolders=(WEIGHTS, OPTIMIZER))
+        )
         begun.wait()
-        results_of_all(begun, self._sentence)
+        gather_results(begun, self._write_error)
         return partial_folder(checkpoints, step)
 
-    def _work(self, partial: Path, files: Mapping[str, SectionFiles]) -> Iterator[Task]:
+    def _phases(
+        self, partial: Path, files: Mapping[str, ShardedWriter]
+    ) -> Iterator[BackgroundTask]:
         """What is to be done, each task yielded as it starts and left once all have ended it."""
-        task = Task(lambda: {name: section.write() for name, section in files.items()})
+        task = BackgroundTask(lambda: {name: section.write() for name, section in files.items()})
         yield task
-        written = results_of_all(task, self._sentence)
-        task = self._on_main(lambda: self._commit(partial, files, written))
+        written = gather_results(task, self._write_error)
+        task = self._rank0_task(lambda: self._commit(partial, files, written))
         yield task
-        results_of_all(task, self._sentence)
+        gather_results(task, self._write_error)
 
     def _commit(
         self,
         partial: Path,
-        files: Mapping[str, SectionFiles],
+        files: Mapping[str, ShardedWriter],
         written: Sequence[Mapping[str, Any]],
     ) -> None:
         """Adds all that is not a tensor and makes the folder a checkpoint."""
-        for name, text in self._texts.items():
+        for name, text in self._text_files.items():
             (partial / name).write_text(text)
         if self._tokenizer is not None:
             shutil.copytree(self._tokenizer, partial / TOKENIZER)
@@ -128,9 +141,9 @@ class Saving:
                 hashed |= {f"{name}/{file}": entry for file, entry in rank[name].entries.items()}
         commit(partial, keep=self._recipe.checkpoint.keep, hashed=hashed)
 
-    def _on_main(self, work: Callable[[], Any]) -> Task:
+    def _rank0_task(self, work: Callable[[], Any]) -> BackgroundTask:
         """The first process's task; the others have nothing to do meanwhile."""
-        return Task(work if dist.get_rank() == 0 else lambda: None)
+        return BackgroundTask(work if dist.get_rank() == 0 else lambda: None)
 
-    def _sentence(self, error: OSError) -> CheckpointError:
-        return unwritable(self.folder.parent, error)
+    def _write_error(self, error: OSError) -> CheckpointError:
+        return write_error(self.folder.parent, error)

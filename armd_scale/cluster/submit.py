@@ -10,11 +10,11 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError
 
-from armd_scale.cluster.requeue import Requeued
+from armd_scale.cluster.requeueable import RequeueableTask
 from armd_scale.errors import TrainingError
 
-START_AGAIN = "bash slurm/start_again.sh $? $SECONDS"
-MANY = 10_000
+REQUEUE_COMMAND = "bash slurm/requeue.sh $? $SECONDS"
+MAX_REQUEUES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Work:
+class JobSpec:
     """One job: what to run, and the run's folder, which takes submitit's files and logs too."""
 
     run: Callable[[], int]
@@ -63,7 +63,9 @@ def sweep(choices: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*axes))
 
 
-def submit(works: Sequence[Work], resources: Resources, *, in_turn: bool) -> list[submitit.Job]:
+def submit(
+    works: Sequence[JobSpec], resources: Resources, *, sequential: bool
+) -> list[submitit.Job]:
     """Submits jobs; on this machine they run to their ends one after another.
 
     Args:
@@ -76,7 +78,7 @@ def submit(works: Sequence[Work], resources: Resources, *, in_turn: bool) -> lis
     """
     jobs: list[submitit.Job] = []
     for work in works:
-        after = jobs[-1].job_id if in_turn and jobs else None
+        after = jobs[-1].job_id if sequential and jobs else None
         job = _submit(work, resources, after)
         jobs.append(job)
         if resources.cluster == "local":
@@ -127,9 +129,9 @@ def _files(folder: Path) -> Path:
     return folder / "submitit"
 
 
-def _submit(work: Work, resources: Resources, after: str | None) -> submitit.Job:
+def _submit(work: JobSpec, resources: Resources, after: str | None) -> submitit.Job:
     try:
-        return _executor(work, resources, after).submit(Requeued(work.run))
+        return _executor(work, resources, after).submit(RequeueableTask(work.run))
     except FailedJobError as error:
         said = str(error).strip().splitlines()[0]
         raise TrainingError(
@@ -137,7 +139,7 @@ def _submit(work: Work, resources: Resources, after: str | None) -> submitit.Job
         ) from error
 
 
-def _executor(work: Work, resources: Resources, after: str | None) -> submitit.Executor:
+def _executor(work: JobSpec, resources: Resources, after: str | None) -> submitit.Executor:
     if resources.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
         raise TrainingError(
             "submitting to Slurm needs sbatch and srun on PATH, and they are not there: run this "
@@ -145,7 +147,9 @@ def _executor(work: Work, resources: Resources, after: str | None) -> submitit.E
         )
     folder = _files(work.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.AutoExecutor(folder, cluster=resources.cluster, slurm_max_num_timeout=MANY)
+    executor = submitit.AutoExecutor(
+        folder, cluster=resources.cluster, slurm_max_num_timeout=MAX_REQUEUES
+    )
     executor.update_parameters(
         name=work.name,
         nodes=resources.nodes,
@@ -161,7 +165,7 @@ def _executor(work: Work, resources: Resources, after: str | None) -> submitit.E
         }
         executor.update_parameters(
             slurm_signal_delay_s=resources.grace_seconds,
-            slurm_teardown=[START_AGAIN],
+            slurm_teardown=[REQUEUE_COMMAND],
             slurm_srun_args=["--kill-on-bad-exit=0", "--wait=60"],
             slurm_additional_parameters={"requeue": True, **options},
             slurm_dependency=None if after is None else f"afterok:{after}",

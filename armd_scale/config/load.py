@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from armd_scale.config import rules
-from armd_scale.config.document import Document
+from armd_scale.config.codec import DataclassDecoder, to_dict
+from armd_scale.config.messages import format_value, join
+from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import Recipe
-from armd_scale.config.typed import Reader, to_plain
-from armd_scale.config.wording import join, show
+from armd_scale.config.yaml_source import RecipeSource
 from armd_scale.errors import RecipeError
 
 EXTENDS = "extends"
@@ -29,8 +29,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     document = _read_extended(Path(path))
     for override in overrides:
         _apply_override(document, override)
-    reader = Reader(Recipe, lambda key: document.locate(key, str(path)))
-    recipe = reader.read_root(document.values)
+    reader = DataclassDecoder(Recipe, lambda key: document.origin_of(key, str(path)))
+    recipe = reader.decode(document.values)
     try:
         rules.check(recipe)
     except RecipeError as error:
@@ -48,13 +48,13 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, source: str) -> Recipe:
     Raises:
         RecipeError: unknown or missing key, or a value of another type.
     """
-    return Reader(Recipe, lambda _: source).read_root(mapping)
+    return DataclassDecoder(Recipe, lambda _: source).decode(mapping)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every key, defaults included, that loads back as an equal recipe."""
     # Not allow_unicode: PyYAML then writes U+0085 bare and reads it back as a line break.
-    return yaml.dump(to_plain(recipe), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(to_dict(recipe), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -67,25 +67,27 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=not nested)
 
 
-def _read_extended(path: Path, *, below: tuple[Path, ...] = ()) -> Document:
+def _read_extended(path: Path, *, below: tuple[Path, ...] = ()) -> RecipeSource:
     if path.resolve() in below:
         raise RecipeError(f"{path}: extends itself by way of {below[-1]}; break the circle")
     document = _read_file(path)
-    where = document.locate(EXTENDS, str(path))
+    where = document.origin_of(EXTENDS, str(path))
     base_name = document.values.pop(EXTENDS, None)
     if base_name is None:
         return document
     if not isinstance(base_name, str):
-        raise RecipeError(f"{where}: {EXTENDS} must be one file name, got {show(base_name)}")
+        raise RecipeError(
+            f"{where}: {EXTENDS} must be one file name, got {format_value(base_name)}"
+        )
     base_path = path.parent / base_name
     if not base_path.is_file():
         raise RecipeError(f"{where}: {EXTENDS} must name a recipe, but {base_path} is no file")
     base = _read_extended(base_path, below=(*below, path.resolve()))
-    base.lay_over(document)
+    base.merge_from(document)
     return base
 
 
-def _read_file(path: Path) -> Document:
+def _read_file(path: Path) -> RecipeSource:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -94,11 +96,13 @@ def _read_file(path: Path) -> Document:
         raise RecipeError(f"{path}: a recipe must be UTF-8 text; {error.reason}") from None
     values, origins = _Parser(text, str(path)).parse()
     if not isinstance(values, dict | None):
-        raise RecipeError(f"{path}: a recipe must be a mapping of sections, got {show(values)}")
-    return Document(values=values or {}, origins=origins)
+        raise RecipeError(
+            f"{path}: a recipe must be a mapping of sections, got {format_value(values)}"
+        )
+    return RecipeSource(values=values or {}, origins=origins)
 
 
-def _apply_override(document: Document, override: str) -> None:
+def _apply_override(document: RecipeSource, override: str) -> None:
     path, equals, text = override.partition("=")
     source = f"override {override}"
     if not equals or not all(path.split(".")):

@@ -8,7 +8,7 @@ what types cannot say.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, Union
 
-Query: TypeAlias = Literal["anchor", "prefix", "learned", "anchor+prefix"]
+QueryKind: TypeAlias = Literal["anchor", "prefix", "learned", "anchor+prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightedPath:
+class BlendSource:
     """One source of a blend of training data."""
 
     path: str
@@ -37,7 +37,7 @@ class WeightedPath:
 class DataConfig:
     """Which tokens are read, and how they are cut into samples."""
 
-    train: str | tuple[WeightedPath, ...]
+    train: str | tuple[BlendSource, ...]
     """Prefix of the training .bin/.idx pair, or a weighted list of prefixes."""
     valid: str | None = None
     """Prefix of the held-out .bin/.idx pair."""
@@ -114,12 +114,12 @@ class DiffusionConfig:
     """Masking times drawn from a linear noise schedule; tokens of equal time are one block."""
 
     policy: ClassVar[Literal["diffusion"]] = "diffusion"
-    times: int
+    num_timesteps: int
     """Number of masking times."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightedOrder:
+class MixtureComponent:
     """One part of a mixture, written in YAML as the order's own keys plus `weight`."""
 
     weight: float
@@ -133,15 +133,15 @@ class MixtureConfig:
     """One order drawn per sample."""
 
     policy: ClassVar[Literal["mixture"]] = "mixture"
-    parts: tuple[WeightedOrder, ...]
+    components: tuple[MixtureComponent, ...]
     """Orders with their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class OrderStage:
     """One part of a sequence of orders, written in YAML as the order's own keys plus `until`."""
 
-    until: int | None = None
+    until_step: int | None = None
     """First step that no longer belongs to the stage; open (null) in the last stage only."""
     order: "OrderConfig" = field(metadata={"flattened": True})
     """Order of the stage; its own step-dependent amounts count from step 0 of the run."""
@@ -152,7 +152,7 @@ class StagesConfig:
     """One order after another, by step."""
 
     policy: ClassVar[Literal["stages"]] = "stages"
-    parts: tuple[Stage, ...]
+    stages: tuple[OrderStage, ...]
     """Stages with the step at which each ends."""
 
 
@@ -173,15 +173,15 @@ OrderConfig: TypeAlias = Union[  # noqa: UP007 - a name that forward references 
 class RopeScaling:
     """Stretching of rotary wavelengths for contexts longer than the original one."""
 
-    kind: Literal["llama3", "linear", "yarn"] = "llama3"
+    rope_type: Literal["llama3", "linear", "yarn"] = "llama3"
     """`linear` stretches all wavelengths alike; `llama3` and `yarn` spare short ones."""
     factor: float
     """How many times wavelengths are stretched."""
-    low_frequency_factor: float | None = None
-    """Wavelengths above original_max_positions / this are stretched fully (YaRN's beta_slow)."""
-    high_frequency_factor: float | None = None
-    """Wavelengths below original_max_positions / this stay as they are (YaRN's beta_fast)."""
-    original_max_positions: int | None = None
+    low_freq_factor: float | None = None
+    """Wavelengths above original_max_position_embeddings / this are stretched fully (YaRN's beta_slow)."""
+    high_freq_factor: float | None = None
+    """Wavelengths below original_max_position_embeddings / this stay as they are (YaRN's beta_fast)."""
+    original_max_position_embeddings: int | None = None
     """Context length of the first training, in tokens."""
 
 
@@ -205,30 +205,30 @@ class ModelConfig:
     """Number of tokens before padding; null: from the manifest of the training shards."""
     two_stream_layers: int | None = None
     """Lower layers that run both streams; null: half of them; 0: a plain auto-regressive stack."""
-    query: Query = "anchor"
+    query: QueryKind = "anchor"
     """Start of a query row: nearest visible token on the left, all of them pooled, one vector."""
     upper_visibility: Literal["block", "self"] = "block"
     """What an upper query row sees of its own block: all of it (the paper) or only itself."""
-    gap_rows: int = 64
+    max_anchor_gap: int = 64
     """K, the longest distance to the anchor told apart; its table has K + 1 rows."""
     prefix_width: int = 128
     """Width of the position embedding that weighs visible tokens under `query: prefix`."""
-    positions: Literal["rotary", "learned"] = "rotary"
+    position_embedding: Literal["rope", "learned_absolute"] = "rope"
     """Rotary embedding in every layer, or a learned absolute embedding added at the start."""
     max_positions: int | None = None
     """Rows of position tables, so the longest text they serve; null: data.seq_length + 1.
     Rotary positions have no table and no end."""
-    rope_base: float = 10000.0
+    rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling | None = None
     """Stretching of rotary wavelengths; null: none."""
-    rotary_fraction: float = 1.0
+    partial_rotary_factor: float = 1.0
     """Share of a head's channels that rotary embedding turns, the first ones."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Kind of every norm."""
     norm_position: Literal["pre", "post"] = "pre"
     """Norms on what attention and MLP read, or on what they add to the residual (OLMo 2)."""
-    norm_epsilon: float = 1e-5
+    norm_eps: float = 1e-5
     """Added to the variance under the root."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     """Non-linearity of the MLP; `gelu_tanh` is GPT-2's approximation."""
@@ -288,7 +288,7 @@ class OptimConfig:
     """Decoupled decay of matrices; norms, biases and vectors get none."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the two moments."""
-    epsilon: float = 1e-8
+    eps: float = 1e-8
     """Added to the root of the second moment."""
     clip_grad: float = 1.0
     """Largest global L2 norm of the gradient; 0: no clipping."""
@@ -299,21 +299,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig:
+class LossGuardConfig:
     """What happens to batches whose loss or gradient is not finite, or whose loss is a spike."""
 
     spike_factor: float = 0.0
     """A loss above this many times the median of the last `window` is a spike; 0: nothing is."""
-    window: int = 64
+    window_steps: int = 64
     """Losses that the median is of; there are no spikes before as many steps."""
-    patience: int = 3
+    max_consecutive_bad_steps: int = 3
     """Bad batches in a row that are left out; after them the run goes back to a checkpoint."""
-    rollbacks: int = 2
+    max_rollbacks: int = 2
     """How often it goes back before it ends with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParentConfig:
+class DistillationConfig:
     """A frozen model that the left-to-right part of training holds the trained one to."""
 
     checkpoint: str
@@ -338,14 +338,14 @@ class TrainConfig:
     recompute: Literal["none", "full", "selective", "auto"] = "none"
     """Activations computed again in the backward pass: none, whole layers, or attention only; auto:
     the cheapest of these that fits the GPU's memory by `tools/plan.py`'s reckoning."""
-    guard: GuardConfig = GuardConfig()
+    loss_guard: LossGuardConfig = LossGuardConfig()
     """What happens to batches that would spoil the weights."""
-    hang_seconds: float = 1800.0
+    hang_timeout_seconds: float = 1800.0
     """A process that does the same thing for longer, such as one save or the evaluation of one
     order, is taken to hang, and the job ends with status 75, to be started again; 0: never."""
     deterministic: bool = False
     """The same bits from the same run on the same layout and machine, at some cost in speed."""
-    parent: ParentConfig | None = None
+    distillation: DistillationConfig | None = None
     """What the model must not forget; every process holds its tensor-parallel part whole."""
 
 

@@ -2,7 +2,7 @@
 
 Tokens are sorted by generation order here, once, and everything a row needs to know travels with
 it: its position, its label, what it sees. Nothing is ever unsorted, because the loss is a sum
-over rows and does not care in which order they come. `armd_scale.order.visibility` tells what a
+over rows and does not care in which order they come. `armd_scale.order.sort` tells what a
 slot is and which row sees which slots.
 """
 
@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Bool, Int, Int32, Int64
 from torch import Tensor
 
-from armd_scale.order.visibility import Spans, sort_by_block
+from armd_scale.order import sort as visibility
+from armd_scale.order.sort import sort_by_block
 
 
 @dataclass(frozen=True, eq=False)
-class Visible:
+class KeySpans:
     """The keys that each row sees: start <= j < stop."""
 
     start: Int32[Tensor, "b rows"]
@@ -51,23 +52,23 @@ class ArmdBatch:
     """The nearest token to the left of each label that its row may see."""
     anchor_gaps: Int64[Tensor, "b Q"]
     """How many unseen tokens lie between anchor and label; unclamped."""
-    content: Visible
+    content: KeySpans
     """Content rows seen by content rows."""
-    query: Visible
+    query: KeySpans
     """Content rows seen by query rows."""
-    upper: Visible
+    upper: KeySpans
     """Query rows seen by query rows, own block included; those of strictly earlier blocks are
     upper.start <= j < query.stop - 1 (of targets)."""
     order: Int64[Tensor, "b P"]
     """Position in the window of the token in each slot."""
     block: Int32[Tensor, "b P"]
     """Generation block, by position in the window."""
-    causal: bool
+    is_plain_causal: bool
     """Whether all three spans of all rows are [0, i + 1)."""
     document_rows: tuple[tuple[int, ...], ...] | None
     """For each window the rows of its documents, where rows with a target see all rows of their
     document up to themselves; None elsewhere."""
-    left_to_right: bool
+    is_left_to_right: bool
     """Whether all windows are in their natural order, one token a block."""
     sample_index: Int64[Tensor, " b"]
     """Number of each sample in its run."""
@@ -76,7 +77,7 @@ class ArmdBatch:
         """The same batch on `device`; from pinned memory the copy does not wait."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def in_text_order(self) -> tuple[Bool[Tensor, " b"], "ArmdBatch"]:
+    def left_to_right_subset(self) -> tuple[Bool[Tensor, " b"], "ArmdBatch"]:
         """Which samples are in their natural order, one token a block; and the batch of those.
 
         Of training windows, whose only given tokens are those that open documents.
@@ -88,8 +89,10 @@ class ArmdBatch:
         rows = self.document_rows
         if rows is not None:
             rows = tuple(itertools.compress(rows, samples.tolist()))
-        causal = self.causal or one_document
-        return samples, replace(part, left_to_right=True, causal=causal, document_rows=rows)
+        causal = self.is_plain_causal or one_document
+        return samples, replace(
+            part, is_left_to_right=True, is_plain_causal=causal, document_rows=rows
+        )
 
     def pin_memory(self) -> "ArmdBatch":
         """The same batch in page-locked memory (the name is the one that DataLoader calls)."""
@@ -102,7 +105,7 @@ class ArmdBatch:
         as one buffer a batch takes the trainer's thread 0.3 ms to receive, as 17 tensors 1.7.
         """
         buffer, layout = _pack(list(_tensors_of(self)))
-        flags = {name: getattr(self, name) for name in _FLAGS}
+        flags = {name: getattr(self, name) for name in _NON_TENSOR_FIELDS}
         return _unpack, (buffer, layout, flags)
 
 
@@ -125,42 +128,42 @@ def make_batch(
     Raises:
         OrderError: a negative block, or a document whose first token is not given.
     """
-    laid = sort_by_block(block, lengths)
-    by_slot = np.take_along_axis(tokens, laid.order, axis=1)
-    positions = laid.order - laid.first
-    label_at = laid.order[:, 1:]
-    anchor = np.take_along_axis(laid.anchor, label_at, axis=1)
+    sorted_ = sort_by_block(block, lengths)
+    by_slot = np.take_along_axis(tokens, sorted_.order, axis=1)
+    positions = sorted_.order - sorted_.document_start
+    label_position_index = sorted_.order[:, 1:]
+    anchor = np.take_along_axis(sorted_.anchor, label_position_index, axis=1)
     return ArmdBatch(
-        tokens=_long(by_slot[:, :-1]),
-        positions=_long(positions[:, :-1]),
-        labels=_long(by_slot[:, 1:]),
-        is_target=torch.from_numpy(laid.is_target),
-        label_positions=_long(np.maximum(positions[:, 1:], 1)),
-        anchor_tokens=_long(np.take_along_axis(tokens, anchor, axis=1)),
-        anchor_gaps=_long(np.take_along_axis(laid.anchor_gap, label_at, axis=1)),
-        content=_visible(laid.content),
-        query=_visible(laid.query),
-        upper=_visible(laid.upper),
-        order=_long(laid.order),
+        tokens=_to_int64(by_slot[:, :-1]),
+        positions=_to_int64(positions[:, :-1]),
+        labels=_to_int64(by_slot[:, 1:]),
+        is_target=torch.from_numpy(sorted_.is_target),
+        label_positions=_to_int64(np.maximum(positions[:, 1:], 1)),
+        anchor_tokens=_to_int64(np.take_along_axis(tokens, anchor, axis=1)),
+        anchor_gaps=_to_int64(np.take_along_axis(sorted_.anchor_gap, label_position_index, axis=1)),
+        content=_visible(sorted_.content),
+        query=_visible(sorted_.query),
+        upper=_visible(sorted_.upper_query),
+        order=_to_int64(sorted_.order),
         block=torch.from_numpy(block.astype(np.int32)),
-        causal=laid.causal,
-        document_rows=laid.document_rows,
-        left_to_right=laid.left_to_right,
-        sample_index=_long(sample_index),
+        is_plain_causal=sorted_.causal,
+        document_rows=sorted_.document_rows,
+        is_left_to_right=sorted_.left_to_right,
+        sample_index=_to_int64(sample_index),
     )
 
 
-_FLAGS = ("causal", "document_rows", "left_to_right")
+_NON_TENSOR_FIELDS = ("causal", "document_rows", "left_to_right")
 """What of a batch is no tensor."""
 
 
-def _long(array: np.ndarray) -> Tensor:
+def _to_int64(array: np.ndarray) -> Tensor:
     # A copy, always: the batch must not share memory with a shard or with the caller.
     return torch.from_numpy(array.astype(np.int64, order="C"))
 
 
-def _visible(spans: Spans) -> Visible:
-    return Visible(start=torch.from_numpy(spans.start), stop=torch.from_numpy(spans.stop))
+def _visible(spans: visibility.KeySpans) -> KeySpans:
+    return KeySpans(start=torch.from_numpy(spans.start), stop=torch.from_numpy(spans.stop))
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -179,7 +182,7 @@ def _tensors_of(value: Any) -> Iterator[Tensor]:
     for part in (getattr(value, field.name) for field in fields(value)):
         if isinstance(part, Tensor):
             yield part
-        elif isinstance(part, Visible):
+        elif isinstance(part, KeySpans):
             yield from _tensors_of(part)
 
 
@@ -206,8 +209,8 @@ def _unpack(
     left = iter(tensors)
     parts = dict(flags)
     for field in fields(ArmdBatch):
-        if field.type is Visible:
-            parts[field.name] = Visible(start=next(left), stop=next(left))
+        if field.type is KeySpans:
+            parts[field.name] = KeySpans(start=next(left), stop=next(left))
         elif field.name not in parts:
             parts[field.name] = next(left)
     return ArmdBatch(**parts)

@@ -17,14 +17,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.data.samples import SampleStream, collate
+from armd_scale.data.sample_stream import SampleStream, collate
 from armd_scale.errors import ArmdError, TrainingError
 
-BATCHES_AHEAD = 4
+PREFETCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
-class Request:
+class MicroBatchRequest:
     """A micro-batch that is yet to be made."""
 
     step: int
@@ -34,7 +34,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class DataParallelShare:
     """What one data parallel rank takes of every global batch."""
 
     micro_batch: int
@@ -50,17 +50,17 @@ class Share:
         assert self.global_batch % (self.micro_batch * self.size) == 0, self
         assert 0 <= self.rank < self.size, self
 
-    def requests(self, step: int, first_sample: int) -> Iterator[Request]:
+    def requests(self, step: int, first_sample: int) -> Iterator[MicroBatchRequest]:
         """This rank's micro-batches from `step` on, for ever; `first_sample` opens that step."""
         own = self.global_batch // self.size
         while True:
             begin = first_sample + self.rank * own
             for first in range(begin, begin + own, self.micro_batch):
-                yield Request(step, range(first, first + self.micro_batch))
+                yield MicroBatchRequest(step, range(first, first + self.micro_batch))
             step, first_sample = step + 1, first_sample + self.global_batch
 
 
-class MicroBatches:
+class MicroBatchLoader:
     """The micro-batches of one rank, for ever: `for batch in MicroBatches(...)`.
 
     Each `iter()` starts again at `consumed_samples`, with worker processes of its own, which end
@@ -78,7 +78,7 @@ class MicroBatches:
     def __init__(
         self,
         stream: SampleStream,
-        share: Share,
+        share: DataParallelShare,
         *,
         consumed_samples: int = 0,
         first_step: int = 0,
@@ -89,7 +89,7 @@ class MicroBatches:
 
     def __iter__(self) -> Generator[ArmdBatch, None, None]:
         requests = self._share.requests(self._first_step, self._consumed_samples)
-        maker = _Maker(self._stream)
+        maker = _MicroBatchDataset(self._stream)
         if self._workers:
             made = _in_workers(maker, requests, self._workers)
         else:
@@ -103,13 +103,13 @@ class MicroBatches:
                 yield batch
 
 
-class _Maker(Dataset[ArmdBatch | ArmdError]):
+class _MicroBatchDataset(Dataset[ArmdBatch | ArmdError]):
     """Makes requested micro-batches, in this process or in a worker."""
 
     def __init__(self, stream: SampleStream) -> None:
         self._stream, self._process = stream, os.getpid()
 
-    def __getitem__(self, request: Request) -> ArmdBatch | ArmdError:
+    def __getitem__(self, request: MicroBatchRequest) -> ArmdBatch | ArmdError:
         """The micro-batch, or the error that whoever asked for it should raise.
 
         DataLoader would raise it with a worker's traceback in its text; users get one sentence.
@@ -124,7 +124,7 @@ class _Maker(Dataset[ArmdBatch | ArmdError]):
 
 
 def _in_workers(
-    maker: _Maker, requests: Iterator[Request], count: int
+    maker: _MicroBatchDataset, requests: Iterator[MicroBatchRequest], count: int
 ) -> Generator[ArmdBatch | ArmdError, None, None]:
     """What `maker` makes of each request, computed by `count` processes some batches ahead."""
     loader = DataLoader(
@@ -133,18 +133,18 @@ def _in_workers(
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=count,
-        prefetch_factor=BATCHES_AHEAD,
-        worker_init_fn=_start_worker,
+        prefetch_factor=PREFETCH_FACTOR,
+        worker_init_fn=_worker_init_fn,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or iter() would draw from the run's global generator
     )
-    workers = _start_quietly(loader)
+    workers = _start_without_sigchld_handler(loader)
     failure = None
     while failure is None:
         try:
             batch = next(workers)
         except (RuntimeError, EOFError, OSError) as error:
-            if not _tells_of_death(error):
+            if not _is_worker_death(error):
                 raise
             failure = str(error) or type(error).__name__
         else:
@@ -157,7 +157,7 @@ def _in_workers(
     )
 
 
-def _tells_of_death(error: Exception) -> bool:
+def _is_worker_death(error: Exception) -> bool:
     """Whether DataLoader raised this for a worker that died, not for what one raised.
 
     Death is noticed either by a look at the process or by a connection that breaks in mid-transfer.
@@ -166,7 +166,7 @@ def _tells_of_death(error: Exception) -> bool:
     return "exited unexpectedly" in str(error) or (broken and "Caught" not in str(error))
 
 
-def _start_quietly(loader: DataLoader[Any]) -> Iterator[Any]:
+def _start_without_sigchld_handler(loader: DataLoader[Any]) -> Iterator[Any]:
     """Starts the workers, without the signal handler that DataLoader brings along.
 
     When a worker dies, that handler raises wherever the program happens to be: within an optimizer
@@ -183,7 +183,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:
+def _worker_init_fn(worker: int) -> None:
     """Sets up the signals of a worker process.
 
     Ctrl-C and a scheduler's SIGTERM go to every process of a job, but it is the trainer that
@@ -193,10 +193,10 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()
 
 
-def _obey_parent(parent: int) -> None:
+def _exit_on_parent_sigterm(parent: int) -> None:
     """Waits for a SIGTERM that comes from the parent, and ends the process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass

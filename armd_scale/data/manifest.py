@@ -50,13 +50,13 @@ class Skipped:
 class SplitRecord:
     """Which side of a split the pair is, and the fractions of all sides as they were written."""
 
-    side: str
+    split_name: str
     fractions: tuple[str, ...]
 
 
 @final
 @dataclass(frozen=True)
-class PartOfMany:
+class ShardIndex:
     """The pair holds the `index`-th of `count` contiguous parts of the corpus."""
 
     index: int
@@ -87,7 +87,7 @@ class Manifest:
     ignored: Mapping[str, int]
     """Files that a folder held and no reader is known for, counted by extension."""
     split: SplitRecord | None
-    shard: PartOfMany | None
+    shard: ShardIndex | None
     plan: str
     """Digest of the inputs and arguments; parts of one corpus share it."""
     version: int = VERSION
@@ -101,23 +101,23 @@ class Manifest:
         return Path(prefix).parent / self.tokenizer.folder
 
 
-def pair_prefix(prefix: str, side: str) -> str:
+def split_prefix(prefix: str, side: str) -> str:
     """Prefix of the pair of a side of a split; the prefix itself for the empty side."""
     return f"{prefix}_{side}" if side else prefix
 
 
-def existing_pairs(prefix: str) -> dict[str, str]:
+def existing_splits(prefix: str) -> dict[str, str]:
     """Prefixes by side of what is there at `prefix`: one pair, or those of a split.
 
     Raises:
         ShardError: neither is.
     """
-    for sides in (("",), ("train", "valid", "test")):
-        pairs = {side: pair_prefix(prefix, side) for side in sides}
+    for split_names in (("",), ("train", "valid", "test")):
+        pairs = {side: split_prefix(prefix, side) for side in split_names}
         there = {
-            side: pair
-            for side, pair in pairs.items()
-            if any(Path(pair + suffix).exists() for suffix in (".bin", ".idx", ".json"))
+            side: dataset
+            for side, dataset in pairs.items()
+            if any(Path(dataset + suffix).exists() for suffix in (".bin", ".idx", ".json"))
         }
         if there:
             return there
@@ -150,7 +150,7 @@ def load_manifest(prefix: str | Path) -> Manifest | None:
         ) from error
 
 
-def merged(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> Manifest:
+def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> Manifest:
     """The manifest of all parts together, that of a single run but for the digests.
 
     Args:
@@ -183,6 +183,6 @@ def _from_mapping(mapping: dict[str, Any]) -> Manifest:
         "sources": tuple(SourceRecord(**source) for source in mapping["sources"]),
         "skipped": Skipped(skipped["count"], tuple(skipped["examples"])),
         "split": split and SplitRecord(split["side"], tuple(split["fractions"])),
-        "shard": shard and PartOfMany(**shard),
+        "shard": shard and ShardIndex(**shard),
     }
     return Manifest(**{**mapping, **records})

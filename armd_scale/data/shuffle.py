@@ -17,7 +17,7 @@ WORD_MASK = 2**64 - 1
 Number = TypeVar("Number", int, np.ndarray)
 
 
-def window_of(seed: int, epoch: int, index: int, num_windows: int) -> int:
+def shuffled_index(seed: int, epoch: int, index: int, num_windows: int) -> int:
     """The window at place `index` of an epoch; over an epoch each window comes exactly once.
 
     A Feistel network whose halves are a row and a column of a grid just large enough for all

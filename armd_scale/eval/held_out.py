@@ -1,10 +1,10 @@
 """Held-out data opened for a checkpoint, once it is known to fit it."""
 
 from armd_scale.checkpoint.load import Checkpoint
-from armd_scale.config.derive import has_position_table, max_positions
-from armd_scale.data.dataset import TokenWindows
-from armd_scale.data.shards import Shards, open_shards
-from armd_scale.data.tokenize import load_tokenizer
+from armd_scale.config.derived import has_position_table, max_positions
+from armd_scale.data.indexed_reader import IndexedTokens, open_shards
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import CheckpointError, ShardError, TokenizerError
 
 
@@ -27,7 +27,7 @@ def open_held_out(
     length = recipe.data.seq_length if seq_length is None else seq_length
     shards = open_shards(prefix)
     _require_same_tokenizer(shards, checkpoint)
-    require_positions(length, checkpoint)
+    check_max_positions(length, checkpoint)
     if length + 1 > shards.num_tokens:
         raise ShardError(
             f"{prefix} must hold at least --seq-length + 1 = {length + 1} tokens, got "
@@ -38,7 +38,9 @@ def open_held_out(
     )
 
 
-def require_positions(length: int, checkpoint: Checkpoint, *, flag: str = "--seq-length ") -> None:
+def check_max_positions(
+    length: int, checkpoint: Checkpoint, *, flag: str = "--seq-length "
+) -> None:
     """Refuses windows of `length` + 1 tokens where the network has fewer positions.
 
     Args:
@@ -60,7 +62,7 @@ def require_positions(length: int, checkpoint: Checkpoint, *, flag: str = "--seq
         )
 
 
-def _require_same_tokenizer(shards: Shards, checkpoint: Checkpoint) -> None:
+def _require_same_tokenizer(shards: IndexedTokens, checkpoint: Checkpoint) -> None:
     """Compares fingerprints; where one side has none, only what can be known of its size."""
     manifest, folder = shards.manifest, checkpoint.tokenizer_folder
     if manifest is None:

@@ -15,10 +15,10 @@ from jaxtyping import Float, Float64, Int32, Int64
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from armd_scale.data.dataset import TokenWindows, Windows
 from armd_scale.data.manifest import load_manifest
-from armd_scale.data.samples import collate, draw_sample
-from armd_scale.eval.stream import TextStream
+from armd_scale.data.sample_stream import collate, draw_sample
+from armd_scale.data.windows import TokenWindows, Windows
+from armd_scale.eval.sliding_window import SlidingWindows
 from armd_scale.order.policies import Order
 
 
@@ -70,7 +70,7 @@ def evaluate(
     seed: int,
     micro_batch: int,
     groups: ProcessGroupCollection,
-    watch: Callable[[Scores], None] | None = None,
+    on_scores: Callable[[Scores], None] | None = None,
 ) -> Likelihood:
     """Scores the first windows of the data, each under an order drawn by (seed, window).
 
@@ -89,14 +89,14 @@ def evaluate(
     """
     count = min(samples, windows.num_windows)
     assert count > 0, samples
-    totals = window_totals(
+    totals = score_all_windows(
         network, windows, order, samples=samples, seed=seed, micro_batch=micro_batch,
-        groups=groups, watch=watch,
+        groups=groups, watch=on_scores,
     )  # fmt: skip
-    return summarise(order, totals[None], bytes_per_token=bytes_per_token(windows.prefix))
+    return summarize(order, totals[None], bytes_per_token=bytes_per_token(windows.prefix))
 
 
-def window_totals(
+def score_all_windows(
     network: nn.Module,
     windows: Windows,
     order: Order,
@@ -112,9 +112,9 @@ def window_totals(
     assert count > 0, samples
     # One row a window, each filled by one rank: the sum over ranks is exact, whatever their number.
     totals = torch.zeros(count, 2, dtype=torch.float64, device=_device_of(network))
-    for numbers, is_spare in _turns(count, micro_batch, groups.dp):
+    for numbers, is_padding in _rank_batches(count, micro_batch, groups.dp):
         scores = score_windows(network, windows, order, numbers=numbers, seed=seed)
-        if is_spare:
+        if is_padding:
             continue
         known = ~scores.logprob.isnan()
         nats = -scores.logprob.double().nansum(dim=1)
@@ -144,14 +144,14 @@ def score_windows(
     nll = network(batch.to(_device_of(network))).to(batch.order.device)
     logprob = torch.full(batch.order.shape, torch.nan, dtype=nll.dtype)
     logprob.scatter_(1, batch.order[:, 1:], (-nll).where(batch.is_target, torch.nan))
-    if isinstance(windows, TextStream):
+    if isinstance(windows, SlidingWindows):
         for row, number in enumerate(numbers):
             logprob[row, 1 : windows.first_target(number)] = torch.nan
     tokens = torch.stack([torch.from_numpy(sample.tokens) for sample in samples])
     return Scores(numbers.start, tokens, batch.block, logprob[:, 1:])
 
 
-def _turns(
+def _rank_batches(
     count: int, micro_batch: int, data_parallel: dist.ProcessGroup
 ) -> Iterator[tuple[range, bool]]:
     """Windows of each of this rank's forward passes, and whether the pass is a spare one.
@@ -167,7 +167,7 @@ def _turns(
         yield batches[0 if is_spare else number], is_spare
 
 
-def summarise(
+def summarize(
     order: Order,
     totals: Float64[Tensor, "draws windows 2"],
     *,

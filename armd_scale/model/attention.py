@@ -23,11 +23,11 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 from armd_scale.config.schema import ModelConfig
-from armd_scale.model.norm import Norm, ProjectionNorm
-from armd_scale.model.rotary import Rotation
-from armd_scale.model.round import column_product, row_product
-from armd_scale.model.visible import RowMask
-from armd_scale.parallel.shard import shared_input
+from armd_scale.model.attention_mask import IntervalMask
+from armd_scale.model.decode_linear import column_parallel_linear, row_parallel_linear
+from armd_scale.model.layer_norm import Norm, ProjectionNorm
+from armd_scale.model.rotary import RotaryCosSin
+from armd_scale.parallel.tensor.partition import gather_or_copy_input
 
 
 @runtime_checkable
@@ -38,10 +38,10 @@ class KeyValueCache(Protocol):
     """Keys of content rows that a layer's rows may look at in this round."""
     num_query_keys: int
     """Keys of query rows that a layer's rows may look at in this round."""
-    query_places: Int[Tensor, "batch queries"]
+    query_slots: Int[Tensor, "batch queries"]
     """Key of each query row of this round."""
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Puts this round's rows of a layer to the others; all, [batch, kv_heads, keys, width]."""
         ...
 
@@ -55,7 +55,7 @@ class StreamAttentionSubmodules:
     linear_proj: ModuleSpec | type
 
 
-class StreamAttention(MegatronModule):
+class TwoStreamAttention(MegatronModule):
     """Multi-head (grouped-query) attention for rows that are content, then queries.
 
     Keys and values are projected apart from queries: a query row has a key only in the upper
@@ -124,11 +124,11 @@ class StreamAttention(MegatronModule):
     def forward(
         self,
         rows: Float[Tensor, "rows batch hidden"],
-        rotation: Rotation | None,
+        rotation: RotaryCosSin | None,
         *,
         num_content: int,
         queries_only: bool,
-        mask: RowMask | None,
+        mask: IntervalMask | None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "attending batch hidden"]:
         """Attends from all rows, or from the query rows alone, to the keys of the layer.
@@ -144,11 +144,11 @@ class StreamAttention(MegatronModule):
         Returns:
             The projected output of the attending rows.
         """
-        rows = shared_input(rows, self.config, self.groups.tp)
+        rows = gather_or_copy_input(rows, self.config, self.groups.tp)
         num_rows = rows.shape[0]
         first = num_content if queries_only else 0
         num_keys = num_content or num_rows
-        project = _project if cache is None else column_product
+        project = _project if cache is None else column_parallel_linear
         q = self._queries(
             project(self.linear_q, rows[first:]), rotation and rotation.rows(first, num_rows)
         )
@@ -156,26 +156,28 @@ class StreamAttention(MegatronModule):
             project(self.linear_kv, rows[:num_keys]), rotation and rotation.rows(0, num_keys)
         )
         if cache is not None:
-            k, v = cache.extend(self.layer_index, k, v)
+            k, v = cache.update(self.layer_index, k, v)
         if mask is None:
             # Streams of equal length over the same keys: fold them into the heads.
-            folded = attend_causally(q.unflatten(0, (-1, num_keys)), k, v)
+            folded = causal_attention(q.unflatten(0, (-1, num_keys)), k, v)
             attended = folded.flatten(0, 1)
         elif mask.document_rows is not None and not q.is_cuda:
             streams = q.unflatten(0, (-1, num_keys))
-            attended = attend_within_documents(streams, k, v, mask.document_rows).flatten(0, 1)
+            attended = document_attention(streams, k, v, mask.document_rows).flatten(0, 1)
         else:
-            attended = attend_masked(q, k, v, mask)
+            attended = masked_attention(q, k, v, mask)
         if cache is not None:
-            return row_product(self.linear_proj, attended.flatten(2), self.groups.tp)
+            return row_parallel_linear(self.linear_proj, attended.flatten(2), self.groups.tp)
         return _project(self.linear_proj, attended.flatten(2))
 
-    def _queries(self, projected: Tensor, rotation: Rotation | None) -> Tensor:
+    def _queries(self, projected: Tensor, rotation: RotaryCosSin | None) -> Tensor:
         q = projected.unflatten(-1, (self.heads, self.head_dim))
         q = q if self.q_norm is None else self.q_norm(q)
         return q if rotation is None else rotation(q)
 
-    def _keys_values(self, projected: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+    def _keys_values(
+        self, projected: Tensor, rotation: RotaryCosSin | None
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values [batch, kv_heads, rows, head_dim]; each head's pair lies side by side."""
         k, v = projected.unflatten(-1, (self.kv_heads, 2, self.head_dim)).unbind(dim=-2)
         k = k if self.k_norm is None else self.k_norm(k)
@@ -188,7 +190,7 @@ def _project(layer: Any, rows: Tensor) -> Tensor:
     return layer(rows)[0]
 
 
-def attend_causally(
+def causal_attention(
     q: Float[Tensor, "streams rows batch heads head_dim"],
     k: Float[Tensor, "batch kv_heads rows head_dim"],
     v: Float[Tensor, "batch kv_heads rows head_dim"],
@@ -204,7 +206,7 @@ def attend_causally(
     return out.permute(2, 4, 0, 1, 3, 5).flatten(3, 4)
 
 
-def causal_kernel(
+def sdpa_backend_name(
     *,
     heads: int,
     kv_heads: int,
@@ -226,7 +228,7 @@ def causal_kernel(
     return SDPBackend(choice).name
 
 
-def attend_within_documents(
+def document_attention(
     q: Float[Tensor, "streams rows batch heads head_dim"],
     k: Float[Tensor, "batch kv_heads rows head_dim"],
     v: Float[Tensor, "batch kv_heads rows head_dim"],
@@ -245,15 +247,15 @@ def attend_within_documents(
             v[one].split(lengths, dim=2),
             strict=True,
         )
-        samples.append(torch.cat([attend_causally(*document) for document in documents], dim=1))
+        samples.append(torch.cat([causal_attention(*document) for document in documents], dim=1))
     return torch.cat(samples, dim=2)
 
 
-def attend_masked(
+def masked_attention(
     q: Float[Tensor, "rows batch heads head_dim"],
     k: Float[Tensor, "batch kv_heads keys head_dim"],
     v: Float[Tensor, "batch kv_heads keys head_dim"],
-    mask: RowMask,
+    mask: IntervalMask,
 ) -> Float[Tensor, "rows batch heads head_dim"]:
     """Every row attends to its interval of keys: FlexAttention on CUDA, a dense mask on CPU.
 

@@ -30,7 +30,7 @@ START_SITE = 0
 
 
 @dataclass(frozen=True)
-class Dropout:
+class KeyedDropout:
     """Dropout of rows [rows, batch, hidden] at one place of the network.
 
     Args:
@@ -42,15 +42,15 @@ class Dropout:
 
     rate: float
     keys: Int32[Tensor, "rows batch"]
-    site: int = START_SITE
-    share: tuple[int, int] = (0, 1)
+    layer_site: int = START_SITE
+    sp_shard: tuple[int, int] = (0, 1)
 
     @property
-    def queries(self) -> "Dropout":
+    def queries(self) -> "KeyedDropout":
         """For the query rows alone, which are the second half."""
         return replace(self, keys=self.keys.chunk(2)[1])
 
-    def in_layer(self, index: int, branch: Branch) -> "Dropout":
+    def in_layer(self, index: int, branch: Branch) -> "KeyedDropout":
         """For what a branch of a layer adds to the rows."""
         return replace(self, site=1 + 2 * index + (branch == "mlp"))
 
@@ -58,9 +58,9 @@ class Dropout:
         self, rows: Float[Tensor, "own batch hidden"]
     ) -> Float[Tensor, "own batch hidden"]:
         """The rows with channels dropped and the others scaled up, so that the mean stays."""
-        rank, size = self.share
-        keys = mix(self.keys.chunk(size)[rank] + self.site)
-        make = _compiled_mask() if rows.is_cuda else kept_channels
+        rank, size = self.sp_shard
+        keys = hash32(self.keys.chunk(size)[rank] + self.layer_site)
+        make = _compiled_mask() if rows.is_cuda else keep_mask
         kept = make(keys, rows.shape[-1], lowest=round(self.rate * 2**32) - 2**31)
         return torch.where(kept, rows / (1 - self.rate), 0)
 
@@ -70,20 +70,20 @@ def row_keys(batch: ArmdBatch, seed: int) -> Int32[Tensor, "rows batch"]:
     digest = hashlib.sha256(f"dropout:{seed}".encode()).digest()
     key = int.from_bytes(digest[:4], "little", signed=True)
     for word in (batch.sample_index & 0x7FFFFFFF, batch.sample_index >> 31):
-        key = mix(word.to(torch.int32) ^ key)
+        key = hash32(word.to(torch.int32) ^ key)
     places = torch.cat((batch.order[:, :-1], batch.order[:, 1:] - 1), dim=1)
-    return mix(mix(places.t().to(torch.int32)) ^ key)
+    return hash32(hash32(places.t().to(torch.int32)) ^ key)
 
 
-def kept_channels(
+def keep_mask(
     keys: Int32[Tensor, "rows batch"], width: int, *, lowest: int
 ) -> Bool[Tensor, "rows batch width"]:
     """Which channels of each row stay: those whose hash, a signed number, is at least `lowest`."""
-    channels = mix(torch.arange(1, width + 1, dtype=torch.int32, device=keys.device))
-    return mix(keys.unsqueeze(-1) ^ channels) >= lowest
+    channels = hash32(torch.arange(1, width + 1, dtype=torch.int32, device=keys.device))
+    return hash32(keys.unsqueeze(-1) ^ channels) >= lowest
 
 
-def mix(x: Int32[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+def hash32(x: Int32[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
     """A bijection of 32-bit numbers that flips half of the output's bits with any bit of the input.
 
     Wellons, "Prospecting for hash functions" (2018), lowbias32; a shift of a signed number brings
@@ -97,4 +97,4 @@ def mix(x: Int32[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
 @cache
 def _compiled_mask() -> Callable[..., Tensor]:
     """kept_channels as one kernel: eager, each of its steps would pass over memory."""
-    return torch.compile(kept_channels, dynamic=True)
+    return torch.compile(keep_mask, dynamic=True)

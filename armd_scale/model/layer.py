@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from armd_scale.config.schema import ModelConfig
 from armd_scale.model.attention import KeyValueCache
-from armd_scale.model.dropout import Dropout
-from armd_scale.model.rotary import Rotation
-from armd_scale.model.round import mlp_product
-from armd_scale.model.visible import RowMask
+from armd_scale.model.attention_mask import IntervalMask
+from armd_scale.model.decode_linear import mlp_forward
+from armd_scale.model.dropout import KeyedDropout
+from armd_scale.model.rotary import RotaryCosSin
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ArmdLayer(MegatronModule):
         super().__init__(config=config)
         self.groups = pg_collection
         self.layer_index = layer_index
-        self.norms_come_first = model.norm_position == "pre"
+        self.pre_norm = model.norm_position == "pre"
         self.parallel_residual = model.parallel_residual
         self.attention_norm = build_module(submodules.attention_norm, config, config.hidden_size)
         self.attention = build_module(
@@ -69,14 +69,14 @@ class ArmdLayer(MegatronModule):
     def forward(
         self,
         rows: Float[Tensor, "rows batch hidden"],
-        rotation: Rotation | None,
+        rotation: RotaryCosSin | None,
         *,
         num_content: int,
         drop_content: bool,
-        mask: RowMask | None,
+        mask: IntervalMask | None,
         cache: KeyValueCache | None = None,
         recompute_attention: bool = False,
-        dropout: Dropout | None = None,
+        dropout: KeyedDropout | None = None,
     ) -> Float[Tensor, "kept batch hidden"]:
         """Applies the layer.
 
@@ -101,33 +101,33 @@ class ArmdLayer(MegatronModule):
             mask=mask,
             cache=cache,
         )
-        read = self.attention_norm(rows) if self.norms_come_first else rows
+        read = self.attention_norm(rows) if self.pre_norm else rows
         if recompute_attention:
             attended = checkpoint(attend, read, rotation, use_reentrant=False)
         else:
             attended = attend(read, rotation)
-        attended = attended if self.norms_come_first else self.attention_norm(attended)
+        attended = attended if self.pre_norm else self.attention_norm(attended)
         if drop_content:
-            rows = self._without_content(rows, num_content)
+            rows = self._drop_content_rows(rows, num_content)
         if dropout is not None:
             attended = dropout.in_layer(self.layer_index, "attention")(attended)
-        summed = rows + attended
-        added = self._transformed(rows if self.parallel_residual else summed, cache is not None)
+        hidden = rows + attended
+        mlp_out = self._mlp_branch(rows if self.parallel_residual else hidden, cache is not None)
         if dropout is not None:
-            added = dropout.in_layer(self.layer_index, "mlp")(added)
-        return summed + added
+            mlp_out = dropout.in_layer(self.layer_index, "mlp")(mlp_out)
+        return hidden + mlp_out
 
-    def _transformed(self, rows: Tensor, in_round: bool) -> Tensor:
+    def _mlp_branch(self, rows: Tensor, is_decoding: bool) -> Tensor:
         """What the MLP adds to the residual."""
-        read = self.mlp_norm(rows) if self.norms_come_first else rows
-        if in_round:
-            output = mlp_product(self.mlp, read, self.groups.tp)
+        normed = self.mlp_norm(rows) if self.pre_norm else rows
+        if is_decoding:
+            output = mlp_forward(self.mlp, normed, self.groups.tp)
         else:
-            output, bias = self.mlp(read)
+            output, bias = self.mlp(normed)
             output = output if bias is None else output + bias
-        return output if self.norms_come_first else self.mlp_norm(output)
+        return output if self.pre_norm else self.mlp_norm(output)
 
-    def _without_content(self, rows: Tensor, num_content: int) -> Tensor:
+    def _drop_content_rows(self, rows: Tensor, num_content: int) -> Tensor:
         """The query rows alone, under sequence parallelism shared out anew among the ranks."""
         if not self.config.sequence_parallel:
             return rows[num_content:]

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from armd_scale.config.derive import rotary_width
+from armd_scale.config.derived import rotary_dim
 from armd_scale.config.schema import ModelConfig, RopeScaling
 
 
 @dataclass(frozen=True)
-class Rotation:
+class RotaryCosSin:
     """Cosines and sines of the rows' angles, one for each pair, in the dtype of the heads."""
 
     cos: Float[Tensor, "rows batch 1 pairs"]
@@ -31,31 +31,31 @@ class Rotation:
         Channels behind the pairs stay as they are.
         """
         if not torch.is_grad_enabled():
-            return _turned(x, self.cos, self.sin)
-        return _Turn.apply(x, self.cos, self.sin)  # pyright: ignore[reportReturnType]
+            return _apply_rotary(x, self.cos, self.sin)
+        return _ApplyRotary.apply(x, self.cos, self.sin)  # pyright: ignore[reportReturnType]
 
-    def rows(self, start: int, stop: int) -> "Rotation":
+    def rows(self, start: int, stop: int) -> "RotaryCosSin":
         """The rotation of the rows start..stop-1."""
         if (start, stop) == (0, len(self.cos)):
             return self
-        return Rotation(self.cos[start:stop], self.sin[start:stop])
+        return RotaryCosSin(self.cos[start:stop], self.sin[start:stop])
 
 
-class _Turn(torch.autograd.Function):
+class _ApplyRotary(torch.autograd.Function):
     """A rotation, whose gradient is turned back; it keeps no activation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return _apply_rotary(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
         cos, sin = ctx.saved_tensors
-        return _turned(upstream[0], cos, -sin), None, None
+        return _apply_rotary(upstream[0], cos, -sin), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     pairs, turned = cos.shape[-1], torch.empty_like(x)
     parts = (pairs, pairs, x.shape[-1] - 2 * pairs)
     low, high, kept = x.split(parts, dim=-1)
@@ -73,31 +73,31 @@ def inverse_frequencies(model: ModelConfig) -> Float[Tensor, " pairs"]:
     In float32 at any precision of the network: published models were trained with these values, and
     are other functions with better ones.
     """
-    width = rotary_width(model)
+    width = rotary_dim(model)
     pairs = torch.arange(0, width, 2, dtype=torch.float32)
-    frequencies = 1 / model.rope_base ** (pairs / width)
+    frequencies = 1 / model.rope_theta ** (pairs / width)
     scaling = model.rope_scaling
     if scaling is None:
         return frequencies
-    match scaling.kind:
+    match scaling.rope_type:
         case "linear":
             kept = torch.zeros_like(frequencies)
         case "llama3":
-            kept = _kept_by_turns(frequencies, scaling)
+            kept = _llama3_ramp(frequencies, scaling)
         case "yarn":
-            kept = _kept_by_channel(width, model.rope_base, scaling)
+            kept = _yarn_ramp(width, model.rope_theta, scaling)
     return kept * frequencies + (1 - kept) * (frequencies / scaling.factor)
 
 
-def amplitude(model: ModelConfig) -> float:
+def attention_scaling(model: ModelConfig) -> float:
     """Factor of the turned channels; YaRN's sharpens attention over a longer context."""
     scaling = model.rope_scaling
-    if scaling is None or scaling.kind != "yarn":
+    if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     return 0.1 * math.log(scaling.factor) + 1
 
 
-def _kept_by_turns(
+def _llama3_ramp(
     frequencies: Float[Tensor, " pairs"], scaling: RopeScaling
 ) -> Float[Tensor, " pairs"]:
     """1 where a pair turns often within the original context, 0 where hardly (Llama 3.1)."""
@@ -106,22 +106,22 @@ def _kept_by_turns(
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 
-def _kept_by_channel(width: int, base: float, scaling: RopeScaling) -> Float[Tensor, " pairs"]:
+def _yarn_ramp(width: int, base: float, scaling: RopeScaling) -> Float[Tensor, " pairs"]:
     """The same, falling evenly over the pairs between the bounds, these rounded (YaRN)."""
     low, high, original = _bounds(scaling)
 
-    def pair_that_turns(times: float) -> float:
+    def dim_for_num_rotations(times: float) -> float:
         return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    first = max(math.floor(pair_that_turns(high)), 0)
-    last = min(math.ceil(pair_that_turns(low)), width - 1)
+    first = max(math.floor(dim_for_num_rotations(high)), 0)
+    last = min(math.ceil(dim_for_num_rotations(low)), width - 1)
     pairs = torch.arange(width // 2, dtype=torch.float32)
     return 1 - ((pairs - first) / (last - first or 1e-3)).clamp(0, 1)
 
 
 def _bounds(scaling: RopeScaling) -> tuple[float, float, int]:
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    original = scaling.original_max_positions
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    original = scaling.original_max_position_embeddings
     assert low is not None, "a rule asks for the bounds"
     assert high is not None
     assert original is not None
@@ -134,10 +134,10 @@ def rotation_at(
     dtype: torch.dtype,
     *,
     amplitude: float = 1.0,
-) -> Rotation:
+) -> RotaryCosSin:
     """The rotation of rows at `positions`; angles in float32 at least, whatever `dtype`."""
     precise = torch.promote_types(dtype, torch.float32)
     angles = positions.t().unsqueeze(-1).to(precise) * frequencies.to(precise)
     angles = angles.unsqueeze(2)
     cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
-    return Rotation(cos.to(dtype), sin.to(dtype))
+    return RotaryCosSin(cos.to(dtype), sin.to(dtype))

@@ -14,13 +14,13 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import nn
 
-from armd_scale.config.derive import head_dim, kv_heads
+from armd_scale.config.derived import head_dim, kv_heads
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.model.activation import SwiGlu
-from armd_scale.model.attention import StreamAttention, StreamAttentionSubmodules
-from armd_scale.model.head import Head
+from armd_scale.model.attention import StreamAttentionSubmodules, TwoStreamAttention
 from armd_scale.model.layer import ArmdLayer, ArmdLayerSubmodules
-from armd_scale.model.norm import Norm
+from armd_scale.model.layer_norm import Norm
+from armd_scale.model.lm_head import LMHead
 
 ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
@@ -30,7 +30,7 @@ def transformer_config(
     parallel: ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
-    message_dtype: torch.dtype | None = None,
+    pipeline_dtype: torch.dtype | None = None,
 ) -> TransformerConfig:
     """megatron-core's configuration of the stack.
 
@@ -51,7 +51,7 @@ def transformer_config(
         num_query_groups=kv_heads(model),
         kv_channels=head_dim(model),
         normalization="RMSNorm" if model.norm == "rmsnorm" else "LayerNorm",
-        layernorm_epsilon=model.norm_epsilon,
+        layernorm_epsilon=model.norm_eps,
         gated_linear_unit=model.activation == "swiglu",
         activation_func=ACTIVATIONS[model.activation],
         # Its name apart, it has the MLP take the activation module of its spec, on all rows.
@@ -70,7 +70,7 @@ def transformer_config(
         variable_seq_lengths=parallel.pipeline > 1,
         moe_token_dispatcher_type="alltoall",
         batch_p2p_comm=False,  # batched messages cross between two ranks, on gloo silently
-        pipeline_dtype=message_dtype or dtype,
+        pipeline_dtype=pipeline_dtype or dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         perform_initialization=False,
@@ -99,14 +99,14 @@ def layer_spec() -> ModuleSpec:
         module=ArmdLayer,
         submodules=ArmdLayerSubmodules(
             attention_norm=Norm,
-            attention=ModuleSpec(module=StreamAttention, submodules=attention),
+            attention=ModuleSpec(module=TwoStreamAttention, submodules=attention),
             mlp_norm=Norm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
         ),
     )
 
 
-def mark_splits(network: nn.Module, config: TransformerConfig) -> None:
+def set_tensor_parallel_attributes(network: nn.Module, config: TransformerConfig) -> None:
     """Marks every tensor-parallel parameter with the dimension and the stride that it is split by.
 
     megatron-core sets these marks only while it draws initial weights, which we do ourselves. The
@@ -114,7 +114,7 @@ def mark_splits(network: nn.Module, config: TransformerConfig) -> None:
     """
     for name, module in network.named_modules():
         gated = name.endswith("linear_fc1") and config.gated_linear_unit
-        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding | Head):
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding | LMHead):
             split = [module.weight, getattr(module, "bias", None)]
             dim = 0
         elif isinstance(module, RowParallelLinear):

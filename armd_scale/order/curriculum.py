@@ -24,12 +24,12 @@ from armd_scale.order.policies import (
     Order,
     PermutedGroups,
     Progressive,
-    Random,
+    RandomPermutation,
     Strided,
 )
 
 
-def order_at(config: OrderConfig, step: int) -> Order:
+def order_at_step(config: OrderConfig, step: int) -> Order:
     """The order of the samples of optimizer step `step` (the first is 0)."""
     match config:
         case LeftToRightConfig():
@@ -39,16 +39,18 @@ def order_at(config: OrderConfig, step: int) -> Order:
         case StridedConfig():
             return Strided(config.streams, config.joint)
         case RandomConfig():
-            return Random()
+            return RandomPermutation()
         case GroupsConfig():
             return Groups(_sizes_at(config, step))
         case PermutedGroupsConfig():
             return PermutedGroups(_sizes_at(config, step))
         case DiffusionConfig():
-            return Diffusion(config.times)
+            return Diffusion(config.num_timesteps)
         case MixtureConfig():
-            weights = tuple(part.weight for part in config.parts)
-            return Mixture(weights, tuple(order_at(part.order, step) for part in config.parts))
+            weights = tuple(part.weight for part in config.components)
+            return Mixture(
+                weights, tuple(order_at_step(part.order, step) for part in config.components)
+            )
         case StagesConfig():
             return _stage_at(config, step)
 
@@ -77,7 +79,7 @@ def _sizes_at(config: GroupsConfig | PermutedGroupsConfig, step: int) -> tuple[i
 
 def _stage_at(config: StagesConfig, step: int) -> Order:
     """The order of the first stage that has not ended; the last one has no end."""
-    for stage in config.parts:
-        if stage.until is None or step < stage.until:
-            return order_at(stage.order, step)
-    return order_at(config.parts[-1].order, step)
+    for stage in config.stages:
+        if stage.until_step is None or step < stage.until_step:
+            return order_at_step(stage.order, step)
+    return order_at_step(config.stages[-1].order, step)

@@ -22,14 +22,14 @@ from armd_scale.order.policies import (
     Order,
     PermutedGroups,
     Progressive,
-    Random,
+    RandomPermutation,
     Strided,
 )
 
 WORD_MASK = 2**64 - 1
 
 
-def draw_blocks(
+def sample_blocks(
     order: Order, *, seed: int, sample_index: int, lengths: tuple[int, ...]
 ) -> Int32[np.ndarray, " P"]:
     """The generation block of every token of a sample, by position.
@@ -44,8 +44,8 @@ def draw_blocks(
         sample_index: number of the sample in the run.
         lengths: lengths of the documents in the window, in tokens; they sum to P.
     """
-    words = _Words(seed, sample_index)
-    settled = _settle(order, words)
+    words = _KeyedRng(seed, sample_index)
+    settled = _sample_choices(order, words)
     block = np.zeros(sum(lengths), dtype=np.int32)
     begin = 0
     for length in lengths:
@@ -55,59 +55,61 @@ def draw_blocks(
     return block
 
 
-class _Words:
+class _KeyedRng:
     """Uniform 64-bit words of one sample; nothing is set up until the first is taken."""
 
     def __init__(self, seed: int, sample_index: int) -> None:
         self._key = (seed & WORD_MASK, sample_index)
         self._source: np.random.Philox | None = None
 
-    def take(self, count: int) -> UInt64[np.ndarray, " count"]:
+    def next_uint64(self, count: int) -> UInt64[np.ndarray, " count"]:
         if self._source is None:
             self._source = np.random.Philox(key=np.array(self._key, dtype=np.uint64))
         return np.asarray(self._source.random_raw(count))
 
-    def below(self, bound: int) -> int:
+    def randint(self, bound: int) -> int:
         """A uniform integer in 0..bound - 1."""
-        return int(self.take(1)[0]) * bound >> 64
+        return int(self.next_uint64(1)[0]) * bound >> 64
 
 
-def _settle(order: Order, words: _Words) -> Order:
+def _sample_choices(order: Order, words: _KeyedRng) -> Order:
     """The order of this sample, where the recipe leaves a choice."""
     match order:
         case Mixture(weights, orders):
             bounds = list(itertools.accumulate(weights))
             # 53 bits make a fraction below 1 exactly representable.
-            point = words.below(2**53) / 2**53 * bounds[-1]
-            return _settle(orders[min(bisect.bisect(bounds, point), len(orders) - 1)], words)
+            point = words.randint(2**53) / 2**53 * bounds[-1]
+            return _sample_choices(
+                orders[min(bisect.bisect(bounds, point), len(orders) - 1)], words
+            )
         case Strided(streams, joint):
-            return Strided(_pick(streams, words), joint)
+            return Strided(_choice(streams, words), joint)
         case Groups(sizes):
-            return Groups(_pick(sizes, words))
+            return Groups(_choice(sizes, words))
         case PermutedGroups(sizes):
-            return PermutedGroups(_pick(sizes, words))
+            return PermutedGroups(_choice(sizes, words))
     return order
 
 
-def _pick(amounts: tuple[int, ...], words: _Words) -> tuple[int]:
-    return (amounts[words.below(len(amounts)) if len(amounts) > 1 else 0],)
+def _choice(amounts: tuple[int, ...], words: _KeyedRng) -> tuple[int]:
+    return (amounts[words.randint(len(amounts)) if len(amounts) > 1 else 0],)
 
 
-def _blocks_of(order: Order, num_targets: int, words: _Words) -> np.ndarray:
+def _blocks_of(order: Order, num_targets: int, words: _KeyedRng) -> np.ndarray:
     """Blocks 1..T of the targets of one document."""
     match order:
         case LeftToRight():
             return blocks.left_to_right_blocks(num_targets)
         case Progressive(shuffled):
-            return blocks.progressive_blocks(words.take(num_targets), shuffled)
+            return blocks.progressive_blocks(words.next_uint64(num_targets), shuffled)
         case Strided((streams,), joint):
             return blocks.strided_blocks(num_targets, streams, joint=joint)
-        case Random():
-            return blocks.permuted_group_blocks(words.take(num_targets), 1)
+        case RandomPermutation():
+            return blocks.permuted_group_blocks(words.next_uint64(num_targets), 1)
         case Groups((size,)):
             return blocks.group_blocks(num_targets, size)
         case PermutedGroups((size,)):
-            return blocks.permuted_group_blocks(words.take(num_targets), size)
+            return blocks.permuted_group_blocks(words.next_uint64(num_targets), size)
         case Diffusion(times):
-            return blocks.diffusion_blocks(words.take(num_targets), times)
+            return blocks.diffusion_blocks(words.next_uint64(num_targets), times)
     raise AssertionError(f"{order} was not settled")

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from armd_scale.errors import OrderError
 
-FORMS = {
+SPEC_SYNTAX = {
     "l2r": "l2r",
     "progressive": "progressive:m",
     "strided": "strided:S[,S..]",
@@ -41,13 +41,13 @@ class LeftToRight:
 class Progressive:
     """Text order in which `shuffled` tokens of each document exchange places (arXiv 2601.16971)."""
 
-    shuffled: int
+    num_shuffled: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, (self.shuffled,))
+        _require_positive(self, (self.num_shuffled,))
 
     def __str__(self) -> str:
-        return f"progressive:{self.shuffled}"
+        return f"progressive:{self.num_shuffled}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Strided:
 
 
 @dataclass(frozen=True)
-class Random:
+class RandomPermutation:
     """A uniform permutation, one token a block."""
 
     def __str__(self) -> str:
@@ -136,7 +136,14 @@ class Mixture:
 
 
 Order: TypeAlias = (
-    LeftToRight | Progressive | Strided | Random | Groups | PermutedGroups | Diffusion | Mixture
+    LeftToRight
+    | Progressive
+    | Strided
+    | RandomPermutation
+    | Groups
+    | PermutedGroups
+    | Diffusion
+    | Mixture
 )
 
 _AMOUNTS: dict[str, Callable[[tuple[int, ...]], Order]] = {
@@ -146,7 +153,7 @@ _AMOUNTS: dict[str, Callable[[tuple[int, ...]], Order]] = {
     "permuted_groups": PermutedGroups,
 }
 _AMOUNT: dict[str, Callable[[int], Order]] = {"progressive": Progressive, "diffusion": Diffusion}
-_PLAIN: dict[str, Callable[[], Order]] = {"l2r": LeftToRight, "random": Random}
+_PLAIN: dict[str, Callable[[], Order]] = {"l2r": LeftToRight, "random": RandomPermutation}
 
 
 def parse_spec(text: str) -> Order:
@@ -174,7 +181,7 @@ def _parse_amounts(spec: str, name: str, amounts: str) -> tuple[int, ...]:
     parts = amounts.split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise OrderError(
-            f"order {name} needs whole numbers of at least 1, got '{spec}': write {FORMS[name]}"
+            f"order {name} needs whole numbers of at least 1, got '{spec}': write {SPEC_SYNTAX[name]}"
         )
     return tuple(int(part) for part in parts)
 
@@ -209,10 +216,10 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 
 def _unknown(spec: str, name: str) -> str:
-    near = difflib.get_close_matches(name, FORMS, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(name, SPEC_SYNTAX, n=1, cutoff=0.0)[0]
     return (
-        f"an order must be one of {', '.join(FORMS.values())}, got '{spec}': "
-        f"the nearest is {FORMS[near]}"
+        f"an order must be one of {', '.join(SPEC_SYNTAX.values())}, got '{spec}': "
+        f"the nearest is {SPEC_SYNTAX[near]}"
     )
 
 

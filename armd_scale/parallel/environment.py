@@ -16,7 +16,7 @@ from armd_scale.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
+class DistributedEnv:
     """One process's place in the job."""
 
     rank: int
@@ -25,11 +25,11 @@ class Environment:
     device: torch.device
     host: str = "localhost"
     """Name of the machine, for messages."""
-    main_address: str = "localhost"
+    master_addr: str = "localhost"
     """Where rank 0 can be reached."""
 
     @property
-    def is_main(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this process speaks for the job (prints, writes the shared files)."""
         return self.rank == 0
 
@@ -39,17 +39,17 @@ class Environment:
         return "nccl" if self.device.type == "cuda" else "gloo"
 
 
-def read_environment() -> Environment:
+def read_environment() -> DistributedEnv:
     """This process's place: torchrun's variables, else Slurm's, else a job of one process.
 
     Raises:
         TrainingError: the launcher's variables contradict one another.
     """
-    place = _numbers("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    place = _read_ints("RANK", "WORLD_SIZE", "LOCAL_RANK")
     # A batch script has a SLURM_PROCID too; only what srun started is in a step.
     if place is None and "SLURM_STEP_NUM_TASKS" in os.environ:
-        place = _numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        _meet_as_slurm_says()
+        place = _read_ints("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        _set_rendezvous_from_slurm()
     rank, world_size, local_rank = place or (0, 1, 0)
     if not 0 <= rank < world_size:
         raise TrainingError(
@@ -64,26 +64,26 @@ def read_environment() -> Environment:
     # engine is made, which only torchrun sets.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(number))
-    return Environment(
+    return DistributedEnv(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
         device=device,
         host=socket.gethostname(),
-        main_address=os.environ.get("MASTER_ADDR", "localhost"),
+        master_addr=os.environ.get("MASTER_ADDR", "localhost"),
     )
 
 
-def _meet_as_slurm_says() -> None:
+def _set_rendezvous_from_slurm() -> None:
     """Sets where torch.distributed meets, unless the user has."""
     nodes = os.environ["SLURM_STEP_NODELIST"]
-    os.environ.setdefault("MASTER_ADDR", _address(first_node(nodes)))
+    os.environ.setdefault("MASTER_ADDR", _address(first_slurm_host(nodes)))
     # Below the ports that systems hand out, and another one for each job that shares a node.
     port = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
     os.environ.setdefault("MASTER_PORT", str(port))
 
 
-def first_node(nodes: str) -> str:
+def first_slurm_host(nodes: str) -> str:
     """The first name of Slurm's short form, as `scontrol show hostnames` gives it: gpu[08-11],x."""
     found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
     assert found is not None, nodes
@@ -99,7 +99,7 @@ def _address(node: str) -> str:
     return node
 
 
-def be_deterministic(device: torch.device) -> str:
+def enable_determinism(device: torch.device) -> str:
     """Has this process compute the same bits from the same inputs; to be called before it starts.
 
     On CPU that was so already, at a fixed number of threads. On CUDA kernels that add in an order
@@ -139,7 +139,7 @@ def be_deterministic(device: torch.device) -> str:
     )
 
 
-def _numbers(*names: str) -> tuple[int, ...] | None:
+def _read_ints(*names: str) -> tuple[int, ...] | None:
     """The integers under `names`, or None where the first of them is not set."""
     if names[0] not in os.environ:
         return None

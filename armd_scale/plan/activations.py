@@ -4,10 +4,10 @@ What operations save on CUDA: products, norms and the gated activation their inp
 output and log-sums as well, the head the gradients that it makes ahead.
 """
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from armd_scale.config.schema import ModelConfig, Recipe
-from armd_scale.parallel.stages import Stage
-from armd_scale.plan.compute import Rows, layer_rows
+from armd_scale.parallel.pipeline.partition import PipelineStage
+from armd_scale.plan.compute import LayerRows, layer_rows
 
 FP32 = 4
 
@@ -17,7 +17,7 @@ def bytes_per_value(recipe: Recipe) -> int:
     return 2 if recipe.train.precision == "bf16" else FP32
 
 
-def chunk_activations(recipe: Recipe, chunk: Stage) -> float:
+def chunk_activations(recipe: Recipe, chunk: PipelineStage) -> float:
     """Bytes that a micro-batch leaves in a chunk until its backward pass, both streams running."""
     rows = layer_rows(recipe.model, one_stream=False)
     kept = sum(layer_activations(recipe, rows[layer]) for layer in chunk.layers)
@@ -28,7 +28,7 @@ def chunk_activations(recipe: Recipe, chunk: Stage) -> float:
     return kept
 
 
-def layer_activations(recipe: Recipe, rows: Rows, *, recompute: str | None = None) -> float:
+def layer_activations(recipe: Recipe, rows: LayerRows, *, recompute: str | None = None) -> float:
     """Bytes that one layer keeps of a micro-batch.
 
     Args:
@@ -55,7 +55,7 @@ def _mlp_values(model: ModelConfig) -> int:
     return model.ffn_hidden * (3 if model.activation == "swiglu" else 2)
 
 
-def _attention_activations(recipe: Recipe, rows: Rows) -> float:
+def _attention_activations(recipe: Recipe, rows: LayerRows) -> float:
     """Queries, keys, values and output; the fold of two streams into heads is undone by a copy."""
     model = recipe.model
     width, kv_width = (
@@ -63,7 +63,7 @@ def _attention_activations(recipe: Recipe, rows: Rows) -> float:
     )
     has_norm = model.qk_norm != "none"
     copies = 2 + has_norm + (rows.attending > 1)
-    turned = kv_width if model.positions == "rotary" or has_norm else 0
+    turned = kv_width if model.position_embedding == "rope" or has_norm else 0
     values = rows.attending * copies * width + 2 * kv_width + turned
     log_sums = FP32 * rows.attending * model.heads
     targets = recipe.data.seq_length * recipe.train.micro_batch
@@ -91,7 +91,7 @@ def _columns(recipe: Recipe) -> int:
     return derive.padded_vocab_size(recipe.model.vocab_size, tensor) // tensor
 
 
-def working_bytes(recipe: Recipe, chunk: Stage) -> float:
+def working_bytes(recipe: Recipe, chunk: PipelineStage) -> float:
     """What a pass needs besides: a recomputed layer, or the logits at work.
 
     Of half width, these are summed in a float32 copy, and so is the gradient by the head's weights.
@@ -109,6 +109,6 @@ def working_bytes(recipe: Recipe, chunk: Stage) -> float:
     width = bytes_per_value(recipe)
     copy = 0 if width == FP32 else FP32
     samples = recipe.train.micro_batch
-    rows_at_once = samples * derive.logit_rows_at_once(columns, samples, on_gpu=True)
+    rows_at_once = samples * derive.logits_chunk_rows(columns, samples, on_gpu=True)
     logits = columns * min(targets, rows_at_once)
     return max(again, float((logits + columns * model.hidden) * (width + copy)))

@@ -7,16 +7,16 @@ n (k - 1) / k from each, and an all-reduce is one of both.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from armd_scale.config.schema import Recipe
-from armd_scale.parallel.stages import Stage
+from armd_scale.parallel.pipeline.partition import PipelineStage
 from armd_scale.plan.activations import bytes_per_value
-from armd_scale.plan.compute import Rows, layer_rows
+from armd_scale.plan.compute import LayerRows, layer_rows
 from armd_scale.plan.memory import chunk_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Messages:
+class CommunicationVolume:
     """Bytes sent by one rank."""
 
     tensor: float
@@ -28,8 +28,8 @@ class Messages:
 
 
 def messages_of(
-    recipe: Recipe, chunks: Sequence[Stage], *, replicas: int, one_stream: bool
-) -> Messages:
+    recipe: Recipe, chunks: Sequence[PipelineStage], *, replicas: int, one_stream: bool
+) -> CommunicationVolume:
     """What a rank of a pipeline stage sends.
 
     Args:
@@ -39,7 +39,7 @@ def messages_of(
         one_stream: whether the query stream runs alone.
     """
     rows = layer_rows(recipe.model, one_stream=one_stream)
-    return Messages(
+    return CommunicationVolume(
         tensor=sum(_tensor_bytes(recipe, chunk, rows) for chunk in chunks),
         pipeline=sum(_pipeline_bytes(recipe, chunk, rows) for chunk in chunks),
         data=_data_bytes(
@@ -54,7 +54,7 @@ def _row_bytes(recipe: Recipe) -> int:
     return targets * recipe.model.hidden * bytes_per_value(recipe)
 
 
-def _tensor_bytes(recipe: Recipe, chunk: Stage, rows: Sequence[Rows]) -> float:
+def _tensor_bytes(recipe: Recipe, chunk: PipelineStage, rows: Sequence[LayerRows]) -> float:
     tensor, sequence = recipe.parallel.tensor, recipe.parallel.sequence
     passes = sum(_layer_passes(recipe, rows[layer]) for layer in chunk.layers)
     if chunk.is_first:
@@ -64,7 +64,7 @@ def _tensor_bytes(recipe: Recipe, chunk: Stage, rows: Sequence[Rows]) -> float:
     return passes * _row_bytes(recipe) * (tensor - 1) / tensor
 
 
-def _layer_passes(recipe: Recipe, rows: Rows) -> int:
+def _layer_passes(recipe: Recipe, rows: LayerRows) -> int:
     """Gathers and scatters of one row per target, in forward, backward and recomputation.
 
     With sequence parallelism the MLP's input is gathered once more for the gradient of its weights,
@@ -72,16 +72,16 @@ def _layer_passes(recipe: Recipe, rows: Rows) -> int:
     """
     inputs, outputs = rows.entering, rows.attending
     if recipe.parallel.sequence:
-        anew = inputs + outputs if inputs > outputs else 0
+        resharded = inputs + outputs if inputs > outputs else 0
         forward, backward, attention = inputs + 3 * outputs, inputs + 4 * outputs, inputs + outputs
     else:
-        anew = 0
+        resharded = 0
         forward, backward, attention = 4 * outputs, 2 * inputs + 2 * outputs, 2 * outputs
-    again = {"none": 0, "selective": attention, "full": forward + (inputs if anew else 0)}
-    return forward + backward + anew + again[recipe.train.recompute]
+    recomputed = {"none": 0, "selective": attention, "full": forward + (inputs if resharded else 0)}
+    return forward + backward + resharded + recomputed[recipe.train.recompute]
 
 
-def _pipeline_bytes(recipe: Recipe, chunk: Stage, rows: Sequence[Rows]) -> float:
+def _pipeline_bytes(recipe: Recipe, chunk: PipelineStage, rows: Sequence[LayerRows]) -> float:
     """Rows to the next stage, gradients to the one before; sequence parallel ranks send a part."""
     first, last = chunk.layers[0], chunk.layers[-1]
     leaving = 0 if chunk.is_last else rows[last + 1].entering

@@ -10,9 +10,9 @@ attention kernel recomputes. Both follow the rows that really run: a left-to-rig
 from dataclasses import dataclass, replace
 from functools import cache
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from armd_scale.config.schema import ModelConfig, OrderConfig, Recipe
-from armd_scale.order.curriculum import order_at
+from armd_scale.order.curriculum import order_at_step
 from armd_scale.order.policies import Groups, LeftToRight, Mixture, Order, Progressive, Strided
 
 CAUSAL = 0.5
@@ -20,11 +20,11 @@ CAUSAL = 0.5
 FLASH_BACKWARD = 5 / 2
 """Products of a flash kernel's backward pass (scores again, and four gradients) to its forward's
 two."""
-STEPS_LOOKED_AT = 1000
+SAMPLED_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Rows:
+class LayerRows:
     """Rows of a layer, in units of the sample's targets."""
 
     entering: int
@@ -33,11 +33,11 @@ class Rows:
     """Rows that attend, pass the MLP and go out."""
 
 
-def layer_rows(model: ModelConfig, *, one_stream: bool) -> tuple[Rows, ...]:
+def layer_rows(model: ModelConfig, *, one_stream: bool) -> tuple[LayerRows, ...]:
     """The rows of every layer; all layers project keys and values of one row per target."""
     both = 0 if one_stream else derive.two_stream_layers(model)
     return tuple(
-        Rows(2 if layer < both else 1, 2 if layer < both - 1 else 1)
+        LayerRows(2 if layer < both else 1, 2 if layer < both - 1 else 1)
         for layer in range(model.layers)
     )
 
@@ -53,7 +53,7 @@ def _is_left_to_right(order: Order) -> bool:
         case LeftToRight():
             return True
         case Progressive():
-            return order.shuffled <= 1
+            return order.num_shuffled <= 1
         case Strided():
             return set(order.streams) == {1}
         case Groups():
@@ -70,8 +70,8 @@ def one_stream_share(recipe: Recipe) -> float:
 
 @cache
 def _one_stream_share(model: ModelConfig, order: OrderConfig, num_steps: int) -> float:
-    steps = range(0, num_steps, max(1, num_steps // STEPS_LOOKED_AT))
-    return sum(can_run_one_stream(model, order_at(order, step)) for step in steps) / len(steps)
+    steps = range(0, num_steps, max(1, num_steps // SAMPLED_STEPS))
+    return sum(can_run_one_stream(model, order_at_step(order, step)) for step in steps) / len(steps)
 
 
 def model_flops_per_target(recipe: Recipe, *, one_stream: bool) -> int:
@@ -92,7 +92,7 @@ def hardware_flops_per_target(
         visited: share of the keys that attention kernels visit.
     """
     layers = layer_hardware_flops(recipe, one_stream=one_stream, visited=visited)
-    return sum(layers) + edge_hardware_flops(recipe)
+    return sum(layers) + embedding_and_head_flops(recipe)
 
 
 def layer_hardware_flops(
@@ -104,7 +104,7 @@ def layer_hardware_flops(
     return tuple(cost[kind] for kind in rows)
 
 
-def _layer_flops(recipe: Recipe, rows: Rows, visited: float) -> float:
+def _layer_flops(recipe: Recipe, rows: LayerRows, visited: float) -> float:
     model, length = recipe.model, recipe.data.seq_length
     width = model.heads * derive.head_dim(model)
     row = derive.row_flops(model, length)
@@ -115,7 +115,7 @@ def _layer_flops(recipe: Recipe, rows: Rows, visited: float) -> float:
     return 3 * matrices + (1 + FLASH_BACKWARD) * attention + again[recipe.train.recompute]
 
 
-def edge_hardware_flops(recipe: Recipe) -> int:
+def embedding_and_head_flops(recipe: Recipe) -> int:
     """Hardware FLOPs of one target before the first layer and after the last.
 
     The head multiplies with the padded vocabulary; the prefix query pools over all positions,

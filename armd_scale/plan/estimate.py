@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from armd_scale.config import derive, rules
+from armd_scale.config import derived as derive
+from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import Recipe
 from armd_scale.plan.activations import bytes_per_value
-from armd_scale.plan.communication import Messages, messages_of
+from armd_scale.plan.communication import CommunicationVolume, messages_of
 from armd_scale.plan.compute import (
-    edge_hardware_flops,
+    embedding_and_head_flops,
     hardware_flops_per_target,
     layer_hardware_flops,
     model_flops_per_target,
@@ -22,7 +23,7 @@ from armd_scale.plan.memory import (
     gib,
     memory_by_stage,
 )
-from armd_scale.plan.recompute import settle_recompute
+from armd_scale.plan.recompute import resolve_recompute
 
 UPDATE_BYTES = 40
 """Memory traffic of AdamW per weight of a rank's share: state and temporaries, read and written."""
@@ -53,7 +54,7 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What a recipe costs on `world_size` GPUs."""
 
     recipe: Recipe
@@ -80,16 +81,16 @@ class Plan:
         return memory_by_stage(self.recipe, self.world_size)
 
     @property
-    def fullest(self) -> int:
+    def peak_stage(self) -> int:
         """The pipeline stage whose ranks hold the most."""
         return max(range(len(self.memory)), key=lambda rank: self.memory[rank].total)
 
     @property
     def fits(self) -> bool:
         """Whether every rank's memory suffices."""
-        return gib(self.memory[self.fullest].total) <= self.gpu_memory_gib
+        return gib(self.memory[self.peak_stage].total) <= self.gpu_memory_gib
 
-    def messages(self, *, one_stream: bool) -> list[Messages]:
+    def messages(self, *, one_stream: bool) -> list[CommunicationVolume]:
         """Of a rank of every pipeline stage."""
         return [
             messages_of(self.recipe, chunks, replicas=self.replicas, one_stream=one_stream)
@@ -155,7 +156,7 @@ class Plan:
         )
         return 1 - least / all_of_it
 
-    def share_of_peak(self, flops: float) -> float:
+    def utilization(self, flops: float) -> float:
         """Utilisation: operations of a step as a share of what all GPUs could do meanwhile."""
         return flops / (self.step_seconds * self.gpu.peak(self.recipe) * self.world_size)
 
@@ -174,7 +175,7 @@ class Plan:
             "micro_batch": recipe.train.micro_batch,
             "micro_batches": self.micro_batches,
             "recompute": recipe.train.recompute,
-            "parameters": derive.parameter_count(
+            "parameters": derive.num_parameters(
                 recipe.model,
                 recipe.model.vocab_size or 0,
                 max_positions=derive.max_positions(recipe),
@@ -195,8 +196,8 @@ class Plan:
             "one_stream_share_of_steps": self.one_stream_share,
             "step_seconds": self.step_seconds,
             "tokens_per_second": self.tokens_per_second,
-            "mfu": self.share_of_peak(self.model_flops()),
-            "hfu": self.share_of_peak(self.hardware_flops()),
+            "mfu": self.utilization(self.model_flops()),
+            "hfu": self.utilization(self.hardware_flops()),
             "days": self.days,
         }
 
@@ -216,7 +217,7 @@ class Plan:
             sum(by_layer[layer] for chunk in chunks for layer in chunk.layers)
             for chunks in chunks_by_rank(recipe)
         ]
-        seconds[-1] += edge_hardware_flops(recipe) * targets / rate
+        seconds[-1] += embedding_and_head_flops(recipe) * targets / rate
         return seconds
 
     def _average(self, per_target) -> float:
@@ -231,7 +232,7 @@ def plan_for(
     gpu: Gpu,
     gpu_memory_gib: float | None = None,
     efficiency: float = EFFICIENCY,
-) -> Plan:
+) -> Estimate:
     """The plan of a recipe that passed `rules.check`, with `model.vocab_size` given.
 
     Raises:
@@ -239,8 +240,8 @@ def plan_for(
     """
     rules.check_world(recipe, world_size)
     memory_gib = gpu.memory_gib if gpu_memory_gib is None else gpu_memory_gib
-    return Plan(
-        settle_recompute(recipe, world_size, memory_gib=memory_gib),
+    return Estimate(
+        resolve_recompute(recipe, world_size, memory_gib=memory_gib),
         world_size,
         gpu,
         memory_gib,

@@ -15,7 +15,7 @@ EFFICIENCY = 0.5
 included, waiting for messages and pipeline stages not. End to end, Megatron-LM reports 41 to 48 %
 on H100 (its README) and 44 to 57 % on A100 (arXiv 2205.05198, table 5), Llama 3 38 to 43 % on H100
 (arXiv 2407.21783, table 4)."""
-LINK_SHARE = 0.7
+LINK_EFFICIENCY = 0.7
 """Share of a link's bandwidth that collective messages reach."""
 
 LAUNCH_SECONDS = 1e-3
@@ -51,7 +51,7 @@ class Gpu:
     def link(self, num_ranks: int) -> float:
         """Bytes per second that a rank sends to others of a block of `num_ranks` neighbours."""
         inside = num_ranks <= GPUS_PER_NODE
-        return LINK_SHARE * (
+        return LINK_EFFICIENCY * (
             self.node_bytes_per_second if inside else self.network_bytes_per_second
         )
 

@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from armd_scale.config.schema import ModelConfig, ParallelConfig, Recipe
-from armd_scale.parallel.stages import Stage, all_stages
+from armd_scale.parallel.pipeline.partition import PipelineStage, all_stages
 from armd_scale.plan.activations import FP32, bytes_per_value, chunk_activations, working_bytes
 from armd_scale.plan.gpus import CONTEXT_BYTES, FRAGMENTATION
 
 LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: gathered weights that wait to be used again."""
-ROUNDS = 4
+SCHEDULE_REPEATS = 4
 """A pipeline's schedule repeats itself; so many rounds of micro-batches show its fullest moment."""
 
 
@@ -36,20 +36,20 @@ class RankMemory:
     """ZeRO 3's bucket, gradient partition and gathered weights."""
     activations: float
     """Kept by forward passes for the backward passes to come."""
-    working: float
+    workspace: float
     """Recomputed layer, logits: what one backward pass needs besides."""
     update: float
     """What reduction and AdamW need besides, when no activations are there."""
 
     @property
-    def state(self) -> float:
+    def model_state(self) -> float:
         """Weights, gradients and optimizer, with ZeRO's buffers."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def total(self) -> float:
         """The most that is held at a time, with what CUDA and the allocator take."""
-        peak = self.state + max(self.activations + self.working, self.update)
+        peak = self.model_state + max(self.activations + self.workspace, self.update)
         return peak * (1 + FRAGMENTATION) + CONTEXT_BYTES
 
 
@@ -67,7 +67,7 @@ def memory_by_stage(recipe: Recipe, world_size: int) -> list[RankMemory]:
     ]
 
 
-def chunks_by_rank(recipe: Recipe) -> tuple[tuple[Stage, ...], ...]:
+def chunks_by_rank(recipe: Recipe) -> tuple[tuple[PipelineStage, ...], ...]:
     """The parts of the network that every pipeline rank holds."""
     parallel = ParallelConfig(
         pipeline=recipe.parallel.pipeline, virtual_pipeline=recipe.parallel.virtual_pipeline
@@ -78,28 +78,28 @@ def chunks_by_rank(recipe: Recipe) -> tuple[tuple[Stage, ...], ...]:
 @cache
 def _chunks_by_rank(
     model: ModelConfig, parallel: ParallelConfig, seq_length: int
-) -> tuple[tuple[Stage, ...], ...]:
+) -> tuple[tuple[PipelineStage, ...], ...]:
     stages = all_stages(model, parallel, seq_length=seq_length)
     return tuple(tuple(stages[rank :: parallel.pipeline]) for rank in range(parallel.pipeline))
 
 
 def _rank_memory(
-    recipe: Recipe, chunks: Sequence[Stage], *, rank: int, replicas: int
+    recipe: Recipe, chunks: Sequence[PipelineStage], *, rank: int, replicas: int
 ) -> RankMemory:
     count = sum(chunk_parameters(recipe, chunk) for chunk in chunks)
     state = _state(recipe, count, replicas)
     micro_batches = derive.accumulation_steps(recipe.train, replicas)
     kept = [chunk_activations(recipe, chunk) for chunk in chunks]
-    held = in_flight(recipe, rank=rank, micro_batches=micro_batches, kept=kept)
+    held = peak_in_flight_activations(recipe, rank=rank, micro_batches=micro_batches, kept=kept)
     working = max(working_bytes(recipe, chunk) for chunk in chunks)
-    return RankMemory(**state, activations=held, working=working)
+    return RankMemory(**state, activations=held, workspace=working)
 
 
 def _state(recipe: Recipe, count: int, replicas: int) -> dict[str, float]:
     """What holds weights in one form or another, as DeepSpeed 0.19 keeps it (measured)."""
     stage, width = recipe.optim.zero_stage, bytes_per_value(recipe)
     share = count / replicas if stage > 0 else count
-    bucket = width * min(derive.LARGEST_BUCKET, count)
+    bucket = width * min(derive.REDUCE_BUCKET_SIZE, count)
     master = FP32 * share if stage > 0 else 0
     average = FP32 * count if recipe.optim.ema_decay is not None else 0
     on_gpu = recipe.optim.offload == "none"
@@ -107,7 +107,7 @@ def _state(recipe: Recipe, count: int, replicas: int) -> dict[str, float]:
     gathered = width * min(count, LIVE_ELEMENTS)
     state = {
         "weights": width * (share if stage == 3 else count),
-        "gradients": width * (share if derive.reduces_at_once(recipe) else count),
+        "gradients": width * (share if derive.reduces_every_micro_batch(recipe) else count),
         "optimizer": (master + 2 * FP32 * share) * on_gpu + average,
         "buffers": bucket + gathered if stage == 3 else 0,
         "update": max(bucket if stage in (1, 2) else 0, adam),
@@ -115,7 +115,7 @@ def _state(recipe: Recipe, count: int, replicas: int) -> dict[str, float]:
     return {name: float(value) for name, value in state.items()}
 
 
-def chunk_parameters(recipe: Recipe, chunk: Stage) -> int:
+def chunk_parameters(recipe: Recipe, chunk: PipelineStage) -> int:
     """Weights that a rank holds of one chunk of the network."""
     model, tensor = recipe.model, recipe.parallel.tensor
     assert model.vocab_size is not None
@@ -123,8 +123,8 @@ def chunk_parameters(recipe: Recipe, chunk: Stage) -> int:
     rows = derive.max_positions(recipe)
     count = len(chunk.layers) * _layer_parameters(model, tensor)
     if chunk.is_first:
-        learned = rows * model.hidden if model.positions == "learned" else 0
-        count += embedding + learned + derive.query_parameter_count(model, rows)
+        learned = rows * model.hidden if model.position_embedding == "learned_absolute" else 0
+        count += embedding + learned + derive.num_query_init_parameters(model, rows)
     if chunk.is_last:
         tied_here = model.tie_embeddings and chunk.is_first
         count += _norm(model) + (0 if tied_here else embedding)
@@ -143,7 +143,9 @@ def _norm(model: ModelConfig) -> int:
     return model.hidden * (2 if model.norm == "layernorm" else 1)
 
 
-def in_flight(recipe: Recipe, *, rank: int, micro_batches: int, kept: Sequence[float]) -> float:
+def peak_in_flight_activations(
+    recipe: Recipe, *, rank: int, micro_batches: int, kept: Sequence[float]
+) -> float:
     """The most bytes of activations that a rank holds under (interleaved) 1F1B.
 
     Args:
@@ -153,7 +155,7 @@ def in_flight(recipe: Recipe, *, rank: int, micro_batches: int, kept: Sequence[f
         kept: bytes of one micro-batch in each of the rank's chunks.
     """
     pipeline, chunks = recipe.parallel.pipeline, len(kept)
-    count = min(micro_batches, ROUNDS * pipeline) if pipeline > 1 else 1
+    count = min(micro_batches, SCHEDULE_REPEATS * pipeline) if pipeline > 1 else 1
     waits = pipeline - rank - 1
     warm_up = 2 * waits + (chunks - 1) * pipeline if chunks > 1 else waits
     held, most, live = 0.0, 0.0, Counter[int]()

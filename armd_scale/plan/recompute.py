@@ -9,7 +9,7 @@ from armd_scale.plan.memory import gib, memory_by_stage
 CHEAPEST_FIRST: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 
-def settle_recompute(recipe: Recipe, world_size: int, *, memory_gib: float | None) -> Recipe:
+def resolve_recompute(recipe: Recipe, world_size: int, *, memory_gib: float | None) -> Recipe:
     """The recipe with `train.recompute: auto` as the cheapest that fits on every pipeline stage.
 
     `full` where nothing fits: then the run, or the plan, says what is too large.

@@ -7,31 +7,33 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from armd_scale.config import rules
+from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import RecipeError
-from armd_scale.plan.estimate import Plan, plan_for
+from armd_scale.plan.estimate import Estimate, plan_for
 from armd_scale.plan.gpus import GPUS_PER_NODE
 from armd_scale.plan.memory import gib
 
 RECOMPUTE = ("none", "selective", "full")
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-NEARLY = 0.005
+SPEED_TOLERANCE = 0.005
 """Speeds closer than this are equal as far as an estimate can tell; the roomier one is better."""
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search saw."""
 
-    best: tuple[Plan, ...]
+    best: tuple[Estimate, ...]
     """Fastest first."""
     tried: int
-    overfull: int
+    out_of_memory: int
     """Layouts that run but do not fit."""
 
 
-def best_layouts(recipe: Recipe, world_size: int, *, count: int = 5, **options: Any) -> Found:
+def best_layouts(
+    recipe: Recipe, world_size: int, *, count: int = 5, **options: Any
+) -> SearchResult:
     """Searches tensor, pipeline and data parallelism, ZeRO, micro-batch and recomputation.
 
     The global batch stays as it is, so every layout trains the same model.
@@ -46,7 +48,7 @@ def best_layouts(recipe: Recipe, world_size: int, *, count: int = 5, **options: 
         RecipeError: no layout fits.
     """
     fitting, seen = [], Counter[str]()
-    least: Plan | None = None
+    least: Estimate | None = None
     for candidate in _candidates(recipe, world_size):
         try:
             rules.check(candidate)
@@ -62,7 +64,7 @@ def best_layouts(recipe: Recipe, world_size: int, *, count: int = 5, **options: 
     if not fitting:
         raise _nothing_fits(world_size, least)
     fitting.sort(key=_preference)
-    return Found(tuple(fitting[:count]), seen["tried"], seen["overfull"])
+    return SearchResult(tuple(fitting[:count]), seen["tried"], seen["overfull"])
 
 
 def _candidates(recipe: Recipe, world_size: int) -> Iterator[Recipe]:
@@ -97,16 +99,16 @@ def _splits(recipe: Recipe, world_size: int) -> Iterator[ParallelConfig]:
                     )
 
 
-def _peak_gib(plan: Plan) -> float:
-    return gib(plan.memory[plan.fullest].total)
+def _peak_gib(plan: Estimate) -> float:
+    return gib(plan.memory[plan.peak_stage].total)
 
 
-def _preference(plan: Plan) -> tuple[int, float]:
+def _preference(plan: Estimate) -> tuple[int, float]:
     """Faster first; among equals the one with more room."""
-    return -round(math.log(plan.tokens_per_second) / NEARLY), _peak_gib(plan)
+    return -round(math.log(plan.tokens_per_second) / SPEED_TOLERANCE), _peak_gib(plan)
 
 
-def _nothing_fits(world_size: int, least: Plan | None) -> RecipeError:
+def _nothing_fits(world_size: int, least: Estimate | None) -> RecipeError:
     if least is None:
         return RecipeError(
             f"train.global_batch and the model must divide among {world_size} GPUs in some way, "
@@ -118,7 +120,7 @@ def _nothing_fits(world_size: int, least: Plan | None) -> RecipeError:
     )
 
 
-def overrides(plan: Plan) -> list[str]:
+def overrides(plan: Estimate) -> list[str]:
     """What to add to the training command for a layout."""
     recipe, parallel = plan.recipe, plan.recipe.parallel
     return [
@@ -132,7 +134,7 @@ def overrides(plan: Plan) -> list[str]:
     ]
 
 
-def reason(plan: Plan) -> str:
+def explain_losses(plan: Estimate) -> str:
     """What a layout loses to what, largest loss first, and how full it is."""
     time = plan.step_time(one_stream=False)
     losses = {

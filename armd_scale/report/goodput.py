@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from armd_scale.report.read import Run
+from armd_scale.report.run_folder import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +15,15 @@ class Goodput:
     """Steps that the run kept; those that a resume repeated are counted once."""
     checkpoints: float
     evaluations: float
-    stopped: float
+    downtime: float
     """From a stop, or a death, to the next start."""
-    rest: float
+    other: float
     """Start-up, repeated steps, and whatever the files do not tell apart."""
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.steps + self.checkpoints + self.evaluations + self.stopped + self.rest
+        return self.steps + self.checkpoints + self.evaluations + self.downtime + self.other
 
 
 def goodput_of(run: Run) -> Goodput | None:
@@ -33,7 +33,7 @@ def goodput_of(run: Run) -> Goodput | None:
     total = (run.times[-1] - run.times[0]).total_seconds()
     if total <= 0:
         return None
-    lines = [*run.steps, *run.evaluations, *run.others]
+    lines = [*run.steps, *run.evaluations, *run.other_lines]
     steps = min(total, _step_seconds(run))
     checkpoints = _sum(lines, "checkpoint_seconds")
     evaluations = _sum(lines, "evaluation_seconds")
@@ -43,8 +43,8 @@ def goodput_of(run: Run) -> Goodput | None:
         steps=steps,
         checkpoints=checkpoints,
         evaluations=evaluations,
-        stopped=float(stopped),
-        rest=rest,
+        downtime=float(stopped),
+        other=rest,
     )
 
 

@@ -8,9 +8,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from armd_scale.report.figures import duration, figures
 from armd_scale.report.goodput import goodput_of
-from armd_scale.report.read import Run, differences
+from armd_scale.report.run_folder import Run, differences
+from armd_scale.report.summary import duration, figures
 
 MOST_POINTS = 2000
 SHOWN = (
@@ -66,7 +66,7 @@ def _resource(name: str) -> str:
 
 def _data(run: Run) -> dict[str, Any]:
     """What the script draws: columns of the steps, evaluations by order, spans of orders."""
-    lines = thinned(run.steps)
+    lines = downsample(run.steps)
     return {
         "name": run.name,
         "steps": {key: [line.get(key) for line in lines] for key in SHOWN},
@@ -75,7 +75,7 @@ def _data(run: Run) -> dict[str, Any]:
     }
 
 
-def thinned(lines: Sequence[dict[str, Any]], most: int = MOST_POINTS) -> list[dict[str, Any]]:
+def downsample(lines: Sequence[dict[str, Any]], most: int = MOST_POINTS) -> list[dict[str, Any]]:
     """At most about `most` lines: of each stretch the lowest and highest loss, so spikes stay."""
     if len(lines) <= most:
         return list(lines)
@@ -144,7 +144,7 @@ def _overview(runs: Sequence[Run]) -> str:
 
 
 def _remarks(runs: Sequence[Run]) -> str:
-    items = [f"{run.name}: {remark}" for run in runs for remark in run.remarks]
+    items = [f"{run.name}: {remark}" for run in runs for remark in run.warnings]
     listed = "".join(f"<li>{escape(item)}</li>" for item in items)
     return _section("What could not be shown", f"<ul>{listed}</ul>") if items else ""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from armd_scale.errors import TrainingError
 from armd_scale.report.page import render
-from armd_scale.report.read import read_run
+from armd_scale.report.run_folder import read_run
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -18,7 +18,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     Raises:
         TrainingError: a folder is not a run's, or the page cannot be written.
     """
-    page = render(_with_names_apart([read_run(folder) for folder in folders]))
+    page = render(_disambiguate_names([read_run(folder) for folder in folders]))
     path = output or folders[0] / "report.html"
     new = path.with_name(path.name + ".new")
     try:
@@ -32,7 +32,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     return path
 
 
-def _with_names_apart(runs):
+def _disambiguate_names(runs):
     """Runs that share a name are told apart by their folders."""
     names = [run.name for run in runs]
     for run in runs:

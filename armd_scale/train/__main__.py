@@ -26,7 +26,9 @@ def train_recipe(path: str, overrides: Sequence[str]) -> int:
     recipe = load_recipe(path, overrides)
     environment = read_environment()
 
-    from armd_scale.train.run import train  # after the environment: DeepSpeed reads it on import
+    from armd_scale.train.trainer import (
+        train,  # after the environment: DeepSpeed reads it on import
+    )
 
     return train(recipe, environment)
 

@@ -18,21 +18,21 @@ class TrainState:
     """Samples of all ranks that those steps took."""
     consumed_tokens: int = 0
     """Targets in those samples."""
-    left_out: int = 0
+    skipped_steps: int = 0
     """Of those steps, how many have not changed the weights, or were undone."""
-    bad_in_a_row: int = 0
+    consecutive_bad_steps: int = 0
     """Of those, how many came last, one after another."""
     rollbacks: int = 0
     """How often the run has gone back to a checkpoint."""
-    losses: tuple[float, ...] = ()
+    recent_losses: tuple[float, ...] = ()
     """The latest ones, where spikes are looked for."""
 
     @property
     def updates(self) -> int:
         """How often the weights have changed."""
-        return self.step - self.left_out
+        return self.step - self.skipped_steps
 
-    def after(self, *, samples: int, tokens: int) -> "TrainState":
+    def advance(self, *, samples: int, tokens: int) -> "TrainState":
         """The state after one more step."""
         return replace(
             self,

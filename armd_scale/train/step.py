@@ -13,16 +13,16 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.data.batch import ArmdBatch
+from armd_scale.fault.watchdog import Watchdog
 from armd_scale.loss import sum_over_targets
-from armd_scale.model.objective import Lesson
-from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.schedule import (
-    ScheduledStage,
+from armd_scale.model.loss_spec import TrainMicroBatch
+from armd_scale.optim.zero_engine import ZeroEngine
+from armd_scale.parallel.pipeline.schedule import (
+    ScheduledChunk,
+    reduce_loss,
     run_micro_batches,
-    sum_from_last_stage,
 )
-from armd_scale.train.parent import Parent
-from armd_scale.train.watchdog import Watchdog
+from armd_scale.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class StepResult:
     """Mean KL(parent || model) in nats per left-to-right target; None without parent or target."""
     seconds: float
     """Time it took, waiting for its data included."""
-    own_seconds: float = 0.0
+    local_seconds: float = 0.0
     """Of that, what this process took for itself: its data, and forward and backward passes."""
-    objection: str | None = None
+    skip_reason: str | None = None
     """Why the weights are as before the step, such as "a loss of nan"; None: they are not."""
 
 
 def train_step(
     engine: ZeroEngine,
-    stages: Sequence[ScheduledStage],
+    stages: Sequence[ScheduledChunk],
     batches: Sequence[ArmdBatch],
     *,
     learning_rate: float,
     groups: ProcessGroupCollection,
     started: float,
-    object_to: Callable[[float], str | None] = lambda loss: None,
+    check_loss: Callable[[float], str | None] = lambda loss: None,
     watchdog: Watchdog | None = None,
-    parent: Parent | None = None,
+    parent: Teacher | None = None,
 ) -> StepResult:
     """Updates the weights with the mean loss over the targets of the global batch.
 
@@ -74,35 +74,35 @@ def train_step(
         watchdog: is told what begins.
         parent: what the network is held to; `stages` must be those that compare with it.
     """
-    begin = (watchdog or Watchdog()).begin
-    clock = _Stopwatch(started)
+    set_phase = (watchdog or Watchdog()).set_phase
+    clock = _Timer(started)
     size = groups.dp.size()
     counts = torch.stack([_count(batch, parent) for batch in batches]).sum(dim=0)
     dist.all_reduce(counts, group=groups.dp)
     terms = counts.new_tensor([1.0] if parent is None else [1.0, parent.weight], dtype=torch.double)
     # DeepSpeed averages gradients over data parallelism; the sum is what is wanted.
     scale = (terms * size / counts.clamp(min=1)).view(-1, 1, 1)
-    lessons = [Lesson(batch, scale * batch.is_target) for batch in batches]
+    lessons = [TrainMicroBatch(batch, scale * batch.is_target) for batch in batches]
 
-    def loss_of(output: tuple[Tensor, Tensor], lesson: Lesson) -> tuple[Tensor, Tensor]:
+    def loss_of(output: tuple[Tensor, Tensor], lesson: TrainMicroBatch) -> tuple[Tensor, Tensor]:
         loss, nats = output
         is_target = lesson.batch.is_target
         return loss, torch.stack([sum_over_targets(term, is_target)[0] for term in nats])
 
-    begin("in forward and backward passes")
+    set_phase("in forward and backward passes")
     with engine.accumulate():
-        clock.go_on()
-        made = run_micro_batches(stages, lessons, loss_of=loss_of, groups=groups)
+        clock.resume()
+        outputs = run_micro_batches(stages, lessons, loss_fn=loss_of, groups=groups)
         clock.stop()
         loss, *divergence = (
-            float(sum_from_last_stage([sums[i] for sums in made], groups) / count)
+            float(reduce_loss([sums[i] for sums in outputs], groups) / count)
             for i, count in enumerate(counts)
         )
-        objection = object_to(loss) if math.isfinite(loss) else f"a loss of {loss}"
+        objection = check_loss(loss) if math.isfinite(loss) else f"a loss of {loss}"
         if objection is not None:
-            engine.spoil()
-        begin("summing gradients")
-    begin("updating weights")
+            engine.skip_next_step()
+        set_phase("summing gradients")
+    set_phase("updating weights")
     grad_norm = engine.step(learning_rate)
     if objection is None and not math.isfinite(grad_norm):
         objection = f"a gradient norm of {grad_norm}"
@@ -112,18 +112,18 @@ def train_step(
         tokens=int(counts[0]),
         kl=divergence[0] if parent is not None and counts[1] > 0 else None,
         seconds=time.perf_counter() - started,
-        own_seconds=clock.seconds(),
-        objection=objection,
+        local_seconds=clock.seconds(),
+        skip_reason=objection,
     )
 
 
-def _count(batch: ArmdBatch, parent: Parent | None) -> Int[Tensor, " terms"]:
+def _count(batch: ArmdBatch, parent: Teacher | None) -> Int[Tensor, " terms"]:
     """Targets that each term of the loss is a mean over."""
-    terms = [batch] if parent is None else [batch, batch.in_text_order()[1]]
+    terms = [batch] if parent is None else [batch, batch.left_to_right_subset()[1]]
     return torch.stack([term.is_target.sum() for term in terms])
 
 
-class _Stopwatch:
+class _Timer:
     """The time that this process takes for itself, between meetings with others.
 
     On a GPU passes are timed by its own events, which are read after the step has waited for it.
@@ -133,7 +133,7 @@ class _Stopwatch:
         self._seconds = time.perf_counter() - started
         self._on_gpu = torch.cuda.is_available()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._begin = self._now()
 
     def stop(self) -> None:

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from armd_scale.bench.disk import MIB, dd_read, dd_write, files_in, forget, reading, spread
+from armd_scale.bench.disk import (
+    MIB,
+    dd_read,
+    dd_write,
+    drop_page_cache,
+    files_in,
+    reading,
+    summarize,
+)
 from armd_scale.errors import TrainingError
 
 
@@ -29,11 +37,11 @@ def test_files_that_were_forgotten_are_as_they_were(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "file"
     file.write_bytes(b"x" * 5000)
     assert files_in(tmp_path) == [file]
-    forget([file])
+    drop_page_cache([file])
     with reading(5000) as transfer:
         assert file.read_bytes() == b"x" * 5000
     assert transfer.seconds > 0
 
 
 def test_a_spread_names_the_middle_and_the_ends() -> None:
-    assert spread([3.0, 1.0, 9.0]) == {"median": 3.0, "least": 1.0, "most": 9.0, "runs": 3}
+    assert summarize([3.0, 1.0, 9.0]) == {"median": 3.0, "least": 1.0, "most": 9.0, "runs": 3}

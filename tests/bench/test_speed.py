@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from armd_scale.bench import commands
-from armd_scale.bench.attention import compare_attention, ways_of
-from armd_scale.bench.products import measure_products
-from armd_scale.bench.scaling import SIZES, time_growth
-from armd_scale.bench.step import SHAPES, Shape, steps_of, time_steps
-from armd_scale.bench.timing import Times, ratio
+from armd_scale.bench import cli as commands
+from armd_scale.bench.suites.attention import compare_attention, ways_of
+from armd_scale.bench.suites.matmul import measure_products
+from armd_scale.bench.suites.scaling import SIZES, time_growth
+from armd_scale.bench.suites.step import SHAPES, Shape, steps_of, time_steps
+from armd_scale.bench.timing import Timings, ratio
 from armd_scale.config.schema import ModelConfig
 
 TINY = Shape(
@@ -74,5 +74,5 @@ def test_growth_is_fitted_by_operations(groups):
 
 
 def test_a_ratio_is_the_median_over_turns():
-    times = {"a": Times(runs=(2.0, 9.0, 3.0)), "b": Times(runs=(1.0, 3.0, 1.0))}
+    times = {"a": Timings(runs=(2.0, 9.0, 3.0)), "b": Timings(runs=(1.0, 3.0, 1.0))}
     assert ratio(times, "a", "b") == 3.0

@@ -10,14 +10,14 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, load_optimizer, load_weights, open_checkpoint
-from armd_scale.checkpoint.save import Saving
+from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.errors import CheckpointError
-from armd_scale.model.armd import ArmdModel
-from tests.config.examples import SMALL, bend
+from armd_scale.model.armd_model import ArmdModel
 from tests.support.networks import LLAMA, build
-from tests.support.ranks import run_on_ranks
-from tests.support.samples import draw_windows
+from tests.support.recipes import SMALL, bend
+from tests.support.spawn import run_on_ranks
+from tests.support.windows import draw_windows
 
 
 def recipe_of(model: ModelConfig = LLAMA) -> Recipe:
@@ -37,7 +37,7 @@ def save(
         key: {name: torch.full(p.shape, value) for name, p in network.named_parameters()}
         for key, value in (("master", 1.0), ("exp_avg", 2.0), ("exp_avg_sq", 3.0))
     }
-    return Saving(
+    return CheckpointSave(
         folder / "checkpoints",
         step=step,
         network=network,
@@ -100,7 +100,7 @@ def test_weights_other_than_the_network_s_own_are_written_where_given(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-    folder = Saving(
+    folder = CheckpointSave(
         tmp_path, step=1, network=network, recipe=recipe_of(), state={}, optimizer={},
         tokenizer=None, groups=groups, weights=zeros,
     ).wait()  # fmt: skip

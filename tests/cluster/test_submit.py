@@ -15,7 +15,7 @@ from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.cluster.submit import sweep
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
-from tests.support.runs import ROOT, metrics, tiny_recipe, train, write_recipe, write_text
+from tests.support.cli import ROOT, metrics, tiny_recipe, train, write_recipe, write_text
 from tests.support.slurm import Cluster, cluster, missing, wait_for
 
 SUBMIT = (sys.executable, str(ROOT / "tools/submit.py"))

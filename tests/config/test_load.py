@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from armd_scale.config.load import dump_recipe, load_recipe, recipe_from_mapping
 from armd_scale.config.schema import (
+    BlendSource,
     LeftToRightConfig,
+    OrderStage,
     ProgressiveConfig,
     RandomConfig,
     Recipe,
     RopeScaling,
-    Stage,
     StagesConfig,
     StridedConfig,
     WandbConfig,
-    WeightedPath,
 )
 from armd_scale.errors import RecipeError
-from tests.config.examples import SMALL, SMALL_YAML, bend
+from tests.support.recipes import SMALL, SMALL_YAML, bend
 
 STAGED = """\
 extends: small.yaml
@@ -74,16 +74,16 @@ def test_numbers_without_a_dot_are_numbers(small: Path) -> None:
 def test_parts_of_orders_are_written_flat(small: Path) -> None:
     path = write(small.parent, "staged.yaml", STAGED)
     assert load_recipe(path).order == StagesConfig(
-        parts=(
-            Stage(until=1000, order=LeftToRightConfig()),
-            Stage(order=StridedConfig(streams=(2,))),
+        stages=(
+            OrderStage(until_step=1000, order=LeftToRightConfig()),
+            OrderStage(order=StridedConfig(streams=(2,))),
         )
     )
 
 
 def test_a_blend_and_a_nested_mapping(small: Path) -> None:
-    frequencies = "low_frequency_factor: 1, high_frequency_factor: 4"
-    scaling = f"{{factor: 8, {frequencies}, original_max_positions: 8192}}"
+    frequencies = "low_freq_factor: 1, high_freq_factor: 4"
+    scaling = f"{{factor: 8, {frequencies}, original_max_position_embeddings: 8192}}"
     recipe = load_recipe(
         small,
         [
@@ -91,13 +91,13 @@ def test_a_blend_and_a_nested_mapping(small: Path) -> None:
             f"model.rope_scaling={scaling}",
         ],
     )
-    blend = (WeightedPath(path="a", weight=3.0), WeightedPath(path="b", weight=0.5))
+    blend = (BlendSource(path="a", weight=3.0), BlendSource(path="b", weight=0.5))
     assert recipe.data.train == blend
     assert recipe.model.rope_scaling == RopeScaling(
         factor=8.0,
-        low_frequency_factor=1.0,
-        high_frequency_factor=4.0,
-        original_max_positions=8192,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
     )
 
 
@@ -147,10 +147,10 @@ def test_overrides_reach_into_lists_and_the_last_one_wins(small: Path) -> None:
     path = write(small.parent, "staged.yaml", STAGED)
     recipe = load_recipe(path, ["order.parts.0.until=10", "order.parts.0.until=20"])
     assert isinstance(recipe.order, StagesConfig)
-    assert recipe.order.parts[0].until == 20
+    assert recipe.order.stages[0].until_step == 20
     recipe = load_recipe(path, ["order.parts.1={policy: random}"])
     assert isinstance(recipe.order, StagesConfig)
-    assert recipe.order.parts[1] == Stage(order=RandomConfig())
+    assert recipe.order.stages[1] == OrderStage(order=RandomConfig())
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_dumped_recipe_loads_back_equal(recipe: Recipe) -> None:
 def test_the_resolved_copy_is_a_recipe_file_with_every_key(small: Path) -> None:
     text = dump_recipe(load_recipe(small))
     assert load_recipe(write(small.parent, "resolved.yaml", text)) == SMALL
-    assert "  gap_rows: 64\n" in text
+    assert "  max_anchor_gap: 64\n" in text
     assert "  orders: [l2r]\n" in text
     assert text.startswith("run:\n  name: small\n")
 

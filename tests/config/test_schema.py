@@ -9,7 +9,7 @@ import pytest
 
 from armd_scale.config import schema
 from armd_scale.config.schema import OrderConfig, Recipe
-from tests.config.examples import SMALL
+from tests.support.recipes import SMALL
 
 
 def configuration_classes() -> list[ast.ClassDef]:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.data.batch import ArmdBatch, Visible, make_batch
-from armd_scale.order.draw import draw_blocks
+from armd_scale.data.batch import ArmdBatch, KeySpans, make_batch
+from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import Order, parse_spec
-from tests.support.drawing import orders
+from tests.support.strategies import orders
 
 
 def draw_batch(order: Order, lengths: list[tuple[int, ...]], *, sample: int) -> ArmdBatch:
@@ -20,7 +20,7 @@ def draw_batch(order: Order, lengths: list[tuple[int, ...]], *, sample: int) -> 
     rng = np.random.default_rng(sample)
     block = np.stack(
         [
-            draw_blocks(order, seed=0, sample_index=sample + row, lengths=pieces)
+            sample_blocks(order, seed=0, sample_index=sample + row, lengths=pieces)
             for row, pieces in enumerate(lengths)
         ]
     )
@@ -94,7 +94,7 @@ def test_dtypes_are_the_promised_ones() -> None:
 )
 def test_flags_come_along(spec: str, lengths: tuple[int, ...], flags: tuple) -> None:
     batch = draw_batch(parse_spec(spec), [lengths, lengths], sample=0)
-    assert (batch.causal, batch.document_rows, batch.left_to_right) == flags
+    assert (batch.is_plain_causal, batch.document_rows, batch.is_left_to_right) == flags
 
 
 def test_left_to_right_is_the_shift_by_one() -> None:
@@ -117,9 +117,9 @@ def test_moving_takes_every_tensor_along() -> None:
     batch = draw_batch(parse_spec("random"), [(9,)], sample=0).to("meta")
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
-        tensors = [value.start, value.stop] if isinstance(value, Visible) else [value]
+        tensors = [value.start, value.stop] if isinstance(value, KeySpans) else [value]
         assert all(t.is_meta for t in tensors if isinstance(t, torch.Tensor)), field.name
-    assert batch.causal
+    assert batch.is_plain_causal
 
 
 @pytest.mark.parametrize("total", [8, 9, 17])  # widths that are and are not multiples of 8 bytes
@@ -130,7 +130,7 @@ def test_a_pickled_batch_is_the_same_batch(total: int) -> None:
         assert getattr(copy, name) == getattr(batch, name)
     for field in dataclasses.fields(batch):
         one, other = getattr(batch, field.name), getattr(copy, field.name)
-        if isinstance(one, Visible):
+        if isinstance(one, KeySpans):
             assert torch.equal(one.start, other.start)
             assert torch.equal(one.stop, other.stop)
         elif isinstance(one, torch.Tensor):

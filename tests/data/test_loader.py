@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from armd_scale.config.schema import OrderConfig, ProgressiveConfig, RandomConfig, StridedConfig
-from armd_scale.data.batch import ArmdBatch, Visible
-from armd_scale.data.dataset import TokenWindows
-from armd_scale.data.loader import MicroBatches, Share
-from armd_scale.data.samples import SampleStream
+from armd_scale.data.batch import ArmdBatch, KeySpans
+from armd_scale.data.loader import DataParallelShare, MicroBatchLoader
+from armd_scale.data.sample_stream import SampleStream
+from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import ShardError, TrainingError
-from tests.support.pairs import write_pair
+from tests.support.shards import write_pair
 
 GLOBAL_BATCH = 8
 
@@ -42,7 +42,7 @@ def open_samples(
 def equal(one: ArmdBatch, other: ArmdBatch) -> bool:
     def parts(batch: ArmdBatch) -> list[object]:
         values = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-        pairs = [[v.start, v.stop] if isinstance(v, Visible) else [v] for v in values]
+        pairs = [[v.start, v.stop] if isinstance(v, KeySpans) else [v] for v in values]
         return list(itertools.chain.from_iterable(pairs))
 
     return all(
@@ -56,8 +56,10 @@ def samples_of(prefix: str, steps: int, *, size: int, micro_batch: int) -> dict[
     own_batches = steps * GLOBAL_BATCH // size // micro_batch
     held: dict[int, bytes] = {}
     for rank in range(size):
-        share = Share(micro_batch=micro_batch, global_batch=GLOBAL_BATCH, rank=rank, size=size)
-        batches = MicroBatches(open_samples(prefix), share)
+        share = DataParallelShare(
+            micro_batch=micro_batch, global_batch=GLOBAL_BATCH, rank=rank, size=size
+        )
+        batches = MicroBatchLoader(open_samples(prefix), share)
         for batch in itertools.islice(batches, own_batches):
             for row, sample in enumerate(batch.sample_index.tolist()):
                 assert sample not in held
@@ -77,8 +79,8 @@ def test_samples_depend_neither_on_the_run_s_length_nor_on_the_world(prefix: str
 
 def test_ranks_take_equal_parts_of_each_global_batch(prefix: str) -> None:
     def numbers(rank: int) -> list[list[int]]:
-        share = Share(micro_batch=2, global_batch=8, rank=rank, size=2)
-        batches = itertools.islice(MicroBatches(open_samples(prefix), share), 4)
+        share = DataParallelShare(micro_batch=2, global_batch=8, rank=rank, size=2)
+        batches = itertools.islice(MicroBatchLoader(open_samples(prefix), share), 4)
         return [batch.sample_index.tolist() for batch in batches]
 
     assert numbers(0) == [[0, 1], [2, 3], [8, 9], [10, 11]]
@@ -89,24 +91,24 @@ def test_ranks_take_equal_parts_of_each_global_batch(prefix: str) -> None:
 def test_a_resumed_run_goes_on_where_it_was(prefix: str, workers: int) -> None:
     order = ProgressiveConfig(ar_steps=2, ramp_end=12, rho=16)
     stream = open_samples(prefix, order=order)
-    share = Share(micro_batch=4, global_batch=GLOBAL_BATCH)
-    whole = list(itertools.islice(MicroBatches(stream, share), 12))
-    resumed = MicroBatches(
+    share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
+    whole = list(itertools.islice(MicroBatchLoader(stream, share), 12))
+    resumed = MicroBatchLoader(
         stream, share, consumed_samples=3 * GLOBAL_BATCH, first_step=3, workers=workers
     )
     rest = list(itertools.islice(resumed, 6))
     assert all(equal(a, b) for a, b in zip(whole[6:], rest, strict=True))
-    assert [batch.left_to_right for batch in whole[:6]] == [True] * 6
-    assert not all(batch.left_to_right for batch in whole[6:])
+    assert [batch.is_left_to_right for batch in whole[:6]] == [True] * 6
+    assert not all(batch.is_left_to_right for batch in whole[6:])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(prefix: str, workers: int) -> None:
     stream = open_samples(prefix, order=StridedConfig())
-    share = Share(micro_batch=4, global_batch=GLOBAL_BATCH)
+    share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
     state = torch.random.get_rng_state()
-    inline = itertools.islice(MicroBatches(stream, share), 15)
-    ahead = itertools.islice(MicroBatches(stream, share, workers=workers), 15)
+    inline = itertools.islice(MicroBatchLoader(stream, share), 15)
+    ahead = itertools.islice(MicroBatchLoader(stream, share, workers=workers), 15)
     assert all(equal(a, b) for a, b in zip(inline, ahead, strict=True))
     assert torch.equal(torch.random.get_rng_state(), state)  # the run's own randomness is untouched
 
@@ -121,8 +123,8 @@ def wait_until_gone(processes: list[multiprocessing.Process], seconds: float) ->
 def start(prefix: str, *, workers: int) -> tuple:
     """An iterator that has given its first batch, and its worker processes."""
     before = set(multiprocessing.active_children())
-    share = Share(micro_batch=2, global_batch=GLOBAL_BATCH)
-    batches = iter(MicroBatches(open_samples(prefix), share, workers=workers))
+    share = DataParallelShare(micro_batch=2, global_batch=GLOBAL_BATCH)
+    batches = iter(MicroBatchLoader(open_samples(prefix), share, workers=workers))
     next(batches)
     children = [child for child in multiprocessing.active_children() if child not in before]
     assert len(children) == workers
@@ -170,10 +172,10 @@ def test_stop_signals_are_left_to_the_trainer(prefix: str) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_sample_stays_one_sentence(prefix: str, workers: int) -> None:
     stream = open_samples(prefix, vocab_size=490)
-    share = Share(micro_batch=4, global_batch=GLOBAL_BATCH)
+    share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
     before = set(multiprocessing.active_children())
     with pytest.raises(ShardError) as caught:
-        list(itertools.islice(MicroBatches(stream, share, workers=workers), 40))
+        list(itertools.islice(MicroBatchLoader(stream, share, workers=workers), 40))
     assert "must be below the model's vocabulary of 490" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert wait_until_gone([c for c in multiprocessing.active_children() if c not in before], 5)
@@ -181,8 +183,10 @@ def test_an_error_in_a_sample_stays_one_sentence(prefix: str, workers: int) -> N
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_files_that_vanish_before_a_worker_opens_them_are_named(prefix: str, workers: int) -> None:
-    batches = MicroBatches(
-        open_samples(prefix), Share(micro_batch=4, global_batch=GLOBAL_BATCH), workers=workers
+    batches = MicroBatchLoader(
+        open_samples(prefix),
+        DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH),
+        workers=workers,
     )
     Path(f"{prefix}.idx").unlink()
     with pytest.raises(ShardError) as caught:

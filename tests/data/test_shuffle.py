@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.data.shuffle import window_of, windows_of
+from armd_scale.data.shuffle import shuffled_index, windows_of
 
 
 @pytest.mark.parametrize("num_windows", [*range(1, 130), 255, 256, 257, 1000, 1023, 1024, 1025])
@@ -25,7 +25,7 @@ def test_every_epoch_visits_every_window_once(num_windows: int) -> None:
 def test_large_sources(seed: int, epoch: int, num_windows: int, data: st.DataObject) -> None:
     inside = st.integers(0, num_windows - 1)
     places = data.draw(st.lists(inside, min_size=1, max_size=30, unique=True))
-    visited = [window_of(seed, epoch, place, num_windows) for place in places]
+    visited = [shuffled_index(seed, epoch, place, num_windows) for place in places]
     assert len(set(visited)) == len(places)
     assert all(0 <= window < num_windows for window in visited)
     assert windows_of(seed, epoch, np.array(places), num_windows).tolist() == visited
@@ -58,4 +58,4 @@ def test_seed_and_epoch_both_change_the_order() -> None:
 def test_the_order_is_what_it_has_always_been() -> None:
     """A change here reorders every run in flight."""
     assert windows_of(1234, 0, np.arange(10), 10).tolist() == [0, 2, 9, 4, 7, 8, 6, 1, 5, 3]
-    assert window_of(1234, 3, 10**9, 10**12) == 850748936827
+    assert shuffled_index(1234, 3, 10**9, 10**12) == 850748936827

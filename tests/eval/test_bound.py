@@ -9,9 +9,9 @@ import torch
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.schema import RandomConfig
-from armd_scale.data.dataset import TokenWindows
-from armd_scale.eval.run import Request, measure, prepare
-from tests.support import runs
+from armd_scale.data.windows import TokenWindows
+from armd_scale.eval.evaluate import EvalRequest, prepare, run_prepared
+from tests.support import cli as runs
 from tests.support.networks import batch_of, log_probs_by_position
 
 N, WINDOWS, DRAWS = 4, 24, 16
@@ -46,7 +46,7 @@ def exact(run, groups):
 
 @pytest.fixture(scope="module")
 def drawn(run, groups):
-    request = Request(
+    request = EvalRequest(
         checkpoint=str(run[0]),
         data=run[1],
         order="random",
@@ -54,7 +54,7 @@ def drawn(run, groups):
         samples=WINDOWS,
         seq_length=N,
     )
-    return measure(prepare(request), groups, torch.device("cpu"))
+    return run_prepared(prepare(request), groups, torch.device("cpu"))
 
 
 def test_the_mean_over_draws_is_the_expectation_over_all_orders(exact, drawn):

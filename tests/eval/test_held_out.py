@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from armd_scale.checkpoint.load import Checkpoint
-from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import CheckpointError, ShardError, TokenizerError
 from armd_scale.eval.held_out import open_held_out
 from tests.support.held_out import recipe_of, write_documents, write_manifest
@@ -73,7 +73,9 @@ def test_tokens_that_the_model_does_not_know_without_a_manifest(tmp_path, prefix
 
 
 def test_windows_longer_than_the_positions(tmp_path, prefix):
-    table = checkpoint(tmp_path, model__max_positions=40, model__positions="learned")
+    table = checkpoint(
+        tmp_path, model__max_positions=40, model__position_embedding="learned_absolute"
+    )
     assert open_held_out(prefix, table, seq_length=39)
     with pytest.raises(CheckpointError, match=r"--seq-length 40 plus .* with --seq-length 39 or"):
         open_held_out(prefix, table, seq_length=40)

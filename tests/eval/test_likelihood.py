@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from armd_scale.data.dataset import TokenWindows
+from armd_scale.data.windows import TokenWindows
 from armd_scale.eval.likelihood import evaluate, score_windows
-from armd_scale.eval.results import write_dump
-from armd_scale.order.draw import draw_blocks
+from armd_scale.eval.output import write_dump
+from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import parse_spec
 from tests.support.held_out import write_documents, write_manifest
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
-from tests.support.ranks import run_on_ranks
+from tests.support.spawn import run_on_ranks
 
 N, SEED = 16, 3
 
@@ -34,7 +34,7 @@ def by_hand(network, windows, spec, count, seed=SEED):
     nats = []
     for w in range(count):
         lengths = windows.lengths(w)
-        block = draw_blocks(parse_spec(spec), seed=seed, sample_index=w, lengths=lengths)
+        block = sample_blocks(parse_spec(spec), seed=seed, sample_index=w, lengths=lengths)
         (found,) = log_probs_by_position(
             network, batch_of(windows.window(w)[None], block[None], [lengths])
         )
@@ -126,7 +126,7 @@ def test_scores_stand_in_text_order(groups, prefix, packing):
     assert scores.first == 1
     for row, w in enumerate(range(1, 4)):
         lengths = windows.lengths(w)
-        block = draw_blocks(order, seed=SEED, sample_index=w, lengths=lengths)
+        block = sample_blocks(order, seed=SEED, sample_index=w, lengths=lengths)
         np.testing.assert_array_equal(scores.tokens[row], windows.window(w))
         np.testing.assert_array_equal(scores.block[row], block)
         (expected,) = log_probs_by_position(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from armd_scale.bench.step import mean_of_targets
-from armd_scale.model.armd import masks_of
-from armd_scale.model.attention import attend_causally, attend_masked, causal_kernel
-from armd_scale.model.visible import RowMask
+from armd_scale.bench.suites.step import mean_of_targets
+from armd_scale.model.armd_model import build_masks
+from armd_scale.model.attention import causal_attention, masked_attention, sdpa_backend_name
+from armd_scale.model.attention_mask import IntervalMask
 from tests.support.networks import LLAMA, SHAPES, batch_of, build
-from tests.support.samples import draw_windows
+from tests.support.windows import draw_windows
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
 ROWS, BATCH, DIM = 11, 2, 8
@@ -46,15 +46,15 @@ def assert_same(inputs: list[Tensor], mine: Tensor, theirs: Tensor, *, atol: flo
         torch.testing.assert_close(one, other, atol=10 * atol, rtol=0)
 
 
-def interval_mask(order: str, lengths: tuple[int, ...], *, upper: str = "block") -> RowMask:
+def interval_mask(order: str, lengths: tuple[int, ...], *, upper: str = "block") -> IntervalMask:
     batch = draw_windows(order, lengths).batch()
-    masks = masks_of(batch, None, upper_sees_block=upper == "block")
+    masks = build_masks(batch, None, upper_sees_block=upper == "block")
     return masks.upper if upper == "self" else masks.two_stream
 
 
-def untyped_blocks(mask: RowMask) -> BlockMask:
+def untyped_blocks(mask: IntervalMask) -> BlockMask:
     """The mask's blocks without the tests' shape checker, which torch.compile cannot trace."""
-    mask.blocks.mask_mod = partial(inspect.unwrap(RowMask._sees), mask)
+    mask.blocks.mask_mod = partial(inspect.unwrap(IntervalMask._mask_mod), mask)
     return mask.blocks
 
 
@@ -65,7 +65,7 @@ def test_causal_attention_of_streams_over_shared_keys(streams, heads, kv_heads):
     k, v = drawn(BATCH, kv_heads, ROWS, DIM), drawn(BATCH, kv_heads, ROWS, DIM)
     visible = torch.ones(BATCH, ROWS, ROWS, dtype=torch.bool).tril()
     theirs = torch.stack([written_out(stream, k, v, visible) for stream in q])
-    assert_same([q, k, v], attend_causally(q, k, v), theirs)
+    assert_same([q, k, v], causal_attention(q, k, v), theirs)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
@@ -78,7 +78,7 @@ def test_masked_attention(order, upper, heads, kv_heads):
     k = drawn(BATCH, kv_heads, mask.num_keys, DIM)
     v = drawn(BATCH, kv_heads, mask.num_keys, DIM)
     theirs = written_out(q, k, v, mask.dense.squeeze(1))
-    assert_same([q, k, v], attend_masked(q, k, v, mask), theirs)
+    assert_same([q, k, v], masked_attention(q, k, v, mask), theirs)
 
 
 @pytest.mark.parametrize("upper", ["block", "self"])
@@ -91,7 +91,7 @@ def test_flex_attention_reads_the_same_mask(order, lengths, upper):
     blocks = untyped_blocks(mask)
     flexed = flex_attention(q.permute(1, 2, 0, 3), k, v, block_mask=blocks, enable_gqa=True)
     torch.testing.assert_close(
-        flexed.permute(2, 0, 1, 3), attend_masked(q, k, v, mask), atol=1e-12, rtol=0
+        flexed.permute(2, 0, 1, 3), masked_attention(q, k, v, mask), atol=1e-12, rtol=0
     )
 
 
@@ -102,20 +102,20 @@ def test_flex_attention_reads_the_same_mask(order, lengths, upper):
 def test_masked_attention_on_cuda(order, lengths, upper):
     """The compiled kernel, forward and backward, and the dense call of a decoding round."""
     on_cpu = interval_mask(order, lengths, upper=upper)
-    mask = RowMask(
+    mask = IntervalMask(
         on_cpu.start.cuda(),
         on_cpu.stop.cuda(),
         num_keys=on_cpu.num_keys,
-        diagonal=None if on_cpu.diagonal is None else on_cpu.diagonal.cuda(),
+        extra_key=None if on_cpu.extra_key is None else on_cpu.extra_key.cuda(),
     )
     untyped_blocks(mask)
     options = {"device": "cuda", "dtype": torch.float32}
     q = drawn(mask.start.shape[1], BATCH, 4, 64, **options)
     k, v = (drawn(BATCH, 2, mask.num_keys, 64, **options) for _ in range(2))
     theirs = written_out(q, k, v, mask.dense.squeeze(1))
-    assert_same([q, k, v], attend_masked(q, k, v, mask), theirs, atol=2e-2)
+    assert_same([q, k, v], masked_attention(q, k, v, mask), theirs, atol=2e-2)
     with torch.no_grad():
-        torch.testing.assert_close(attend_masked(q, k, v, mask), theirs, atol=2e-2, rtol=0)
+        torch.testing.assert_close(masked_attention(q, k, v, mask), theirs, atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("two_stream_layers", [0, 1, 2, 3])
@@ -125,8 +125,8 @@ def test_the_folded_path_equals_the_masked_path(groups, order, model, two_stream
     model = dataclasses.replace(model, two_stream_layers=two_stream_layers)
     network = build(model, groups, dtype=torch.float64)
     folded = dataclasses.replace(draw_windows(order, (15,)).batch(), left_to_right=False)
-    assert folded.causal
-    masked = dataclasses.replace(folded, causal=False, document_rows=None)
+    assert folded.is_plain_causal
+    masked = dataclasses.replace(folded, is_plain_causal=False, document_rows=None)
     parameters = [p for p in network.parameters() if p.requires_grad]
     results = []
     for batch in (folded, masked):
@@ -147,7 +147,7 @@ def test_documents_one_by_one_equal_the_masked_path(groups, order, model):
         np.concatenate([getattr(d, name) for d in drawn]) for name in ("tokens", "block")
     )
     batch = batch_of(tokens, block, [(5, 1, 9), (2, 12, 1)])
-    packed = dataclasses.replace(batch, left_to_right=False)
+    packed = dataclasses.replace(batch, is_left_to_right=False)
     assert packed.document_rows == ((5, 1, 8), (2, 12))
     results = []
     for one in (packed, dataclasses.replace(packed, document_rows=None)):
@@ -164,11 +164,11 @@ def test_the_kernel_is_the_one_that_runs():
     """By the names of the operators that a profile shows."""
     q, k = drawn(2, ROWS, BATCH, 4, DIM), drawn(BATCH, 2, ROWS, DIM)
     sizes = {"heads": 8, "kv_heads": 2, "rows": ROWS, "head_dim": DIM}
-    name = causal_kernel(**sizes, device=torch.device("cpu"), dtype=torch.float64)
+    name = sdpa_backend_name(**sizes, device=torch.device("cpu"), dtype=torch.float64)
     with torch.profiler.profile() as profile:
-        attend_causally(q, k, k)
+        causal_attention(q, k, k)
     operators = " ".join(event.key for event in profile.key_averages())
     assert name == "FLASH_ATTENTION"
     assert "_scaled_dot_product_flash_attention" in operators
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert causal_kernel(**sizes, device=torch.device("cpu"), dtype=torch.float64) == "MATH"
+        assert sdpa_backend_name(**sizes, device=torch.device("cpu"), dtype=torch.float64) == "MATH"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.model.armd import ArmdModel
+from armd_scale.model.armd_model import ArmdModel
 from tests.support.networks import LLAMA, OTHERS, build
-from tests.support.samples import VOCAB, Windows, draw_windows, logits_by_index
+from tests.support.windows import VOCAB, Windows, draw_windows, logits_by_index
 
 QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
 ORDERS = ["l2r", "random", "strided:2", "strided-joint:3", "permuted_groups:4", "given"]

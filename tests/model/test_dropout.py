@@ -7,11 +7,11 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from armd_scale.model.armd import ArmdModel
-from armd_scale.model.dropout import Dropout, mix, row_keys
+from armd_scale.model.armd_model import ArmdModel
+from armd_scale.model.dropout import KeyedDropout, hash32, row_keys
 from tests.model.test_likelihood import assert_same_loss, loss_and_gradient
 from tests.support.networks import GPT2, LLAMA, QWEN3, build
-from tests.support.samples import draw_windows
+from tests.support.windows import draw_windows
 
 RATE = 0.2
 
@@ -20,7 +20,7 @@ def kept(*, windows: int = 4, width: int = 512, site: int = 0, seed: int = 0) ->
     """[64 rows, windows, width]: which channels stay, as 0 and 1."""
     batch = draw_windows("random", (33,), count=windows).batch()
     rows = torch.ones(64, windows, width)
-    return (Dropout(RATE, row_keys(batch, seed), site=site)(rows) > 0).double()
+    return (KeyedDropout(RATE, row_keys(batch, seed), layer_site=site)(rows) > 0).double()
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
@@ -32,8 +32,8 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
 def test_the_mean_stays(rate: float) -> None:
-    keys = mix(torch.arange(4096, dtype=torch.int32)).view(-1, 2)
-    rows = Dropout(rate, keys)(torch.ones(2048, 2, 64))
+    keys = hash32(torch.arange(4096, dtype=torch.int32)).view(-1, 2)
+    rows = KeyedDropout(rate, keys)(torch.ones(2048, 2, 64))
     assert rows.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
     # 4 standard deviations of a mean of 262,144
     assert float(rows.mean()) == pytest.approx(1, abs=4 * (rate / (1 - rate) / 2**18) ** 0.5)
@@ -59,7 +59,7 @@ def test_rows_channels_and_sites_are_independent() -> None:
 def test_mixing_flips_half_of_the_bits() -> None:
     numbers = torch.arange(10_000, dtype=torch.int32)
     for bit in range(31):
-        changed = mix(numbers) ^ mix(numbers ^ (1 << bit))
+        changed = hash32(numbers) ^ hash32(numbers ^ (1 << bit))
         flips = torch.stack([(changed >> place) & 1 for place in range(32)]).double().mean(1)
         assert ((flips - 0.5).abs() < 0.1).all(), bit
 
@@ -92,11 +92,13 @@ def test_left_to_right_one_stream_drops_what_two_streams_do(
 ) -> None:
     network = network_of(groups, shape)
     batch = draw_windows("l2r", lengths).batch()
-    assert network.runs_one_stream(batch)
+    assert network.can_skip_content_stream(batch)
     expected = loss_and_gradient(network, batch)
     for causal in (True, False):
-        two = dataclasses.replace(batch, left_to_right=False, causal=causal and batch.causal)
-        assert not network.runs_one_stream(two)
+        two = dataclasses.replace(
+            batch, is_left_to_right=False, is_plain_causal=causal and batch.is_plain_causal
+        )
+        assert not network.can_skip_content_stream(two)
         assert_same_loss(loss_and_gradient(network, two), expected)
     dropped_nothing = loss_and_gradient(network_of(groups, shape, dropout=0.0), batch)
     assert abs(dropped_nothing[0] - expected[0]) > 1e-3
@@ -124,15 +126,15 @@ def test_what_is_not_learned_from_is_not_dropped(groups: ProcessGroupCollection)
 
 def test_every_branch_of_every_layer_is_dropped(groups: ProcessGroupCollection) -> None:
     seen = []
-    original = Dropout.__call__
+    original = KeyedDropout.__call__
 
-    def watched(self: Dropout, rows: Tensor) -> Tensor:
-        seen.append((self.site, len(rows)))
+    def watched(self: KeyedDropout, rows: Tensor) -> Tensor:
+        seen.append((self.layer_site, len(rows)))
         return original(self, rows)
 
     network = network_of(groups)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dropout, "__call__", watched)
+        patch.setattr(KeyedDropout, "__call__", watched)
         network(draw_windows("random", (17,)).batch())
     # 16 targets: both streams until the last two-stream layer, whose output is the queries'.
     assert seen == [(0, 32), (1, 32), (2, 32), *((site, 16) for site in range(3, 9))]

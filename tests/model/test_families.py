@@ -9,9 +9,9 @@ import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.checkpoint.from_hf import Conversion, convert
+from armd_scale.checkpoint.hf.importer import ConversionRequest, convert
+from armd_scale.checkpoint.hf.source import ArmdSettings
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.checkpoint.opened_hf import Settings
 from armd_scale.config.schema import ParallelConfig
 from tests.support.hf_folders import CONFIGS, VOCAB, make_model
 from tests.support.networks import batch_of
@@ -26,8 +26,8 @@ def make_checkpoint(folder: Path, name: str, groups: ProcessGroupCollection) -> 
     model = make_model(name)
     model.save_pretrained(folder / "hf")
     # The last token is no input, so it may lie outside of a window.
-    settings = Settings(max_positions=LENGTH if "window" in name else None)
-    wanted = Conversion(
+    settings = ArmdSettings(max_positions=LENGTH if "window" in name else None)
+    wanted = ConversionRequest(
         hf=folder / "hf", output=folder / "armd", settings=settings, parallel=ParallelConfig()
     )
     convert(wanted, groups=groups)
@@ -40,9 +40,9 @@ def logits(
     """Of every token given those before it, by the number of streams that run."""
     network = load_network(open_checkpoint(folder / "armd"), groups=groups, dtype=dtype)
     batch = batch_of(TOKENS, np.arange(LENGTH + 1)[None].repeat(len(TOKENS), axis=0))
-    both = dataclasses.replace(batch, left_to_right=False)
-    assert network.runs_one_stream(batch)
-    assert not network.runs_one_stream(both)
+    both = dataclasses.replace(batch, is_left_to_right=False)
+    assert network.can_skip_content_stream(batch)
+    assert not network.can_skip_content_stream(both)
     with torch.no_grad():
         return {"one": network.logits(batch), "two": network.logits(both)}
 

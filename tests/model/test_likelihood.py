@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.model.armd import ArmdModel
+from armd_scale.model.armd_model import ArmdModel
 from tests.support.networks import LLAMA, OTHERS, SHAPES, batch_of, build
 from tests.support.oracle import Oracle
-from tests.support.samples import VOCAB, Windows, draw_windows, logits_by_index
+from tests.support.windows import VOCAB, Windows, draw_windows, logits_by_index
 
 QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
 BLOCKS = ["strided-joint:3", "permuted_groups:3", "diffusion:4", "given"]
@@ -46,7 +46,7 @@ def batch_of_visible(windows: Windows, tokens: np.ndarray, last_block: int) -> A
         positions=position[:, :-1],
         label_positions=label_positions,
         anchor_gaps=label_positions - 1 - anchor_position,
-        left_to_right=False,
+        is_left_to_right=False,
     )
 
 
@@ -133,14 +133,14 @@ def test_left_to_right_with_anchor_is_the_auto_regressive_loss(groups, model, le
             parameter.copy_(shared[name])
     windows = draw_windows("l2r", lengths)
     batch = windows.batch()
-    assert batch.left_to_right
+    assert batch.is_left_to_right
     expected = loss_and_gradient(plain, batch)
 
     assert_same_loss(loss_and_gradient(network, batch), expected)
-    two_streams = dataclasses.replace(batch, left_to_right=False)
-    assert not network.runs_one_stream(two_streams)
+    two_streams = dataclasses.replace(batch, is_left_to_right=False)
+    assert not network.can_skip_content_stream(two_streams)
     assert_same_loss(loss_and_gradient(network, two_streams), expected)
-    masked = dataclasses.replace(two_streams, causal=False, document_rows=None)
+    masked = dataclasses.replace(two_streams, is_plain_causal=False, document_rows=None)
     assert_same_loss(loss_and_gradient(network, masked), expected)
 
     oracle = Oracle(plain_model, dict(plain.named_parameters()))
@@ -156,8 +156,10 @@ def test_left_to_right_with_anchor_is_the_auto_regressive_loss(groups, model, le
 def test_other_query_starts_run_both_streams_left_to_right(groups, query):
     network = build(dataclasses.replace(LLAMA, query=query), groups, dtype=torch.float64)
     batch = draw_windows("l2r", (16,)).batch()
-    assert not network.runs_one_stream(batch)
-    forced = dataclasses.replace(batch, left_to_right=False, causal=False, document_rows=None)
+    assert not network.can_skip_content_stream(batch)
+    forced = dataclasses.replace(
+        batch, is_left_to_right=False, is_plain_causal=False, document_rows=None
+    )
     torch.testing.assert_close(network(batch), network(forced), atol=1e-10, rtol=0)
 
 

@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from tests.support.networks import LLAMA, SHAPES, build
-from tests.support.samples import draw_windows
+from tests.support.windows import draw_windows
 
 LENGTH = 17
 MODELS = {**SHAPES, "prefix": dataclasses.replace(LLAMA, query="anchor+prefix")}
@@ -19,7 +19,7 @@ MODELS = {**SHAPES, "prefix": dataclasses.replace(LLAMA, query="anchor+prefix")}
 def test_weights_are_as_many_as_a_recipe_says(groups, model):
     network = build(model, groups, max_positions=LENGTH)
     padded = derive.padded_vocab_size(model.vocab_size, 1)
-    expected = derive.parameter_count(model, padded, max_positions=LENGTH)
+    expected = derive.num_parameters(model, padded, max_positions=LENGTH)
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 

@@ -7,16 +7,20 @@ import pytest
 import torch
 
 from armd_scale.config.schema import RopeScaling
-from armd_scale.model.rotary import amplitude, inverse_frequencies, rotation_at
+from armd_scale.model.rotary import attention_scaling, inverse_frequencies, rotation_at
 from tests.support.networks import LLAMA
 
 LLAMA31 = RopeScaling(
-    factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_max_positions=8192
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
 )
 YARN = dataclasses.replace(
-    LLAMA31, kind="yarn", factor=4.0, high_frequency_factor=32.0, original_max_positions=32768
+    LLAMA31,
+    rope_type="yarn",
+    factor=4.0,
+    high_freq_factor=32.0,
+    original_max_position_embeddings=32768,
 )
-WIDE = dataclasses.replace(LLAMA, hidden=512, heads=4, rope_base=5e5)
+WIDE = dataclasses.replace(LLAMA, hidden=512, heads=4, rope_theta=5e5)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,7 @@ def test_each_pair_turns_by_position_over_its_wavelength():
 
 def test_channels_behind_the_rotary_ones_stay():
     x = torch.randn(8, dtype=torch.float64)
-    got = turned(x, 5, dataclasses.replace(LLAMA, rotary_fraction=0.5))
+    got = turned(x, 5, dataclasses.replace(LLAMA, partial_rotary_factor=0.5))
     assert torch.equal(got[4:], x[4:])
     narrow = dataclasses.replace(LLAMA, head_dim=4)
     assert torch.equal(got[:4], turned(x[:4], 5, narrow))
@@ -93,9 +97,9 @@ def test_stretching_by_the_published_rule():
 
 
 def test_linear_scaling_stretches_every_wavelength():
-    linear = dataclasses.replace(WIDE, rope_scaling=RopeScaling(kind="linear", factor=8.0))
+    linear = dataclasses.replace(WIDE, rope_scaling=RopeScaling(rope_type="linear", factor=8.0))
     torch.testing.assert_close(inverse_frequencies(linear) * 8, inverse_frequencies(WIDE))
-    assert amplitude(linear) == amplitude(WIDE) == 1
+    assert attention_scaling(linear) == attention_scaling(WIDE) == 1
 
 
 def test_yarn_stretches_by_channel_between_its_bounds():
@@ -110,7 +114,7 @@ def test_yarn_stretches_by_channel_between_its_bounds():
     torch.testing.assert_close(ratio[last:], torch.full((64 - last,), 4.0))
     middle = 1 / ratio[first : last + 1]
     torch.testing.assert_close(middle, torch.linspace(1, 0.25, last - first + 1))
-    assert amplitude(yarn) == pytest.approx(1 + 0.1 * math.log(4))
+    assert attention_scaling(yarn) == pytest.approx(1 + 0.1 * math.log(4))
 
 
 def test_half_precision_rows_turn_by_precise_angles():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from armd_scale.config.schema import ParallelConfig
-from tests.model.test_init import fresh
+from tests.model.test_weight_init import fresh
 from tests.support.networks import LLAMA
-from tests.support.ranks import run_on_ranks
-from tests.support.samples import draw_windows
+from tests.support.spawn import run_on_ranks
+from tests.support.windows import draw_windows
 
 
 def run(groups, kind, vocab):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.order.draw import draw_blocks
+from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import (
     Diffusion,
     LeftToRight,
@@ -13,11 +13,11 @@ from armd_scale.order.policies import (
     Order,
     PermutedGroups,
     Progressive,
-    Random,
+    RandomPermutation,
     Strided,
     parse_spec,
 )
-from tests.support.drawing import lengths, orders, seeds
+from tests.support.strategies import lengths, orders, seeds
 
 
 def chi_square(counts: np.ndarray) -> float:
@@ -30,7 +30,8 @@ def chi_square(counts: np.ndarray) -> float:
 def draws(order: Order, count: int, *, num_targets: int) -> np.ndarray:
     """Blocks of the targets of `count` samples of one document."""
     drawn = [
-        draw_blocks(order, seed=7, sample_index=k, lengths=(num_targets + 1,)) for k in range(count)
+        sample_blocks(order, seed=7, sample_index=k, lengths=(num_targets + 1,))
+        for k in range(count)
     ]
     return np.stack(drawn)[:, 1:]
 
@@ -39,7 +40,7 @@ def draws(order: Order, count: int, *, num_targets: int) -> np.ndarray:
 def test_blocks_are_valid(
     order: Order, seed: int, sample_index: int, lengths: tuple[int, ...]
 ) -> None:
-    block = draw_blocks(order, seed=seed, sample_index=sample_index, lengths=lengths)
+    block = sample_blocks(order, seed=seed, sample_index=sample_index, lengths=lengths)
     assert block.dtype == np.int32
     assert len(block) == sum(lengths)
     for document in np.split(block, np.cumsum(lengths)[:-1]):
@@ -53,7 +54,7 @@ def test_a_draw_depends_on_its_keys_alone(
     order: Order, seed: int, samples: list[int], lengths: tuple[int, ...]
 ) -> None:
     def draw(sample: int) -> bytes:
-        return draw_blocks(order, seed=seed, sample_index=sample, lengths=lengths).tobytes()
+        return sample_blocks(order, seed=seed, sample_index=sample, lengths=lengths).tobytes()
 
     first = {sample: draw(sample) for sample in range(6)}
     np.random.seed(0)
@@ -63,7 +64,7 @@ def test_a_draw_depends_on_its_keys_alone(
 def test_seed_and_sample_both_matter() -> None:
     keys = [(seed, sample) for seed in (0, 1, 2**63) for sample in (0, 1, 2)]
     drawn = {
-        draw_blocks(Random(), seed=seed, sample_index=sample, lengths=(33,)).tobytes()
+        sample_blocks(RandomPermutation(), seed=seed, sample_index=sample, lengths=(33,)).tobytes()
         for seed, sample in keys
     }
     assert len(drawn) == len(keys)
@@ -79,19 +80,19 @@ def test_draws_are_what_they_have_always_been() -> None:
         "mixture(1*l2r+1*random)": [0, 3, 5, 4, 1, 2, 8, 7, 6],
     }
     for spec, block in known.items():
-        drawn = draw_blocks(parse_spec(spec), seed=1234, sample_index=5, lengths=(9,))
+        drawn = sample_blocks(parse_spec(spec), seed=1234, sample_index=5, lengths=(9,))
         assert drawn.tolist() == block, spec
 
 
 def test_every_position_is_equally_likely_in_every_slot() -> None:
-    block = draws(Random(), 4000, num_targets=8)
+    block = draws(RandomPermutation(), 4000, num_targets=8)
     counts = np.stack([np.bincount(column, minlength=9)[1:] for column in block.T])
     assert counts.sum(axis=0).tolist() == [4000] * 8
     assert abs(chi_square(counts)) < 4
 
 
 def test_permutations_are_equally_likely() -> None:
-    block = draws(Random(), 6000, num_targets=4)
+    block = draws(RandomPermutation(), 6000, num_targets=4)
     _, counts = np.unique(block, axis=0, return_counts=True)
     assert len(counts) == 24
     assert abs(chi_square(counts)) < 4
@@ -143,7 +144,7 @@ def test_one_sample_has_one_policy() -> None:
     lengths = (9, 9, 9)
     drawn = set()
     for sample in range(40):
-        block = draw_blocks(order, seed=0, sample_index=sample, lengths=lengths)
+        block = sample_blocks(order, seed=0, sample_index=sample, lengths=lengths)
         first, second, third = block.reshape(3, 9).tolist()
         assert first == second == third
         drawn.add(max(first))
@@ -151,11 +152,13 @@ def test_one_sample_has_one_policy() -> None:
 
 
 def test_documents_are_permuted_apart() -> None:
-    block = draw_blocks(Random(), seed=0, sample_index=0, lengths=(17, 17)).reshape(2, 17)
+    block = sample_blocks(RandomPermutation(), seed=0, sample_index=0, lengths=(17, 17)).reshape(
+        2, 17
+    )
     assert block[0].tolist() != block[1].tolist()
 
 
 @pytest.mark.parametrize("spec", ["random", "progressive:9", "strided:4", "diffusion:3"])
 def test_documents_of_one_token_have_no_target(spec: str) -> None:
-    block = draw_blocks(parse_spec(spec), seed=0, sample_index=0, lengths=(1, 1, 2, 1))
+    block = sample_blocks(parse_spec(spec), seed=0, sample_index=0, lengths=(1, 1, 2, 1))
     assert block.tolist() == [0, 0, 0, 1, 0]

@@ -12,11 +12,11 @@ from armd_scale.order.policies import (
     Order,
     PermutedGroups,
     Progressive,
-    Random,
+    RandomPermutation,
     Strided,
     parse_spec,
 )
-from tests.support.drawing import orders
+from tests.support.strategies import orders
 
 
 @given(order=orders)
@@ -31,7 +31,7 @@ def test_spec_reads_back(order: Order) -> None:
         ("progressive:32", Progressive(32)),
         ("strided:4", Strided((4,), joint=False)),
         ("strided-joint:1,2,4", Strided((1, 2, 4), joint=True)),
-        ("random", Random()),
+        ("random", RandomPermutation()),
         ("groups:4", Groups((4,))),
         ("permuted_groups:4,8", PermutedGroups((4, 8))),
         ("diffusion:64", Diffusion(64)),
@@ -41,7 +41,10 @@ def test_spec_reads_back(order: Order) -> None:
         ),
         (
             "mixture(1*random+2*mixture(1*l2r+3*groups:2,4))",
-            Mixture((1.0, 2.0), (Random(), Mixture((1.0, 3.0), (LeftToRight(), Groups((2, 4)))))),
+            Mixture(
+                (1.0, 2.0),
+                (RandomPermutation(), Mixture((1.0, 3.0), (LeftToRight(), Groups((2, 4))))),
+            ),
         ),
         (" l2r ", LeftToRight()),
     ],

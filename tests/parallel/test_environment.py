@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from armd_scale.errors import TrainingError
-from armd_scale.parallel.environment import Environment, first_node, read_environment
+from armd_scale.parallel.environment import DistributedEnv, first_slurm_host, read_environment
 
 NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
@@ -33,7 +33,7 @@ def set_all(launcher: pytest.MonkeyPatch, **values: object) -> None:
         launcher.setenv(name, str(value))
 
 
-def place(environment: Environment) -> tuple[int, int, int]:
+def place(environment: DistributedEnv) -> tuple[int, int, int]:
     return environment.rank, environment.world_size, environment.local_rank
 
 
@@ -47,7 +47,7 @@ def refused() -> str:
 def test_without_a_launcher_the_job_is_one_process() -> None:
     environment = read_environment()
     assert place(environment) == (0, 1, 0)
-    assert environment.is_main
+    assert environment.is_rank0
 
 
 def test_torchrun_goes_before_slurm(launcher: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_torchrun_goes_before_slurm(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, RANK=3, WORLD_SIZE=8, LOCAL_RANK=3)
     environment = read_environment()
     assert place(environment) == (3, 8, 3)
-    assert not environment.is_main
+    assert not environment.is_rank0
 
 
 def test_a_batch_script_is_no_part_of_a_step(launcher: pytest.MonkeyPatch) -> None:
@@ -67,19 +67,19 @@ def test_a_batch_script_is_no_part_of_a_step(launcher: pytest.MonkeyPatch) -> No
 
 def test_slurm_s_processes_meet_at_their_first_node(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, **STEP)
-    assert read_environment().main_address == "localhost"
+    assert read_environment().master_addr == "localhost"
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("localhost", "17123")
 
 
 def test_a_node_without_an_address_is_found_where_srun_ran(launcher: pytest.MonkeyPatch) -> None:
     nodes = {"SLURM_STEP_NODELIST": "n.invalid", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}
     set_all(launcher, **{**STEP, **nodes})
-    assert read_environment().main_address == "10.0.0.1"
+    assert read_environment().master_addr == "10.0.0.1"
 
 
 def test_the_user_may_say_where_they_meet(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, **STEP, MASTER_ADDR="10.0.0.2", MASTER_PORT=5)
-    assert read_environment().main_address == "10.0.0.2"
+    assert read_environment().master_addr == "10.0.0.2"
     assert os.environ["MASTER_PORT"] == "5"
 
 
@@ -94,7 +94,7 @@ def test_the_user_may_say_where_they_meet(launcher: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_first_of_slurm_s_nodes(nodes: str, first: str) -> None:
-    assert first_node(nodes) == first
+    assert first_slurm_host(nodes) == first
 
 
 def test_variables_that_contradict_one_another(launcher: pytest.MonkeyPatch) -> None:
@@ -113,5 +113,5 @@ def test_variables_that_are_missing_or_no_numbers(
 def test_the_backend_serves_the_device() -> None:
     devices = {"cpu": "gloo", "cuda": "nccl"}
     for device, backend in devices.items():
-        made = Environment(rank=0, world_size=1, local_rank=0, device=torch.device(device))
+        made = DistributedEnv(rank=0, world_size=1, local_rank=0, device=torch.device(device))
         assert made.backend == backend

@@ -10,15 +10,15 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from armd_scale.bench.step import mean_of_targets
-from armd_scale.config.derive import accumulation_steps
+from armd_scale.bench.suites.step import mean_of_targets
+from armd_scale.config.derived import accumulation_steps
 from armd_scale.config.schema import Recipe
-from armd_scale.model.objective import Lesson
-from armd_scale.optim.zero import ZeroEngine
-from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
-from armd_scale.parallel.schedule import run_micro_batches
-from armd_scale.train.parts import build_network, scheduled
-from tests.support.samples import draw_windows
+from armd_scale.model.loss_spec import TrainMicroBatch
+from armd_scale.optim.zero_engine import ZeroEngine
+from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
+from armd_scale.parallel.pipeline.schedule import run_micro_batches
+from armd_scale.train.build import build_network, make_schedule_chunks
+from tests.support.windows import draw_windows
 
 LOOKS = 5
 
@@ -38,10 +38,13 @@ def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
     engine = ZeroEngine(network, recipe.optim, precision=precision, groups=groups)
     count = accumulation_steps(recipe.train, groups.dp.size())
     batches = [batch_of(recipe) for _ in range(count)]
-    lessons = [Lesson(batch, mean_of_targets(batch).weights) for batch in batches]
+    lessons = [TrainMicroBatch(batch, mean_of_targets(batch).weights) for batch in batches]
     with engine.accumulate():
         run_micro_batches(
-            scheduled(engine), lessons, loss_of=lambda made, _: (made[0], None), groups=groups
+            make_schedule_chunks(engine),
+            lessons,
+            loss_fn=lambda made, _: (made[0], None),
+            groups=groups,
         )
         return min(_bytes_since(before) for _ in range(LOOKS))
 
@@ -69,7 +72,7 @@ def kept_bytes(groups: ProcessGroupCollection, recipe: Recipe, order: str = "ran
     if recipe.train.precision == "bf16":
         network = network.bfloat16()
     batch = batch_of(recipe, order)
-    with cpu_stands_in_for_cuda(), kept_storages(network) as kept:
+    with patch_cuda_for_cpu(), kept_storages(network) as kept:
         loss, _ = network(batch, objective=mean_of_targets(batch))
     assert loss.requires_grad
     return sum(size for size, _ in kept.values())

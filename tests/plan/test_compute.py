@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from armd_scale.bench.step import mean_of_targets
-from armd_scale.config import derive
+from armd_scale.bench.suites.step import mean_of_targets
+from armd_scale.config import derived as derive
 from armd_scale.config.schema import (
     LeftToRightConfig,
     ModelConfig,
+    OrderStage,
     ProgressiveConfig,
     Recipe,
-    Stage,
     StagesConfig,
     StridedConfig,
 )
 from armd_scale.plan import compute
-from armd_scale.train.parts import build_network
-from tests.config.examples import SMALL, bend
+from armd_scale.train.build import build_network
 from tests.plan.measure import batch_of
+from tests.support.recipes import SMALL, bend
 
 MODEL = ModelConfig(
     layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2
@@ -105,10 +105,10 @@ def test_model_flops_of_one_stream_are_those_of_the_auto_regressive_model() -> N
 
 def test_steps_on_one_stream_are_those_of_left_to_right_orders() -> None:
     curriculum = StagesConfig(
-        parts=(
-            Stage(until=50, order=ProgressiveConfig(ar_steps=10, ramp_end=50, rho=5)),
-            Stage(until=75, order=LeftToRightConfig()),
-            Stage(order=StridedConfig(streams=(1, 2))),
+        stages=(
+            OrderStage(until_step=50, order=ProgressiveConfig(ar_steps=10, ramp_end=50, rho=5)),
+            OrderStage(until_step=75, order=LeftToRightConfig()),
+            OrderStage(order=StridedConfig(streams=(1, 2))),
         )
     )
     recipe = bend(RECIPE, {"order": curriculum})  # of 100 steps

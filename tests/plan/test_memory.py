@@ -6,10 +6,10 @@ import pytest
 
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.plan.activations import chunk_activations
-from armd_scale.plan.memory import chunks_by_rank, in_flight, memory_by_stage
-from tests.config.examples import SMALL, bend
+from armd_scale.plan.memory import chunks_by_rank, memory_by_stage, peak_in_flight_activations
 from tests.plan.measure import kept_bytes, on, state_bytes
-from tests.support.ranks import run_on_ranks
+from tests.support.recipes import SMALL, bend
+from tests.support.spawn import run_on_ranks
 
 MODEL = ModelConfig(
     layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=509, two_stream_layers=2
@@ -33,7 +33,7 @@ def test_weights_gradients_and_optimizer_are_what_every_rank_holds(name: str) ->
     recipes = [on(replace(RECIPE, parallel=parallel), stage, kind) for kind, stage in cases]
     held = run_on_ranks(state_bytes, size, recipes, parallel=parallel)
     for number, recipe in enumerate(recipes):
-        planned = [memory.state for memory in memory_by_stage(recipe, size)]
+        planned = [memory.model_state for memory in memory_by_stage(recipe, size)]
         for rank in range(size):
             # Ranks of one pipeline stage are neighbours.
             stage = rank * parallel.pipeline // size
@@ -47,7 +47,7 @@ BENT = {
     "prefix": {"model.query": "prefix"},
     "heads of their own norm": {"model.qk_norm": "head", "model.norm": "layernorm"},
     "gpt2": {
-        "model.norm": "layernorm", "model.activation": "gelu_tanh", "model.positions": "learned",
+        "model.norm": "layernorm", "model.activation": "gelu_tanh", "model.position_embedding": "learned_absolute",
         "model.attention_output_bias": True, "model.mlp_bias": True,
         "model.attention_bias": True,
     },
@@ -79,21 +79,23 @@ def test_recomputing_keeps_less_and_works_with_more() -> None:
         for kind in ("none", "selective", "full")
     )
     assert none.activations > selective.activations > full.activations
-    assert full.working >= selective.working
+    assert full.workspace >= selective.workspace
     assert none.total > selective.total > full.total
 
 
 @pytest.mark.parametrize("rank", range(4))
 def test_a_pipeline_holds_one_micro_batch_for_every_stage_still_to_come(rank: int) -> None:
     recipe = bend(RECIPE, {"parallel.pipeline": 4})
-    assert in_flight(recipe, rank=rank, micro_batches=8, kept=[1.0]) == 4 - rank
-    assert in_flight(recipe, rank=rank, micro_batches=2, kept=[1.0]) == min(2, 4 - rank)
+    assert peak_in_flight_activations(recipe, rank=rank, micro_batches=8, kept=[1.0]) == 4 - rank
+    assert peak_in_flight_activations(recipe, rank=rank, micro_batches=2, kept=[1.0]) == min(
+        2, 4 - rank
+    )
 
 
 def test_an_interleaved_pipeline_holds_more_chunks_of_less() -> None:
     """Megatron-LM's bound (arXiv 2205.05198, section 4.2.3): 1 + (p - 1) / (p m) of the layers."""
     recipe = bend(RECIPE, {"parallel.pipeline": 4, "parallel.virtual_pipeline": 2})
-    held = in_flight(recipe, rank=0, micro_batches=16, kept=[1.0, 1.0])
+    held = peak_in_flight_activations(recipe, rank=0, micro_batches=16, kept=[1.0, 1.0])
     assert held == 4 * 2 * (1 + 3 / 8)
 
 

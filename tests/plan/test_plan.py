@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import RecipeError
-from armd_scale.parallel.stages import bubble_fraction
+from armd_scale.parallel.pipeline.partition import bubble_fraction
+from armd_scale.plan.cli import PlanRequest, make_plan, resolve_vocabulary
 from armd_scale.plan.communication import messages_of
 from armd_scale.plan.compute import hardware_flops_per_target
-from armd_scale.plan.estimate import Plan, plan_for
-from armd_scale.plan.fit import require_fit, smallest_plan, with_vocabulary
+from armd_scale.plan.estimate import Estimate, plan_for
+from armd_scale.plan.fewest_gpus import require_fit, smallest_plan, with_vocabulary
 from armd_scale.plan.gpus import GPUS
 from armd_scale.plan.memory import chunks_by_rank, gib
-from armd_scale.plan.run import Request, complete, make_plan
-from armd_scale.plan.search import best_layouts, overrides, reason
+from armd_scale.plan.search import best_layouts, explain_losses, overrides
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -28,17 +28,17 @@ H100 = GPUS["h100"]
 
 
 def load(name: str, *changes: str) -> Recipe:
-    recipe, _ = complete(load_recipe(ROOT / "recipes" / f"{name}.yaml", changes))
+    recipe, _ = resolve_vocabulary(load_recipe(ROOT / "recipes" / f"{name}.yaml", changes))
     return recipe
 
 
-def plan(name: str, world_size: int, *changes: str) -> Plan:
+def plan(name: str, world_size: int, *changes: str) -> Estimate:
     return plan_for(load(name, *changes), world_size, gpu=H100)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_plan_that_fits(path: Path, capsys, tmp_path: Path) -> None:
-    make_plan(Request(recipe=path, json=tmp_path / "plan.json"))
+    make_plan(PlanRequest(recipe=path, json=tmp_path / "plan.json"))
     printed = capsys.readouterr().out
     assert "tokens per second" in printed
     assert "…" not in printed  # no column is cut short
@@ -62,7 +62,7 @@ def test_large_recipes_fit_the_machines_they_are_written_for(name: str) -> None:
     made = plan_for(load(name), world_size, gpu=H100, gpu_memory_gib=float(memory))
     assert made.fits
     assert days[0] < made.days < days[1]
-    assert used[0] < gib(made.memory[made.fullest].total) < used[1]
+    assert used[0] < gib(made.memory[made.peak_stage].total) < used[1]
 
 
 def test_time_is_the_sum_of_its_parts() -> None:
@@ -155,10 +155,10 @@ def test_the_smallest_plan_is_the_first_that_fits() -> None:
 
 def test_a_vocabulary_is_assumed_aloud_unless_given() -> None:
     recipe = load_recipe(ROOT / "recipes" / "pretrain_1b.yaml")
-    completed, (note,) = complete(recipe)
+    completed, (note,) = resolve_vocabulary(recipe)
     assert completed.model.vocab_size == 50257
     assert "model.vocab_size=N" in note
-    assert complete(with_vocabulary(recipe, 1000)) == (with_vocabulary(recipe, 1000), [])
+    assert resolve_vocabulary(with_vocabulary(recipe, 1000)) == (with_vocabulary(recipe, 1000), [])
 
 
 def test_the_search_finds_what_runs_fits_and_is_fastest() -> None:
@@ -169,10 +169,10 @@ def test_the_search_finds_what_runs_fits_and_is_fastest() -> None:
     assert len(speeds) == 5
     assert speeds[0] >= max(speeds) * 0.99
     assert all(one.fits for one in found.best)
-    assert 0 < found.overfull < found.tried
+    assert 0 < found.out_of_memory < found.tried
     as_it_is = plan_for(replace(recipe, train=replace(recipe.train, micro_batch=1)), 4, gpu=H100)
     assert speeds[0] >= as_it_is.tokens_per_second
-    assert "of 6 GiB" in reason(found.best[0])
+    assert "of 6 GiB" in explain_losses(found.best[0])
     again = load("pretrain_1b", *small, *overrides(found.best[0]))
     assert plan_for(again, 4, gpu=H100).step_seconds == found.best[0].step_seconds
 

@@ -22,19 +22,19 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from armd_scale.config import derive
+from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
-from armd_scale.config.rules import check_world
+from armd_scale.config.rules.check import check_world
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.model.armd import ArmdModel
-from armd_scale.model.chunks import Chunks
-from armd_scale.model.naming import EMBEDDING
+from armd_scale.model.armd_model import ArmdModel
+from armd_scale.model.model_chunks import ModelChunks
+from armd_scale.model.param_names import EMBEDDING
 from armd_scale.model.spec import transformer_config
-from armd_scale.parallel.cpu import cpu_stands_in_for_cuda
-from armd_scale.parallel.groups import laid_out
-from armd_scale.parallel.shard import TensorSplit, split_of
-from armd_scale.parallel.stages import Stage, stages_of_rank
+from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
+from armd_scale.parallel.pipeline.partition import PipelineStage, stages_of_rank
+from armd_scale.parallel.process_groups import model_parallel_groups
+from armd_scale.parallel.tensor.partition import TensorPartition, tensor_partition
 from tests.support.networks import batch_of
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -53,10 +53,10 @@ BATCH = 2
 class Part:
     """What one rank built of one stage, and what went through it."""
 
-    stage: Stage
+    stage: PipelineStage
     data_parallel_size: int
     shapes: dict[str, tuple[int, ...]]
-    splits: dict[str, TensorSplit]
+    splits: dict[str, TensorPartition]
     outputs: dict[str, tuple[tuple[int, ...], torch.dtype]]
     """Shape and type of the output under each order."""
 
@@ -75,7 +75,7 @@ def placed(name: str) -> tuple[Network, dict[str, tuple[int, ...]]]:
     with rank_of(0, 1, ParallelConfig()) as groups:
         (stage,) = stages_of_rank(recipe.model, ParallelConfig(), seq_length=1, rank=0)
         unsplit = built(recipe, ParallelConfig(), stage, groups)
-        whole = {key: tuple(p.shape) for key, p in unsplit.by_name().items()}
+        whole = {key: tuple(p.shape) for key, p in unsplit.parameters_by_name().items()}
     parallel, orders = recipe.parallel, batches(recipe.data.seq_length)
     tensor_ranks = sorted({0, parallel.tensor - 1})
     network: Network = []
@@ -109,19 +109,19 @@ def place(
             recipe.model, parallel, seq_length=recipe.data.seq_length, rank=groups.pp.rank()
         )[chunk]
         chunks = built(recipe, parallel, stage, groups)
-        named = chunks.by_name()
+        named = chunks.parameters_by_name()
         outputs = {}
         for order, batch in orders.items():
             if before is not None:
                 shape, dtype = before.outputs[order]
-                chunks.models[0].set_input(torch.empty(shape, dtype=dtype))
+                chunks.models[0].set_input_tensor(torch.empty(shape, dtype=dtype))
             output = chunks(without_values(batch))
             outputs[order] = (tuple(output.shape), output.dtype)
         return Part(
             stage=stage,
             data_parallel_size=groups.dp.size(),
             shapes={name: tuple(p.shape) for name, p in named.items()},
-            splits={name: split_of(p, groups.tp) for name, p in named.items()},
+            splits={name: tensor_partition(p, groups.tp) for name, p in named.items()},
             outputs=outputs,
         )
 
@@ -131,13 +131,13 @@ def rank_of(rank: int, world_size: int, parallel: ParallelConfig) -> Iterator:
     """The groups of one rank of a large job, in which messages are neither sent nor awaited."""
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        with laid_out(parallel) as groups, cpu_stands_in_for_cuda(), FakeTensorMode():
+        with model_parallel_groups(parallel) as groups, patch_cuda_for_cpu(), FakeTensorMode():
             yield groups
     finally:
         dist.destroy_process_group()
 
 
-def built(recipe: Recipe, parallel: ParallelConfig, stage: Stage, groups) -> Chunks:
+def built(recipe: Recipe, parallel: ParallelConfig, stage: PipelineStage, groups) -> ModelChunks:
     part = ArmdModel(
         recipe.model,
         transformer_config(recipe.model, parallel, dtype=torch.bfloat16),
@@ -146,7 +146,7 @@ def built(recipe: Recipe, parallel: ParallelConfig, stage: Stage, groups) -> Chu
         recompute=recipe.train.recompute,
         stage=stage,
     )
-    return Chunks([part])
+    return ModelChunks([part])
 
 
 def batches(seq_length: int) -> dict[str, ArmdBatch]:
@@ -158,7 +158,7 @@ def batches(seq_length: int) -> dict[str, ArmdBatch]:
         "strided-joint": windows_under(place % half),
     }
     # One stream; two under one causal mask; two under masks of their own.
-    ways = {name: (batch.left_to_right, batch.causal) for name, batch in made.items()}
+    ways = {name: (batch.is_left_to_right, batch.is_plain_causal) for name, batch in made.items()}
     assert ways == {"l2r": (True, True), "strided": (False, True), "strided-joint": (False, False)}
     return made
 
@@ -212,7 +212,7 @@ def test_the_world_is_used_up(case):
 def test_parameter_counts_add_up(case):
     name, recipe, network, _ = case
     padded = derive.padded_vocab_size(PLACES[name][1], recipe.parallel.tensor)
-    count = derive.parameter_count(recipe.model, padded, max_positions=derive.max_positions(recipe))
+    count = derive.num_parameters(recipe.model, padded, max_positions=derive.max_positions(recipe))
     tied = recipe.model.tie_embeddings
     found = sum(
         math.prod(part.splits[key].full_shape(torch.Size(shape)))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from armd_scale.checkpoint.config_hf import model_section
-from armd_scale.config import derive, rules
+from armd_scale.checkpoint.hf.config import model_config_from_hf
+from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
+from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import ProgressiveConfig, Recipe, StagesConfig, StridedConfig
-from armd_scale.train.parts import FREE_AT_START
+from armd_scale.train.build import KEYS_FREE_WITH_INIT_FROM
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 SECTIONS = [
@@ -57,7 +58,7 @@ def test_size_is_what_the_name_says(name: str) -> None:
     millions, vocab_size, _ = EXPECTED[name]
     recipe = load(name)
     padded = derive.padded_vocab_size(vocab_size, recipe.parallel.tensor)
-    count = derive.parameter_count(recipe.model, padded, max_positions=derive.max_positions(recipe))
+    count = derive.num_parameters(recipe.model, padded, max_positions=derive.max_positions(recipe))
     assert count / MILLION == pytest.approx(millions, rel=0.01)
 
 
@@ -112,7 +113,7 @@ def test_strided_fine_tuning_changes_the_order_and_starts_from_the_first_run() -
 def test_a3_goes_from_text_order_to_permuted_groups() -> None:
     recipe = load("a3_stages")
     assert isinstance(recipe.order, StagesConfig)
-    policies = [part.order.policy for part in recipe.order.parts]
+    policies = [part.order.policy for part in recipe.order.stages]
     assert policies == ["l2r", "groups", "permuted_groups"]
     assert (recipe.model.query, recipe.model.two_stream_layers) == ("learned", recipe.model.layers)
     tokens = derive.tokens_per_step(recipe) * recipe.train.steps
@@ -125,10 +126,10 @@ def test_a3_goes_from_text_order_to_permuted_groups() -> None:
 )
 def test_fine_tuning_is_of_the_published_model_beside_itself(name: str, published: int) -> None:
     recipe = load(name)
-    model, parent = recipe.model, recipe.train.parent
+    model, parent = recipe.model, recipe.train.distillation
     assert model.vocab_size is not None
-    count = derive.parameter_count(model, model.vocab_size)
-    assert count - derive.query_parameter_count(model, None) == published
+    count = derive.num_parameters(model, model.vocab_size)
+    assert count - derive.num_query_init_parameters(model, None) == published
     assert model.query == "anchor"
     assert parent is not None
     assert parent.checkpoint == model.init_from
@@ -163,8 +164,8 @@ PUBLISHED = {
 def test_fine_tuning_accepts_what_the_converter_makes(name: str) -> None:
     """Both read one model, but for the keys that a run may change at its start."""
     model = load(name).model
-    section = model_section(PUBLISHED[name], source=Path(name))
-    free = {key: getattr(model, key) for key in (*FREE_AT_START, "max_positions")}
+    section = model_config_from_hf(PUBLISHED[name], source=Path(name))
+    free = {key: getattr(model, key) for key in (*KEYS_FREE_WITH_INIT_FROM, "max_positions")}
     assert dataclasses.replace(section, **free) == model
 
 
@@ -176,7 +177,7 @@ def test_large_recipes_read_the_tokens_they_say() -> None:
         assert tokens / 1e9 == pytest.approx(billions, abs=0.1)
         assert isinstance(recipe.order, StagesConfig)
         decay_start = recipe.train.steps - derive.decay_steps(recipe.optim, recipe.train)
-        assert recipe.order.parts[0].until == decay_start
+        assert recipe.order.stages[0].until_step == decay_start
 
 
 def test_the_7b_recipe_fits_one_node_with_the_overrides_it_names() -> None:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from armd_scale.errors import TrainingError
 from armd_scale.report.goodput import goodput_of
-from armd_scale.report.page import order_spans, render, thinned
-from armd_scale.report.read import Event, Run, differences, read_run
+from armd_scale.report.page import downsample, order_spans, render
+from armd_scale.report.run_folder import Event, Run, differences, read_run
 from armd_scale.report.write import write_report
-from tests.support.runs import run, tiny_recipe, train, write_text
+from tests.support.cli import run, tiny_recipe, train, write_text
 
 CHROMIUM = shutil.which("chromium")
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
@@ -155,19 +155,19 @@ def test_a_run_without_a_step_is_drawn_as_such(tmp_path: Path) -> None:
 
 def test_a_recipe_that_cannot_be_read_is_a_remark(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("run: {name: x, wrong: 1}")
-    assert any("The recipe cannot be read" in remark for remark in read_run(tmp_path).remarks)
+    assert any("The recipe cannot be read" in remark for remark in read_run(tmp_path).warnings)
 
 
 def test_long_runs_are_thinned_and_keep_their_spikes() -> None:
     lines = [{"step": step, "loss": 1.0 + 1e-6 * step} for step in range(50_000)]
     lines[12_345]["loss"] = 9.0
     lines[23_456]["loss"] = None
-    kept = thinned(lines, most=500)
+    kept = downsample(lines, most=500)
     assert len(kept) <= 502
     assert lines[12_345] in kept
     assert (kept[0], kept[-1]) == (lines[0], lines[-1])
     assert [line["step"] for line in kept] == sorted({line["step"] for line in kept})
-    assert thinned(lines[:500], most=500) == lines[:500]
+    assert downsample(lines[:500], most=500) == lines[:500]
 
 
 def test_orders_are_told_in_spans_of_one_policy() -> None:
@@ -188,13 +188,13 @@ def test_goodput_splits_the_time_of_the_log() -> None:
         name="run",
         steps=[{"step": 10, "step_seconds": 5.0}, {"step": 20, "step_seconds": 6.0}],
         evaluations=[{"step": 10, "evaluation_seconds": 4.0}],
-        others=[{"step": 20, "checkpoint_seconds": 6.0}],
+        other_lines=[{"step": 20, "checkpoint_seconds": 6.0}],
         events=[Event(at[0], "start", ""), Event(at[2], "stop", ""), Event(at[3], "start", "")],
         times=at,
     )
     spent = goodput_of(run)
     assert spent is not None
-    found = (spent.steps, spent.checkpoints, spent.evaluations, spent.stopped, spent.rest)
+    found = (spent.steps, spent.checkpoints, spent.evaluations, spent.downtime, spent.other)
     assert found == (110.0, 6.0, 4.0, 60.0, 20.0)
     assert spent.total == 200.0
     run.times = run.times[:1]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from armd_scale.config.schema import Recipe
-from tests.support.runs import ROOT, TIMING, contents, tiny_recipe, write_recipe, write_text
+from tests.support.cli import ROOT, TIMING, contents, tiny_recipe, write_recipe, write_text
 from tests.support.slurm import Cluster, cluster, missing, wait_for
 
 ON_TWO_NODES = (

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.checkpoint.save import Saving
+from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.data.manifest import Manifest, Skipped, TokenizerRecord, manifest_path
-from armd_scale.data.tokenize import load_tokenizer, train_sentencepiece
-from tests.config.examples import SMALL, bend
+from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.support.networks import LLAMA, build
-from tests.support.pairs import write_pair
-from tests.support.samples import VOCAB
+from tests.support.recipes import SMALL, bend
+from tests.support.shards import write_pair
+from tests.support.windows import VOCAB
 
 
 def write_documents(prefix: Path, lengths: tuple[int, ...] = (30, 3, 70, 12, 60)) -> str:
@@ -56,7 +56,7 @@ def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int
     """`run`, with one checkpoint, beside `valid`, the data of its tokenizer."""
     model = dataclasses.replace(LLAMA, vocab_size=vocab_size, max_positions=17)
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
-    Saving(
+    CheckpointSave(
         folder / "run" / "checkpoints",
         step=3,
         network=build(model, groups),

@@ -7,17 +7,23 @@ from pathlib import Path
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.config.derive import accumulation_steps
-from armd_scale.config.rules import check, check_world
+from armd_scale.config.derived import accumulation_steps
+from armd_scale.config.rules.check import check, check_world
 from armd_scale.config.schema import ParallelConfig, Recipe
-from armd_scale.optim.schedule import learning_rate
+from armd_scale.optim.lr_schedule import learning_rate_at
 from armd_scale.parallel.environment import read_environment
-from armd_scale.train.inputs import open_samples
-from armd_scale.train.parent import load_parent, open_parent
-from armd_scale.train.parts import Parts, build_network, find_checkpoint, first_weights, scheduled
-from armd_scale.train.run import micro_batches, start_optimizer
-from armd_scale.train.saving import SaveCheckpoints
+from armd_scale.train.build import (
+    TrainerComponents,
+    build_network,
+    find_checkpoint,
+    initial_checkpoint,
+    make_schedule_chunks,
+)
+from armd_scale.train.callbacks.checkpointer import Checkpointer
+from armd_scale.train.data import open_samples
 from armd_scale.train.step import train_step
+from armd_scale.train.teacher import load_teacher, open_teacher
+from armd_scale.train.trainer import build_optimizer, micro_batches
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,16 @@ def _curve(
     check(recipe)
     check_world(recipe, torch.distributed.get_world_size())
     resumed = find_checkpoint(recipe)
-    weights = first_weights(recipe, resumed)
+    weights = initial_checkpoint(recipe, resumed)
     network = build_network(recipe, weights, groups=groups, device=torch.device("cpu"))
-    engine, average, state = start_optimizer(recipe, network, resumed)
-    parent = load_parent(recipe, open_parent(recipe), groups=groups, device=torch.device("cpu"))
-    stages = scheduled(engine, parent)
-    parts = Parts(recipe, read_environment(), groups, network, engine, stages, parent=parent)
+    engine, average, state = build_optimizer(recipe, network, resumed)
+    parent = load_teacher(recipe, open_teacher(recipe), groups=groups, device=torch.device("cpu"))
+    stages = make_schedule_chunks(engine, parent)
+    parts = TrainerComponents(
+        recipe, read_environment(), groups, network, engine, stages, parent=parent
+    )
     batches = iter(micro_batches(parts, open_samples(recipe), state))
-    save = SaveCheckpoints(parts, state, average=average, tokenizer=None)
+    save = Checkpointer(parts, state, average=average, tokenizer=None)
     count = accumulation_steps(recipe.train, groups.dp.size())
     curve = []
     for _ in range(steps):
@@ -91,16 +99,16 @@ def _curve(
             engine,
             parts.stages,
             [next(batches) for _ in range(count)],
-            learning_rate=learning_rate(recipe.optim, recipe.train, state.step),
+            learning_rate=learning_rate_at(recipe.optim, recipe.train, state.step),
             groups=groups,
             started=time.perf_counter(),
             parent=parent,
         )
-        state = state.after(samples=recipe.train.global_batch, tokens=result.tokens)
+        state = state.advance(samples=recipe.train.global_batch, tokens=result.tokens)
         divergence = [] if parent is None else [result.kl]
         curve.append((result.loss, result.grad_norm, *divergence))
         if state.step == save_at:
-            save.finish(state)
+            save.on_train_end(state)
     return curve
 
 

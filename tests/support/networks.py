@@ -8,33 +8,33 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.schema import ModelConfig, ParallelConfig, RopeScaling
 from armd_scale.data.batch import ArmdBatch, make_batch
-from armd_scale.model.armd import ArmdModel
-from armd_scale.model.init import initialise
+from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
+from armd_scale.model.weight_init import init_weights
 
 LLAMA = ModelConfig(
     layers=4, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2
 )
 QWEN3 = ModelConfig(
     layers=3, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, head_dim=16, vocab_size=101,
-    two_stream_layers=2, qk_norm="head", attention_bias=True, tie_embeddings=False, rope_base=1e6,
+    two_stream_layers=2, qk_norm="head", attention_bias=True, tie_embeddings=False, rope_theta=1e6,
 )  # fmt: skip
 GPT2 = ModelConfig(
     layers=4, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
-    positions="learned", norm="layernorm", activation="gelu_tanh", attention_bias=True,
+    position_embedding="learned_absolute", norm="layernorm", activation="gelu_tanh", attention_bias=True,
     attention_output_bias=True, mlp_bias=True,
 )  # fmt: skip
 NEOX = ModelConfig(
     layers=3, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
-    rotary_fraction=0.5, parallel_residual=True, norm="layernorm", activation="gelu",
+    partial_rotary_factor=0.5, parallel_residual=True, norm="layernorm", activation="gelu",
     attention_bias=True, attention_output_bias=True, mlp_bias=True, tie_embeddings=False,
 )  # fmt: skip
 OLMO2 = ModelConfig(
     layers=3, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2,
     norm_position="post", qk_norm="projection", tie_embeddings=False,
     rope_scaling=RopeScaling(
-        kind="yarn", factor=4.0, low_frequency_factor=0.1, high_frequency_factor=0.5,
-        original_max_positions=16,
+        rope_type="yarn", factor=4.0, low_freq_factor=0.1, high_freq_factor=0.5,
+        original_max_position_embeddings=16,
     ),
 )  # fmt: skip
 OTHERS = {"qwen3": QWEN3, "gpt2": GPT2, "neox": NEOX, "olmo2": OLMO2}
@@ -53,7 +53,7 @@ def build(
     """A network with every parameter perturbed, so that no zero or one hides a mistake."""
     config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
     network = ArmdModel(model, config, groups=groups, max_positions=max_positions)
-    initialise(network, seed=seed)
+    init_weights(network, seed=seed)
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             noise = torch.Generator().manual_seed(1000 * seed + number)

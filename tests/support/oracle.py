@@ -42,7 +42,7 @@ class Oracle:
         targets = [p for p in range(n) if block[p] > 0]
         query = torch.stack([self._start(p, tokens, position, before) for p in targets])
         content = self.w["embedding.weight"][tokens]
-        if self.model.positions == "learned":
+        if self.model.position_embedding == "learned_absolute":
             content = content + self.w["position_embedding"][position]
             query = query + self.w["position_embedding"][position[targets] - 1]
         for layer in range(self.model.layers):
@@ -72,7 +72,7 @@ class Oracle:
         visible = before[p].nonzero().flatten()
         if "anchor" in self.model.query:
             anchor = max(j for j in visible.tolist() if j < p)
-            gap = min(p - 1 - anchor, self.model.gap_rows)
+            gap = min(p - 1 - anchor, self.model.max_anchor_gap)
             start = start + embedding[tokens[anchor]]
             if gap > 0:
                 start = start + self.w["query_start.gap.weight"][gap]
@@ -138,29 +138,29 @@ class Oracle:
         return self._norm(norm, x.flatten(1)).view(x.shape)
 
     def _turned(self, x: Tensor, at: Tensor) -> Tensor:
-        if self.model.positions != "rotary":
+        if self.model.position_embedding != "rope":
             return x
-        half = int(self.head_dim * self.model.rotary_fraction) // 2
+        half = int(self.head_dim * self.model.partial_rotary_factor) // 2
         rates = torch.stack([self._rate(pair, half) for pair in range(half)])
         angle = at[:, None].to(x.dtype) * rates.to(x.dtype)
         low, high, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
         cos, sin = angle.cos(), angle.sin()
         scaling = self.model.rope_scaling
-        if scaling is not None and scaling.kind == "yarn":
+        if scaling is not None and scaling.rope_type == "yarn":
             cos, sin = (f * (0.1 * math.log(scaling.factor) + 1) for f in (cos, sin))
         return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
 
     def _rate(self, pair: int, half: int) -> Tensor:
         """Radians per position of a pair, rounded as models are published: to float32."""
-        base, scaling = self.model.rope_base, self.model.rope_scaling
+        base, scaling = self.model.rope_theta, self.model.rope_scaling
         rate = 1 / base ** torch.tensor(pair / half, dtype=torch.float32)
         if scaling is None:
             return rate
-        if scaling.kind == "linear":
+        if scaling.rope_type == "linear":
             return rate / scaling.factor
-        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-        original = scaling.original_max_positions
-        if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        original = scaling.original_max_position_embeddings
+        if scaling.rope_type == "llama3":
             wavelength = 2 * math.pi / rate
             smooth = (original / wavelength - low) / (high - low)
         else:
@@ -177,7 +177,7 @@ class Oracle:
         return (1 - smooth) * rate / scaling.factor + smooth * rate
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        epsilon = self.model.norm_epsilon
+        epsilon = self.model.norm_eps
         if self.model.norm == "rmsnorm":
             return x / (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt() * self.w[f"{name}.weight"]
         centred = x - x.mean(-1, keepdim=True)

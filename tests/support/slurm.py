@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.runs import ROOT
+from tests.support.cli import ROOT
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from armd_scale.bench.llama import score_llama
 from armd_scale.checkpoint.load import open_checkpoint
-from armd_scale.config.schema import ParentConfig, StridedConfig
+from armd_scale.config.schema import DistillationConfig, StridedConfig
+from armd_scale.experiments.adaptation.train_llama import score_llama
+from tests.support.cli import run, tiny_recipe, train, write_text
 from tests.support.hf_folders import write_folder
-from tests.support.runs import run, tiny_recipe, train, write_text
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -24,7 +24,7 @@ def test_after_fine_tuning_on_strided_orders_it_is_still_an_ar_model(
     model = dataclasses.replace(open_checkpoint(armd).recipe.model, init_from=str(armd))
     recipe = tiny_recipe(
         tmp_path, text, model=model, order=StridedConfig(streams=(1, 2, 4)), train__steps=12,
-        train__parent=ParentConfig(checkpoint=str(armd), weight=0.5),
+        train__parent=DistillationConfig(checkpoint=str(armd), weight=0.5),
     )  # fmt: skip
     before = score_llama(hf, recipe)
     first, *_, last = train(recipe, tmp_path)

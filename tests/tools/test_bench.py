@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from armd_scale.bench.commands import BENCHES
-from tests.support.runs import run, tiny_recipe, write_recipe, write_text
+from armd_scale.bench.cli import BENCHES
+from tests.support.cli import run, tiny_recipe, write_recipe, write_text
 
 
 def test_memory_prints_a_table_and_writes_its_figures(tmp_path: Path) -> None:

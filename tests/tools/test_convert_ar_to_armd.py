@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from armd_scale.data.dataset import TokenWindows
+from armd_scale.data.windows import TokenWindows
+from tests.support.cli import run
 from tests.support.hf_folders import VOCAB, make_model, write_folder, write_tokenizer
-from tests.support.pairs import write_pair
-from tests.support.runs import run
+from tests.support.shards import write_pair
 
 CONVERT, EXPORT = "tools/convert_ar_to_armd.py", "tools/export_hf.py"
 

@@ -11,14 +11,14 @@ import pytest
 from safetensors.torch import load_file
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.data.dataset import TokenWindows
-from armd_scale.data.tokenize import load_tokenizer
-from armd_scale.eval.infill import fill_gaps, read_gaps
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.windows import TokenWindows
 from armd_scale.eval.likelihood import evaluate
-from armd_scale.eval.results import summary
+from armd_scale.eval.output import summary
+from armd_scale.eval.tasks.infilling import read_examples, run_infill
+from armd_scale.generate import Sampling
 from armd_scale.order.policies import parse_spec
-from armd_scale.sample import Sampling
-from tests.support import runs
+from tests.support import cli as runs
 from tests.support.held_out import recipe_of, write_documents, write_manifest, write_place
 from tests.support.networks import LLAMA, build
 
@@ -89,9 +89,9 @@ def test_middles_are_filled(groups, tmp_path):
     assert done.status == 0, done.errors
     opened = open_checkpoint(folder / "run")
     tokenizer = load_tokenizer(opened.tokenizer_folder)
-    expected = fill_gaps(
+    expected = run_infill(
         load_network(opened, groups=groups),
-        read_gaps(folder / "stories.jsonl", tokenizer, max_tokens=17)[:2],
+        read_examples(folder / "stories.jsonl", tokenizer, max_tokens=17)[:2],
         tokenizer,
         order=parse_spec("strided-joint:2"),
         sampling=Sampling(temperature=0.0),

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from armd_scale.checkpoint.from_hf import Conversion, convert
-from armd_scale.checkpoint.opened_hf import Settings
+from armd_scale.checkpoint.hf.importer import ConversionRequest, convert
+from armd_scale.checkpoint.hf.source import ArmdSettings
 from armd_scale.config.schema import ParallelConfig
+from tests.support.cli import Finished, launch, run
 from tests.support.hf_folders import make_model, write_byte_tokenizer, write_folder
-from tests.support.runs import Finished, launch, run
 
 TOOL, THEIRS = "tools/harness.py", "lm_eval"
 OFFLINE = {"HF_HUB_OFFLINE": 1, "HF_DATASETS_OFFLINE": 1}
@@ -58,10 +58,10 @@ def place(groups, tmp_path_factory) -> Path:
         special = {"vocab_size": size, "bos_token_id": 0, "eos_token_id": 1}
         make_model(name, **special).save_pretrained(place / name)
     convert(
-        Conversion(
+        ConversionRequest(
             hf=place / "llama",
             output=place / "armd",
-            settings=Settings(),
+            settings=ArmdSettings(),
             parallel=ParallelConfig(),
         ),
         groups=groups,

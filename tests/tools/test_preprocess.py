@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from armd_scale.data.tokenize import train_sentencepiece
+from armd_scale.data.tokenizer import train_sentencepiece
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess.py"
 UNITS = 60

@@ -7,11 +7,11 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.schema import Recipe
-from armd_scale.parallel.environment import be_deterministic
-from tests.config.examples import bend
+from armd_scale.parallel.environment import enable_determinism
+from tests.support.cli import contents, tiny_recipe, train, write_text
 from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
-from tests.support.ranks import run_on_ranks
-from tests.support.runs import contents, tiny_recipe, train, write_text
+from tests.support.recipes import bend
+from tests.support.spawn import run_on_ranks
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_two_runs_leave_equal_metrics_and_checkpoints(recipe: Recipe, tmp_path: 
 
 
 def deterministic_curves(groups: ProcessGroupCollection, recipe: Recipe) -> list:
-    be_deterministic(torch.device("cpu"))
+    enable_determinism(torch.device("cpu"))
     try:
         return curves(groups, [recipe], 4, 4)
     finally:

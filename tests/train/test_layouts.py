@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.checkpoint.save import Saving
+from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config.schema import (
     CheckpointConfig,
     ModelConfig,
@@ -17,11 +17,11 @@ from armd_scale.config.schema import (
     StridedConfig,
     TrainConfig,
 )
-from tests.config.examples import SMALL, bend
+from tests.support.cli import VOCAB, write_text
 from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
 from tests.support.networks import build
-from tests.support.ranks import run_on_ranks
-from tests.support.runs import VOCAB, write_text
+from tests.support.recipes import SMALL, bend
+from tests.support.spawn import run_on_ranks
 
 # Four layers, two of them two-stream, so that four stages and two interleaved ones cut them every
 # way; every kind of parameter that a layout treats in its own way.
@@ -66,7 +66,7 @@ def recipes(
         start = folder / f"start {tied}"
         recipe = bend(replace(base, model=model), {"eval.every_steps": 0, "data.workers": 0})
         if not start.exists():
-            Saving(
+            CheckpointSave(
                 start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,
                 state={}, optimizer={}, tokenizer=None, groups=groups,
             ).wait()  # fmt: skip

@@ -6,7 +6,7 @@ from armd_scale.train.state import TrainState
 
 
 def test_steps_add_up() -> None:
-    state = TrainState().after(samples=8, tokens=120).after(samples=8, tokens=128)
+    state = TrainState().advance(samples=8, tokens=120).advance(samples=8, tokens=128)
     assert state == TrainState(step=2, consumed_samples=16, consumed_tokens=248)
 
 

@@ -12,14 +12,14 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.schema import OptimConfig, ParallelConfig
 from armd_scale.data.batch import ArmdBatch
-from armd_scale.model.armd import ArmdModel
-from armd_scale.model.chunks import Chunks
-from armd_scale.optim.zero import OptimizerState, ZeroEngine
-from armd_scale.train.parts import scheduled
+from armd_scale.model.armd_model import ArmdModel
+from armd_scale.model.model_chunks import ModelChunks
+from armd_scale.optim.zero_engine import OptimizerState, ZeroEngine
+from armd_scale.train.build import make_schedule_chunks
 from armd_scale.train.step import StepResult, train_step
 from tests.support.networks import LLAMA, batch_of, build
-from tests.support.ranks import run_on_ranks
-from tests.support.samples import draw_windows
+from tests.support.spawn import run_on_ranks
+from tests.support.windows import draw_windows
 
 # Windows of 17 tokens in which 16, 14, 9 and 15 are targets.
 LENGTHS = [(17,), (8, 6, 3), (1, 2, 3, 1, 2, 3, 1, 4), (9, 8)]
@@ -36,15 +36,15 @@ def windows(numbers: Sequence[int]) -> ArmdBatch:
 
 
 def optim(stage: int) -> OptimConfig:
-    return OptimConfig(warmup_steps=1, schedule="constant", zero_stage=stage, epsilon=1e-5)  # type: ignore[arg-type]
+    return OptimConfig(warmup_steps=1, schedule="constant", zero_stage=stage, eps=1e-5)  # type: ignore[arg-type]
 
 
 def one_step(
     groups: ProcessGroupCollection, batches: Sequence[ArmdBatch], stage: int = 1
 ) -> tuple[StepResult, ZeroEngine]:
     network = build(LLAMA, groups)
-    engine = ZeroEngine(Chunks([network]), optim(stage), precision="fp32", groups=groups)
-    stages = scheduled(engine)
+    engine = ZeroEngine(ModelChunks([network]), optim(stage), precision="fp32", groups=groups)
+    stages = make_schedule_chunks(engine)
     result = train_step(
         engine, stages, batches, learning_rate=1e-3, groups=groups, started=time.perf_counter()
     )
@@ -103,17 +103,17 @@ def test_a_loss_that_is_not_finite_changes_nothing(
     network = build(LLAMA, groups)
     with torch.no_grad():
         network.get_parameter("final_norm.weight")[0] = math.inf
-    engine = ZeroEngine(Chunks([network]), optim(stage), precision="fp32", groups=groups)
+    engine = ZeroEngine(ModelChunks([network]), optim(stage), precision="fp32", groups=groups)
     before = copy.deepcopy(engine.export_state())
     result = one_more(engine, [windows([0, 1])], groups)
-    assert result.objection == "a loss of nan"
+    assert result.skip_reason == "a loss of nan"
     assert_equal(engine.export_state(), before)
 
 
 def one_more(
     engine: ZeroEngine, batches: Sequence[ArmdBatch], groups: ProcessGroupCollection, **how: Any
 ) -> StepResult:
-    stages = scheduled(engine)
+    stages = make_schedule_chunks(engine)
     return train_step(
         engine, stages, batches, learning_rate=1e-3, groups=groups, started=0.0, **how
     )
@@ -138,11 +138,13 @@ def refuse_the_second(
         network = build(LLAMA, groups).to(
             getattr(torch, {"fp32": "float32"}.get(precision, "bfloat16"))
         )
-        engine = ZeroEngine(Chunks([network]), optim(stage), precision=precision, groups=groups)
+        engine = ZeroEngine(
+            ModelChunks([network]), optim(stage), precision=precision, groups=groups
+        )
         one_more(engine, mine, groups)
         if with_bad:
             result = one_more(engine, other, groups, object_to=lambda loss: f"I dislike {loss > 0}")
-            objections.append(result.objection)
+            objections.append(result.skip_reason)
         norms.append(one_more(engine, mine, groups).grad_norm)
         states.append(engine.export_state())
     assert_equal(*states)

@@ -1,0 +1,88 @@
+"""AR models of other stacks at the sizes of ours, to be timed beside it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import random
+
+from armd_scale.config.derived import kv_heads
+from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.data.batch import ArmdBatch
+from armd_scale.model.spec import transformer_config
+from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
+
+
+def llama_step(
+    model: ModelConfig, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
+    """Forward and backward pass of `transformers`' Llama, with its SDPA attention."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    length = batch.labels.shape[1]
+    sizes: dict[str, Any] = {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn_hidden,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": kv_heads(model),
+        "max_position_embeddings": length + 1,
+        "tie_word_embeddings": model.tie_embeddings,
+        "attn_implementation": "sdpa",
+    }
+    network: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    network = network.to(device=device, dtype=dtype)
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        logits = network(batch.tokens, use_cache=False).logits
+        F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten()).backward()
+
+    return step
+
+
+def megatron_step(
+    model: ModelConfig, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
+    """Forward and backward pass of megatron-core's GPTModel, from its local modules."""
+    config = transformer_config(model, ParallelConfig(), dtype=dtype)
+    config.use_te_activation_func = False  # which asks for a spec's own activation, and it has none
+    length = batch.labels.shape[1]
+    assert model.vocab_size is not None
+    with _without_cuda_random_numbers():
+        network = GPTModel(
+            config,
+            get_gpt_layer_local_spec(normalization="RMSNorm"),
+            vocab_size=model.vocab_size,
+            max_sequence_length=length,
+            position_embedding_type="rope",
+            share_embeddings_and_output_weights=model.tie_embeddings,
+        ).to(device)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=model.init_std)
+    positions = torch.arange(length, device=device).expand_as(batch.labels)
+    hidden = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).triu(1)
+
+    def step() -> None:
+        with _without_cuda_random_numbers():
+            network.zero_grad(set_to_none=True)
+            network(batch.tokens, positions, hidden, labels=batch.labels).mean().backward()
+
+    return step
+
+
+@contextlib.contextmanager
+def _without_cuda_random_numbers() -> Iterator[None]:
+    """megatron-core forks CUDA's random state around a dropout that is off."""
+    tracker: Any = random.get_cuda_rng_tracker()
+    fork, tracker.fork = tracker.fork, lambda *_: contextlib.nullcontext()
+    try:
+        with patch_cuda_for_cpu():
+            yield
+    finally:
+        tracker.fork = fork

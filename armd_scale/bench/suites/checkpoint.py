@@ -1,0 +1,280 @@
+"""What saving and loading cost: how long training waits, and bandwidth beside that of dd.
+
+dd writes zeros and reads them back, as many bytes as a checkpoint has, on the same file system and
+in turn with our saves and loads. Both writes end when the storage has the bytes (fsync). Before
+either read the files are put out of the page cache; what came from storage after all is counted.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.bench.disk import Disk, summarize
+from armd_scale.bench.table import Row
+from armd_scale.checkpoint.load import load_optimizer, load_weights, open_checkpoint
+from armd_scale.config.derived import num_parameters
+from armd_scale.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    LeftToRightConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    Recipe,
+    RunConfig,
+    TrainConfig,
+)
+from armd_scale.data.batch import ArmdBatch, make_batch
+from armd_scale.optim.zero_engine import MOMENTS
+from armd_scale.parallel.environment import DistributedEnv, read_environment
+from armd_scale.parallel.process_groups import process_groups
+from armd_scale.train.build import TrainerComponents, build_network, make_schedule_chunks
+from armd_scale.train.callbacks.checkpointer import Checkpointer
+from armd_scale.train.state import TrainState
+from armd_scale.train.step import train_step
+from armd_scale.train.trainer import build_optimizer
+
+MODEL = ModelConfig(
+    layers=8, hidden=768, ffn_hidden=2048, heads=12, vocab_size=16384, two_stream_layers=2
+)
+SEQ_LENGTH = 64
+Stage = Literal[0, 1, 2, 3]
+
+
+def compare_saves(
+    *,
+    saves: int = 5,
+    parallel: ParallelConfig | None = None,
+    zero_stage: Stage = 1,
+    model: ModelConfig = MODEL,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Trains and saves, in turn waited for and in the background, on all processes of the job.
+
+    Args:
+        saves: of either kind; one more of each comes first and is reported apart, because a
+            background save then makes the host memory that later ones use again.
+        parallel: the layout; data parallelism takes the processes that are left over.
+        zero_stage: of the optimizer.
+        model: what is trained.
+        folder: where to write, on the storage to be measured; None: a temporary folder.
+
+    Returns:
+        JSON values. Of either kind the seconds that training waited for a save and those that it
+        was written in the background; seconds of steps beside no write and beside one; seconds of
+        loading what a run resumes from, and of dd.
+    """
+    environment = read_environment()
+    parallel = parallel or ParallelConfig()
+    with process_groups(environment, parallel) as groups, _shared_folder(folder) as place:
+        recipe = _recipe(place, model, parallel, zero_stage=zero_stage, size=groups.dp.size())
+        job = _Job(recipe, environment, groups)
+        kinds = {"synchronous": job.saver(False), "asynchronous": job.saver(True)}
+        first = {name: job.save(saver) for name, saver in kinds.items()}
+        disk = Disk(place / "dd", _newest(place / "synchronous"))
+        timed: dict[str, list[_Save]] = {name: [] for name in kinds}
+        for _ in range(saves):
+            for name, saver in kinds.items():
+                timed[name].append(job.save(saver))
+            disk.measure(_newest(place / "synchronous"), job.load)
+        return {
+            "processes": environment.world_size,
+            "tensor": parallel.tensor,
+            "pipeline": parallel.pipeline,
+            "zero_stage": zero_stage,
+            "parameters": num_parameters(model, model.vocab_size or 0),
+            "checkpoint_bytes": disk.checkpoint_bytes,
+            "first_stall_seconds": {name: save.stall_seconds for name, save in first.items()},
+            **_summary(**timed),
+            **disk.summary(),
+        }
+
+
+def measure_saves(saves: int, folder: Path | None) -> list[Row]:
+    """Times and bandwidth from `compare_saves` as a table, on the processes of this job, ZeRO 1."""
+    return table(compare_saves(saves=saves, folder=folder))
+
+
+def table(found: dict[str, Any]) -> list[Row]:
+    """A row for every kind of write and read, with its ratio in time to dd's of the same kind.
+
+    A save in the background has two: what training waits for, and until the bytes are written.
+    """
+    gigabytes, stalls = found["checkpoint_bytes"] / 1e9, found["stall_seconds"]
+    shares = found["from_storage_share"]
+    ways = {
+        "save, waited for": (stalls["synchronous"], "dd_write"),
+        "save in the background, wait": (stalls["asynchronous"], "dd_write"),
+        "save in the background, written": (found["background_seconds"], "dd_write"),
+        "dd write": (found["dd_write_seconds"], "dd_write"),
+        "load, hashes checked": (found["load_seconds"], "dd_read"),
+        "dd read": (found["dd_read_seconds"], "dd_read"),
+    }
+    return [
+        {
+            "way": way,
+            "GB": gigabytes,
+            "median s": taken["median"],
+            "least s": taken["least"],
+            "most s": taken["most"],
+            "MB/s": 1000 * gigabytes / taken["median"],
+            "dd time ratio": taken["median"] / found[f"{dd}_seconds"]["median"],
+            "from storage share": shares.get(way.split(",")[0], ""),
+        }
+        for way, (taken, dd) in ways.items()
+    ]
+
+
+def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[str, Any]:
+    stalls = {
+        "synchronous": summarize([save.stall_seconds for save in synchronous]),
+        "asynchronous": summarize([save.stall_seconds for save in asynchronous]),
+    }
+    alone = [seconds for save in synchronous for seconds in save.step_seconds]
+    beside = [seconds for save in asynchronous for seconds in save.beside_seconds]
+    return {
+        "stall_seconds": stalls,
+        "asynchronous_to_synchronous": stalls["asynchronous"]["median"]
+        / stalls["synchronous"]["median"],
+        "background_seconds": summarize([save.background_seconds for save in asynchronous]),
+        "step_seconds": summarize(alone),
+        "step_seconds_beside_a_write": summarize(beside) if beside else None,
+    }
+
+
+@dataclass
+class _Save:
+    """One save and the steps around it."""
+
+    stall_seconds: float
+    background_seconds: float
+    step_seconds: list[float]
+    """Of steps before the save."""
+    beside_seconds: list[float]
+    """Of steps while it was written."""
+
+
+@dataclass
+class _Lines:
+    """Keeps what would go to metrics.jsonl."""
+
+    lines: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.lines.append(values)
+
+    def close(self) -> None:
+        pass
+
+
+class _Job:
+    """A run whose steps are taken and whose saves are begun by hand."""
+
+    STEPS_BETWEEN = 3
+
+    def __init__(
+        self, recipe: Recipe, environment: DistributedEnv, groups: ProcessGroupCollection
+    ) -> None:
+        network = build_network(recipe, None, groups=groups, device=environment.device)
+        engine, _, self._state = build_optimizer(recipe, network, None)
+        self._loaded = build_network(recipe, None, groups=groups, device=environment.device)
+        self._parts = TrainerComponents(
+            recipe, environment, groups, network, engine, make_schedule_chunks(engine)
+        )
+        self._batches = [_batch(recipe).to(environment.device)]
+        self._lines = _Lines()
+
+    def saver(self, asynchronous: bool) -> Checkpointer:
+        recipe = self._parts.recipe
+        folder = Path(recipe.run.folder) / ("asynchronous" if asynchronous else "synchronous")
+        recipe = replace(
+            recipe,
+            run=replace(recipe.run, folder=str(folder)),
+            checkpoint=replace(recipe.checkpoint, asynchronous=asynchronous),
+        )
+        parts = replace(self._parts, recipe=recipe)
+        return Checkpointer(
+            parts, TrainState(step=-1), average=None, tokenizer=None, writers=[self._lines]
+        )
+
+    def save(self, saver: Checkpointer) -> _Save:
+        before = [self._step() for _ in range(self.STEPS_BETWEEN)]
+        known = len(self._lines.lines)
+        saver.save(self._state)
+        beside = []
+        while len(self._lines.lines) == known:
+            beside.append(self._step())
+            saver.advance()
+        line = self._lines.lines[-1]
+        background = line["checkpoint_background_seconds"]
+        return _Save(line["checkpoint_seconds"], background, before, beside)
+
+    def load(self, folder: Path) -> None:
+        """Reads what a run resumes from, hashes checked, into a network like the job's."""
+        network, groups = self._loaded, self._parts.groups
+        checkpoint = open_checkpoint(folder, with_optimizer=True)
+        load_weights(checkpoint, network, groups=groups)
+        load_optimizer(checkpoint, ["master", *MOMENTS], network=network, groups=groups)
+
+    def _step(self) -> float:
+        parts = self._parts
+        began = time.perf_counter()
+        result = train_step(
+            parts.engine,
+            parts.stages,
+            self._batches,
+            learning_rate=1e-4,
+            groups=parts.groups,
+            started=began,
+        )
+        self._state = self._state.advance(samples=1, tokens=result.tokens)
+        return result.seconds
+
+
+def _recipe(
+    folder: Path, model: ModelConfig, parallel: ParallelConfig, *, zero_stage: Stage, size: int
+) -> Recipe:
+    return Recipe(
+        run=RunConfig(name="saves", folder=str(folder)),
+        data=DataConfig(train="none", seq_length=SEQ_LENGTH),
+        order=LeftToRightConfig(),
+        model=model,
+        parallel=parallel,
+        optim=OptimConfig(warmup_steps=0, schedule="constant", zero_stage=zero_stage),
+        train=TrainConfig(steps=1000, micro_batch=1, global_batch=size, precision="fp32"),
+        checkpoint=CheckpointConfig(every_steps=1, keep=1),
+        eval=EvalConfig(every_steps=0, orders=(), samples=1),
+        log=LogConfig(every_steps=1),
+    )
+
+
+def _batch(recipe: Recipe) -> ArmdBatch:
+    assert recipe.model.vocab_size is not None
+    length = recipe.data.seq_length + 1
+    tokens = np.random.default_rng(0).integers(0, recipe.model.vocab_size, size=(1, length))
+    block = np.arange(length)[None]
+    return make_batch(tokens, block, lengths=[(length,)], sample_index=np.zeros(1, dtype=np.int64))
+
+
+def _newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step_*"))
+
+
+@contextmanager
+def _shared_folder(parent: Path | None) -> Iterator[Path]:
+    """A folder of the first process's making, under one that all processes see."""
+    with tempfile.TemporaryDirectory(dir=parent) as own:
+        shared = [own]
+        dist.broadcast_object_list(shared)
+        yield Path(shared[0])
+        dist.barrier()

@@ -1,0 +1,199 @@
+"""What each ZeRO stage holds of weights, gradients and optimizer state, against the ZeRO paper.
+
+Rajbhandari et al. (arXiv 1910.02054, section 5) count, of a model of Psi weights on Nd processes,
+2 Psi bytes of bf16 weights, 2 Psi of gradients and 12 Psi of optimizer state (fp32 weights and two
+moments); stage 1 divides the last by Nd, stage 2 the gradients too, stage 3 the weights too. Here
+nothing is counted by formula: as the last backward pass of a real step ends, the process's live
+tensors are walked, and each storage is counted once. What is neither weights nor optimizer state
+nor a buffer of fixed size counts as gradients, whatever it is.
+"""
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from armd_scale.bench.launch import run_on_ranks
+from armd_scale.bench.table import Row
+from armd_scale.config.derived import num_parameters, padded_vocab_size
+from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig
+from armd_scale.data.batch import ArmdBatch, make_batch
+from armd_scale.model.armd_model import ArmdModel
+from armd_scale.model.model_chunks import ModelChunks
+from armd_scale.model.spec import transformer_config
+from armd_scale.model.weight_init import init_weights
+from armd_scale.optim.zero_engine import ZeroEngine
+from armd_scale.parallel.environment import DistributedEnv
+
+ZeroStage = Literal[0, 1, 2, 3]
+STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
+# Every matrix has over 100,000 elements: DeepSpeed keeps smaller parameters whole at stage 3, as
+# it does norms of real models, of which they are a thousandth.
+MODEL = ModelConfig(
+    layers=2, hidden=512, ffn_hidden=1536, heads=8, vocab_size=4096, two_stream_layers=1
+)
+SEQ_LENGTH = 32
+MICRO_BATCHES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBreakdown:
+    """Bytes on one process, by what they are for."""
+
+    weights: float
+    gradients: float
+    """At the end of the last backward pass of a step."""
+    optimizer: float
+    buffers: float = 0.0
+    """Of a fixed size, that of DeepSpeed's bucket of gradients; the paper counts them apart too."""
+
+
+def paper_bytes(weights: int, *, stage: int, ranks: int, precision: str) -> MemoryBreakdown:
+    """The ZeRO paper's proportions; at stage 0 in fp32 the weights are their own master copy.
+
+    Args:
+        weights: Psi, of the whole model.
+        stage: of ZeRO.
+        ranks: Nd, the degree of data parallelism.
+        precision: "bf16" or "fp32".
+    """
+    width = 2 if precision == "bf16" else 4
+    state = 8 if (stage, precision) == (0, "fp32") else 12
+    return MemoryBreakdown(
+        weights=width * weights / (ranks if stage >= 3 else 1),
+        gradients=width * weights / (ranks if stage >= 2 else 1),
+        optimizer=state * weights / (ranks if stage >= 1 else 1),
+    )
+
+
+def measure_memory(ranks: int) -> list[Row]:
+    """Starts as many processes as `ranks` and measures one ZeRO stage after another on them."""
+    measure = partial(held_by_stage, model=MODEL, stages=STAGES)
+    return table(run_on_ranks(measure, ranks, ParallelConfig()), model=MODEL, stages=STAGES)
+
+
+def table(
+    by_rank: Sequence[Sequence[MemoryBreakdown]], *, model: ModelConfig, stages: Sequence[ZeroStage]
+) -> list[Row]:
+    """A row for each stage: the largest figure of all ranks, the paper's, and their ratio.
+
+    Args:
+        by_rank: what each rank holds at each stage.
+        model: whose weights they are.
+        stages: of ZeRO.
+    """
+    assert model.vocab_size is not None
+    stored = padded_vocab_size(model.vocab_size, 1)
+    weights = num_parameters(model, stored, max_positions=SEQ_LENGTH + 1)
+    rows = []
+    for stage, held in zip(stages, zip(*by_rank, strict=True), strict=True):
+        precision = _precision(stage)
+        paper = paper_bytes(weights, stage=stage, ranks=len(by_rank), precision=precision)
+        row: Row = {"zero_stage": stage, "precision": precision}
+        for kind in ("weights", "gradients", "optimizer"):
+            found, expected = max(getattr(one, kind) for one in held), getattr(paper, kind)
+            row[f"{kind}_mib"] = found / 2**20
+            row[f"{kind}_paper_mib"] = expected / 2**20
+            row[f"{kind}_ratio"] = found / expected
+        rows.append({**row, "buffers_mib": max(one.buffers for one in held) / 2**20})
+    return rows
+
+
+def _precision(stage: int) -> str:
+    return "bf16" if stage else "fp32"  # without ZeRO nothing would hold the fp32 weights
+
+
+def held_by_stage(
+    environment: DistributedEnv,
+    groups: ProcessGroupCollection,
+    *,
+    model: ModelConfig,
+    stages: Sequence[ZeroStage],
+) -> list[MemoryBreakdown]:
+    """What this process holds at each stage, one engine after another."""
+    return [_measure(environment, groups, model, stage) for stage in stages]
+
+
+def _measure(
+    environment: DistributedEnv,
+    groups: ProcessGroupCollection,
+    model: ModelConfig,
+    stage: ZeroStage,
+) -> MemoryBreakdown:
+    batch = _batch(model, seed=environment.rank).to(environment.device)
+    others = _storages(_live_tensors()).keys()
+    engine = _start(environment, groups, model, stage)
+    with engine.accumulate():  # DeepSpeed makes some of its buffers in the first step
+        engine(batch).mean().backward()
+    engine.step(1e-3)
+    with engine.accumulate():
+        for _ in range(MICRO_BATCHES):
+            engine(batch).mean().backward()
+        return _held_by(engine, others)
+
+
+def _held_by(engine: ZeroEngine, others: Set[int]) -> MemoryBreakdown:
+    """What an engine holds now; `others` are storages that were there before it."""
+    weights = _storages(engine.weight_tensors())
+    state = _storages(engine.optimizer_tensors())
+    buffers = _storages(engine.reduction_buffers())
+    everything = _storages(_live_tensors())
+    gradients = everything.keys() - others - weights.keys() - state.keys() - buffers.keys()
+    return MemoryBreakdown(
+        weights=sum(weights.values()),
+        gradients=sum(everything[storage] for storage in gradients),
+        optimizer=sum(state[storage] for storage in state.keys() - weights.keys()),
+        buffers=sum(buffers.values()),
+    )
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the storages behind tensors, by address; what several share is there once."""
+    found = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes() > 0}
+
+
+def _live_tensors() -> Iterator[Tensor]:
+    """Every tensor of this process that Python knows, and the gradients that hang on them."""
+    gc.collect()
+    for thing in gc.get_objects():
+        # Not isinstance: it asks lazy modules for their class, and they import it.
+        if issubclass(type(thing), Tensor) and thing.layout is torch.strided:
+            yield thing
+            if thing.is_leaf and thing.grad is not None:
+                yield thing.grad
+
+
+def _start(
+    environment: DistributedEnv,
+    groups: ProcessGroupCollection,
+    model: ModelConfig,
+    stage: ZeroStage,
+) -> ZeroEngine:
+    config = transformer_config(model, ParallelConfig())
+    part = ArmdModel(model, config, groups=groups, max_positions=SEQ_LENGTH + 1)
+    init_weights(part, seed=0)
+    return ZeroEngine(
+        ModelChunks([part]).to(environment.device),
+        OptimConfig(zero_stage=stage, warmup_steps=1, schedule="constant"),
+        precision=_precision(stage),
+        groups=groups,
+    )
+
+
+def _batch(model: ModelConfig, *, seed: int) -> ArmdBatch:
+    """One window of random tokens, left to right."""
+    assert model.vocab_size is not None
+    size = (1, SEQ_LENGTH + 1)
+    return make_batch(
+        np.random.default_rng(seed).integers(0, model.vocab_size, size=size),
+        np.arange(SEQ_LENGTH + 1)[None],
+        lengths=[(SEQ_LENGTH + 1,)],
+        sample_index=np.zeros(1, dtype=np.int64),
+    )

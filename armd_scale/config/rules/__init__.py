@@ -1,0 +1,1 @@
+"""Checks that types cannot express, one function a rule."""

@@ -1,0 +1,95 @@
+"""A recipe before it is typed: plain values that know where they were written, laid in layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from armd_scale.config.messages import format_value, join
+from armd_scale.errors import RecipeError
+
+# Policies have different keys, so an order is never mixed from two of them.
+NON_MERGED_SECTIONS = frozenset({"order"})
+
+
+@dataclass(kw_only=True)
+class RecipeSource:
+    """Sections of a recipe, from one file or from several laid over each other."""
+
+    values: dict[Any, Any]
+    """Sections by name, as YAML gives them."""
+    origins: dict[str, str]
+    """From a dotted path to where it was written, such as `recipes/a.yaml:7`."""
+
+    def origin_of(self, path: str, default: str) -> str:
+        """Where a path, or the nearest mapping around it, was written."""
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path.rpartition(".")[0]
+        return default
+
+    def merge_from(self, upper: "RecipeSource") -> None:
+        """Takes over the values of `upper`: mappings are merged, all else is replaced."""
+        for key, value in upper.values.items():
+            self._put(self.values, "", key, value, upper.origins)
+
+    def override(self, path: str, value: object, source: str) -> None:
+        """Lays one value at a dotted path; list items are named by their index.
+
+        Args:
+            path: dotted path, such as `order.parts.0.until`.
+            value: what to lay there.
+            source: where it was written.
+
+        Raises:
+            RecipeError: the path leads through a list it is not in, or through a plain value.
+        """
+        container: Any = self.values
+        *parents, last = path.split(".")
+        for depth, key in enumerate(parents):
+            container = self._get_or_create(container, key, ".".join(parents[:depth]), source)
+        parent = ".".join(parents)
+        key = _index(container, last, parent) if isinstance(container, list) else last
+        if not isinstance(container, dict | list):
+            raise RecipeError(
+                f"{path} cannot be set, because {parent} is {format_value(container)}"
+            )
+        self._put(container, parent, key, value, {path: source})
+
+    def _put(
+        self, container: Any, parent: str, key: Any, value: object, origins: Mapping[str, str]
+    ) -> None:
+        path = join(parent, key)
+        old = container.get(key) if isinstance(container, dict) else container[key]
+        merged = path.split(".")[0] not in NON_MERGED_SECTIONS
+        if merged and isinstance(old, dict) and isinstance(value, dict):
+            for inner_key, item in value.items():
+                self._put(old, path, inner_key, item, origins)
+            return
+        container[key] = value
+        self.origins = {
+            **{at: origin for at, origin in self.origins.items() if not _is_within(at, path)},
+            **{at: origin for at, origin in origins.items() if _is_within(at, path)},
+        }
+
+    def _get_or_create(self, container: Any, key: str, path: str, source: str) -> Any:
+        """The value at `key`, made a mapping where there is none yet."""
+        inner = join(path, key)
+        if isinstance(container, list):
+            return container[_index(container, key, path)]
+        if not isinstance(container, dict):
+            raise RecipeError(f"{inner} cannot be set, because {path} is {format_value(container)}")
+        if container.get(key) is None:
+            container[key] = {}
+            self.origins[inner] = source
+        return container[key]
+
+
+def _is_within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(f"{outer}.")
+
+
+def _index(items: list[Any], key: str, path: str) -> int:
+    if not (key.isascii() and key.isdigit() and int(key) < len(items)):
+        raise RecipeError(f"{path} has {len(items)} items, counted from 0, and none is {key}")
+    return int(key)

@@ -1,0 +1,1 @@
+"""The tables of the ARMD paper, for one's own checkpoints."""

@@ -1,0 +1,62 @@
+"""A pretrained model of a Hugging Face folder that judges texts; the door to transformers here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.errors import ArmdError
+from armd_scale.generate.text import encode_prompt
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """What one text costs the judge."""
+
+    nats: float
+    num_tokens: int
+    """Tokens of the judge's own, without the one that opens the text."""
+
+
+class ReferenceLM:
+    """An AR model with its tokenizer.
+
+    Args:
+        folder: as `save_pretrained` of transformers leaves it, with a `tokenizer.json`.
+        device: where it runs.
+
+    Raises:
+        ArmdError: transformers cannot load the folder.
+        TokenizerError: it holds no tokenizer.
+    """
+
+    def __init__(self, folder: Path, *, device: torch.device | str = "cpu") -> None:
+        # transformers takes seconds to import, and nothing else here needs it.
+        from transformers import AutoModelForCausalLM
+
+        self._tokenizer = load_tokenizer(folder)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ArmdError(
+                f"--judge must be a folder that transformers can load as a causal language model, "
+                f"and {folder} is not ({str(error).splitlines()[0]}): save it with save_pretrained"
+            ) from error
+        self._model = model.to(device).eval()
+        self._max_tokens: int = getattr(model.config, "max_position_embeddings", 1024)
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """Each text after the token that opens documents, cut at the judge's longest context."""
+        found = []
+        for text in texts:
+            ids = encode_prompt(text, self._tokenizer)[: self._max_tokens]
+            tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self._model.device)
+            logits = self._model(tokens[None]).logits[0, :-1].float()
+            logprob = logits.log_softmax(dim=-1).gather(1, tokens[1:, None])
+            found.append(TextScore(-logprob.double().sum().item(), len(ids) - 1))
+        return found

@@ -1,0 +1,1 @@
+"""Adapt a small Llama into an ARMD and measure the cost."""

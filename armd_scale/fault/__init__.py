@@ -1,0 +1,1 @@
+"""Notice ranks that died or hang, and stop signals."""

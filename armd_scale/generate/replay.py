@@ -1,0 +1,26 @@
+"""A page of its own that replays in which order tokens were generated."""
+
+import json
+from pathlib import Path
+
+from armd_scale.data.tokenizer import Tokenizer
+from armd_scale.generate.result import GenerationOutput
+from armd_scale.generate.text import atomic_write_text, decode_incrementally
+
+TEMPLATE = Path(__file__).with_name("replay.html")
+
+
+def write_replay(path: Path, generation: GenerationOutput, tokenizer: Tokenizer | None) -> None:
+    """Writes an HTML page that needs nothing but itself.
+
+    Raises:
+        GenerationError: the file cannot be written.
+    """
+    samples = [
+        {"pieces": decode_incrementally(sample.tokens, tokenizer), "round": sample.round.tolist()}
+        for sample in generation.samples
+    ]
+    data = json.dumps({"rounds": generation.rounds, "samples": samples})
+    # The page sets text by textContent, so all that could end the script is its closing tag.
+    data = data.replace("<", "\\u003c")
+    atomic_write_text(path, TEMPLATE.read_text(encoding="utf-8").replace("DATA", data, 1))

@@ -1,0 +1,1 @@
+"""Pipeline partition, schedule and point-to-point messages."""

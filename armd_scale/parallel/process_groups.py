@@ -1,0 +1,92 @@
+"""Process groups: made once from the layout, then passed, never fetched.
+
+megatron-core builds them; its `ProcessGroupCollection` is what modules take. A job of one process
+has the same groups as a large one, each of size 1, so there is one code path.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch._C._distributed_c10d import HashStore
+
+from armd_scale.config.schema import ParallelConfig
+from armd_scale.parallel.environment import DistributedEnv
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_SHARED_LOOP = "gloo_one_loop"
+
+
+@contextmanager
+def process_groups(
+    environment: DistributedEnv, parallel: ParallelConfig
+) -> Iterator[ProcessGroupCollection]:
+    """Joins the job and yields its groups (tp, pp, dp, ...); leaves the job at the end.
+
+    Args:
+        environment: this process's place in the job.
+        parallel: the layout; data parallelism takes the ranks that tensor and pipeline leave over.
+    """
+    with init_distributed(environment), model_parallel_groups(parallel) as groups:
+        yield groups
+
+
+@contextmanager
+def init_distributed(environment: DistributedEnv) -> Iterator[None]:
+    """Starts torch.distributed; a job of one process needs no address to meet at."""
+    if environment.device.type == "cuda":
+        torch.cuda.set_device(environment.device)
+    alone = environment.world_size == 1
+    dist.init_process_group(
+        _register_gloo_shared_loop() if environment.backend == "gloo" else environment.backend,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        store=HashStore() if alone else None,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def model_parallel_groups(parallel: ParallelConfig) -> Iterator[ProcessGroupCollection]:
+    """The groups of a layout in a job that is joined."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=parallel.context,
+        create_gloo_process_groups=False,
+    )
+    try:
+        yield ProcessGroupCollection.use_mpu_process_groups()
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+@cache
+def _register_gloo_shared_loop() -> str:
+    """Name of a backend that is gloo with one network thread for all groups of a process.
+
+    Every gloo group brings a thread that wakes up a hundred times a second, and a layout has dozens
+    of groups: with four processes on two cores, half the time went there.
+    """
+    device = dist.ProcessGroupGloo.create_default_device()
+
+    def make_group(given: Any, _: Any) -> dist.ProcessGroupGloo:
+        options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
+        options._devices, options._timeout = [device], given.timeout
+        return dist.ProcessGroupGloo(given.store, given.group_rank, given.group_size, options)
+
+    dist.Backend.register_backend(_SHARED_LOOP, make_group, extended_api=True, devices=["cpu"])
+    return _SHARED_LOOP

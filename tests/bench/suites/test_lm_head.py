@@ -1,0 +1,83 @@
+"""Memory of the head's loss is counted to the byte, and all ways make the same gradients."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.bench.suites.lm_head import (
+    HeadShape,
+    HeadStep,
+    chunked_step,
+    dense_step,
+    inputs_of,
+    measure,
+    our_step,
+    peak_bytes,
+)
+from armd_scale.config import derived as derive
+
+CPU = torch.device("cpu")
+SMALL = HeadShape(rows=50, hidden=2, vocab_size=4096)
+
+
+@pytest.fixture
+def ways(groups: ProcessGroupCollection, monkeypatch: pytest.MonkeyPatch) -> dict[str, HeadStep]:
+    monkeypatch.setattr(derive, "LEAST_ROWS", 1)
+    monkeypatch.setattr(derive, "LOGITS_ON_CPU", 8 * SMALL.vocab_size)  # the last chunk has 2 rows
+    return {"dense": dense_step, "chunks": chunked_step, "ours": partial(our_step, groups.tp)}
+
+
+def two_blocks() -> None:
+    first = torch.empty(1000)
+    second = torch.empty(500)
+    del first
+    third = torch.empty(2000)
+    del second, third
+    torch.empty(2100)
+
+
+@pytest.mark.parametrize(("call", "most"), [(two_blocks, 10_000), (lambda: None, 0)])
+def test_the_peak_is_exact(call: Callable[[], None], most: int) -> None:
+    assert peak_bytes(call, CPU) == most
+
+
+def test_what_an_operator_holds_inside_counts() -> None:
+    values = torch.zeros(1000)
+    assert peak_bytes(lambda: values.logsumexp(0), CPU) > values.nbytes
+
+
+def test_what_was_there_before_counts_as_nothing() -> None:
+    before = [torch.empty(1 << 20)]
+
+    def call() -> None:
+        before.clear()
+        torch.empty(100)
+
+    assert peak_bytes(call, CPU) == 400
+
+
+def test_every_way_makes_the_same_gradients(ways: dict[str, HeadStep]) -> None:
+    gradients = {}
+    for name, way in ways.items():
+        rows, weight, labels = inputs_of(SMALL, CPU)
+        way(rows, weight, labels)
+        gradients[name] = (rows.grad, weight.grad)
+    for name in ("chunks", "ours"):
+        torch.testing.assert_close(gradients[name], gradients["dense"])
+
+
+def test_chunks_hold_less_than_everything(ways: dict[str, HeadStep]) -> None:
+    rows = {str(row["way"]): row for row in measure(SMALL, ways, device=CPU, runs=1)}
+    assert list(rows) == ["dense", "chunks", "ours"]
+    logits, chunk = 4 * 50 * 4096, 4 * 8 * 4096
+    gradients = 4 * 2 * (50 + 4096)
+    dense = rows["dense"]["peak MiB"] * 2**20
+    assert 3 * logits <= dense < 3.5 * logits  # logits, their logarithms, the gradient
+    assert rows["dense"]["chunks of logits"] == pytest.approx((dense - gradients) / chunk)
+    assert rows["chunks"]["peak MiB"] * 2**20 < dense / 2
+    # One chunk's logits, and what is as large as its rows.
+    assert 1 <= rows["ours"]["chunks of logits"] < 1.1
+    assert rows["dense"]["time ratio"] == 1

@@ -1,0 +1,182 @@
+"""Checkpoints exported: every bit of a source comes back, and transformers agrees on the rest."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from armd_scale.checkpoint.hf.exporter import export
+from armd_scale.checkpoint.hf.importer import ConversionRequest, convert
+from armd_scale.checkpoint.hf.reference import whole_logits
+from armd_scale.checkpoint.hf.source import ArmdSettings, HfCheckpoint, HfWeights
+from armd_scale.checkpoint.load import load_network, open_checkpoint
+from armd_scale.checkpoint.save import CheckpointSave
+from armd_scale.config.derived import two_stream_layers
+from armd_scale.config.schema import ParallelConfig
+from armd_scale.errors import CheckpointError
+from tests.support.hf_folders import CONFIGS, make_model, write_folder, write_tokenizer
+from tests.support.networks import GPT2, LLAMA, NEOX, OLMO2, QWEN3, build
+from tests.support.recipes import SMALL, bend
+from tests.support.windows import draw_windows
+
+
+def convert_to(output: Path, hf: Path, groups, **settings) -> Path:
+    wanted = ConversionRequest(
+        hf=hf, output=output, settings=ArmdSettings(**settings), parallel=ParallelConfig()
+    )
+    convert(wanted, groups=groups)
+    return output
+
+
+def save(folder: Path, network, groups, **changes) -> Path:
+    """A checkpoint as training leaves it: of this network, without a source."""
+    changed = {"model": network.model, "data.seq_length": 63, **changes}
+    return CheckpointSave(
+        folder, step=5, network=network, recipe=bend(SMALL, changed), state={"step": 5},
+        optimizer={}, tokenizer=None, groups=groups,
+    ).wait()  # fmt: skip
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_there_and_back_is_the_identity(groups, tmp_path, name):
+    hf, back = tmp_path / "hf", tmp_path / "back"
+    make_model(name).bfloat16().save_pretrained(hf, max_shard_size="10KB")
+    write_tokenizer(hf)
+    (hf / "generation_config.json").write_text('{"eos_token_id": 2}')
+    within = 24 if name == "mistral-window" else None
+    armd = convert_to(tmp_path / "armd", hf, groups, max_positions=within)
+    export(open_checkpoint(armd), back, groups=groups, as_ar=True, shard_bytes=20_000)
+    there, here = tensors_of(hf), tensors_of(back)
+    assert there.keys() == here.keys()
+    for key, tensor in there.items():
+        assert torch.equal(tensor.view(torch.int16), here[key].view(torch.int16)), key
+    for file in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert json.loads((hf / file).read_text()) == json.loads((back / file).read_text())
+    index = json.loads((back / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == there.keys()
+    assert sorted(set(index["weight_map"].values())) == sorted(
+        path.name for path in back.glob("*.safetensors")
+    )
+
+
+@pytest.mark.parametrize("query", ["anchor", "prefix", "learned", "anchor+prefix"])
+def test_an_interchange_folder_is_the_network(groups, tmp_path, query):
+    model = dataclasses.replace(LLAMA, query=query, upper_visibility="self", max_anchor_gap=9)
+    network = build(model, groups)
+    export(open_checkpoint(save(tmp_path, network, groups)), tmp_path / "hf", groups=groups)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["armd"] == {
+        "two_stream_layers": 2, "query": query, "upper_visibility": "self", "gap_rows": 9,
+        "prefix_width": 128,
+    }  # fmt: skip
+    extra = {name: t.shape for name, t in tensors_of(tmp_path / "hf").items() if "armd" in name}
+    shapes = {
+        "armd.gap_embedding.weight": (10, 32),
+        "armd.prefix.position_embedding.weight": (64, 128),
+        "armd.prefix.scale": (32,),
+        "armd.query_embedding": (32,),
+    }
+    kinds = {"anchor": "gap", "prefix": "prefix", "learned": "query_embedding"}
+    wanted = tuple(kinds[part] for part in query.split("+"))
+    assert extra == {name: shape for name, shape in shapes.items() if name[5:].startswith(wanted)}
+    assert "arXiv 2601.16971" in (tmp_path / "hf" / "README.md").read_text()
+
+    batch = draw_windows("strided:4", (20,)).batch()
+    direct = HfWeights(HfCheckpoint(tmp_path / "hf", ArmdSettings()), groups).load(torch.float32)
+    assert torch.equal(direct(batch), network(batch))
+    again = convert_to(tmp_path / "again", tmp_path / "hf", groups)
+    assert torch.equal(load_network(open_checkpoint(again), groups=groups)(batch), network(batch))
+    with pytest.raises(CheckpointError, match=f"--query must be {query.replace('+', '.')}, which"):
+        HfCheckpoint(
+            tmp_path / "hf", ArmdSettings(query="learned" if query == "anchor" else "anchor")
+        )
+    # Without the key the folder is a plain AR model.
+    del config["armd"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    plain = HfCheckpoint(tmp_path / "hf", ArmdSettings())
+    HfWeights(plain, groups)
+    assert plain.model.query == "anchor"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LLAMA, dataclasses.replace(QWEN3, attention_bias=False), GPT2, NEOX, OLMO2],
+)
+def test_what_training_made_leaves_as_an_ar_model_with_equal_logits(groups, tmp_path, model):
+    network = build(model, groups)
+    checkpoint = open_checkpoint(save(tmp_path, network, groups))
+    export(checkpoint, tmp_path / "hf", groups=groups, as_ar=True)
+    batch = draw_windows("l2r", (20,)).batch()
+    tokens = torch.cat((batch.tokens[:, :1], batch.labels), dim=1)
+    with torch.no_grad():
+        logits = network.logits(dataclasses.replace(batch, is_left_to_right=False))
+    expected = whole_logits(tmp_path / "hf", tokens)[:, :-1]
+    assert (logits - expected).abs().max() <= 1e-4
+    assert not any(name.startswith("armd") for name in tensors_of(tmp_path / "hf"))
+
+
+def test_only_a_query_start_that_is_exact_leaves_as_an_ar_model(groups, tmp_path):
+    for number, query in enumerate(("prefix", "learned", "anchor+prefix")):
+        network = build(dataclasses.replace(LLAMA, query=query), groups)
+        checkpoint = open_checkpoint(save(tmp_path / str(number), network, groups))
+        with pytest.raises(CheckpointError, match=r"--as-ar needs a checkpoint that is an AR"):
+            export(checkpoint, tmp_path / "hf", groups=groups, as_ar=True)
+    with torch.no_grad():
+        network.query_start.prefix.scale.zero_()
+    export(
+        open_checkpoint(save(tmp_path / "zero", network, groups)),
+        tmp_path / "hf",
+        groups=groups,
+        as_ar=True,
+    )
+
+
+def test_a_network_of_no_family_is_refused(groups, tmp_path):
+    network = build(dataclasses.replace(LLAMA, norm="layernorm"), groups)
+    with pytest.raises(CheckpointError, match=r"not have model\.norm=layernorm"):
+        export(open_checkpoint(save(tmp_path, network, groups)), tmp_path / "hf", groups=groups)
+    assert not list(tmp_path.glob("*hf*"))
+
+
+def test_a_source_s_config_outlives_training_and_a_change_of_the_model(groups, tmp_path):
+    hf = write_folder(tmp_path / "hf", "llama")
+    armd = convert_to(tmp_path / "armd", hf, groups)
+    recipe = open_checkpoint(armd).recipe
+    network = load_network(open_checkpoint(armd), groups=groups)
+    begun = dataclasses.replace(recipe.model, init_from=str(armd))
+    trained = save(tmp_path / "run", network, groups, model=begun)
+    export(open_checkpoint(trained), tmp_path / "one", groups=groups)
+    one, source = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "one", hf))
+    assert one.pop("armd")["two_stream_layers"] == two_stream_layers(recipe.model)
+    assert one == source
+    other = dataclasses.replace(begun, rope_theta=1e6)
+    changed = save(tmp_path / "changed", network, groups, model=other)
+    export(open_checkpoint(changed), tmp_path / "two", groups=groups)
+    two = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert two["rope_parameters"]["rope_theta"] == 1e6
+
+
+def test_an_output_is_replaced_only_where_asked_for(groups, tmp_path):
+    checkpoint = open_checkpoint(save(tmp_path, build(LLAMA, groups), groups))
+    export(checkpoint, tmp_path / "hf", groups=groups)
+    with pytest.raises(CheckpointError, match="does: choose another name or add --overwrite"):
+        export(checkpoint, tmp_path / "hf", groups=groups)
+    export(checkpoint, tmp_path / "hf", groups=groups, overwrite=True, as_ar=True)
+    assert "armd" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    shutil.rmtree(tmp_path / "hf")
+    (tmp_path / "hf").mkdir()
+    with pytest.raises(CheckpointError, match=r"must name a folder that holds a config\.json"):
+        export(checkpoint, tmp_path / "hf", groups=groups, overwrite=True)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".hf")]

@@ -1,0 +1,201 @@
+"""Checkpoint folders: whole or not there, and every change since is found."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from armd_scale.checkpoint.store import (
+    MANIFEST,
+    commit,
+    create_partial,
+    latest_valid,
+    list_checkpoints,
+    read_manifest,
+    verify,
+)
+from armd_scale.errors import CheckpointError
+from tests.support.cli import contents
+
+
+def write(checkpoints: Path, step: int, *, content: str = "x", keep: int = 9) -> Path:
+    """A checkpoint of two small files."""
+    partial = create_partial(checkpoints, step)
+    (partial / "weights").mkdir()
+    (partial / "weights" / "a.bin").write_text(f"weights {content}")
+    (partial / "state.json").write_text(f"state {content}")
+    return commit(partial, keep=keep)
+
+
+def refused(folder: Path, **inside: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        verify(folder, **inside)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_checkpoint_is_there_once_it_is_committed(tmp_path: Path) -> None:
+    partial = create_partial(tmp_path, 7)
+    (partial / "file").write_text("content")
+    assert list_checkpoints(tmp_path) == []
+    folder = commit(partial, keep=1)
+    assert folder == tmp_path / "step_00000007"
+    assert list_checkpoints(tmp_path) == [folder]
+    assert list(tmp_path.iterdir()) == [folder]
+    assert read_manifest(folder)["step"] == 7
+    assert set(read_manifest(folder)["files"]) == {"file"}
+    verify(folder)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (100, 20, 3, 400):
+        write(tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000100", "step_00000400"]
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "step_1_best").mkdir()
+    for step in (1, 2, 3):
+        write(tmp_path, step, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "notes.txt", "step_00000003", "step_1_best",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path, 5, content="old")
+    folder = write(tmp_path, 5, content="new")
+    verify(folder)
+    assert (folder / "state.json").read_text() == "state new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def die_in_a_save(checkpoints: Path) -> None:
+    partial = create_partial(checkpoints, 2)
+    (partial / "state.json").write_text("hal")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_the_rename(checkpoints: Path) -> None:
+    Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    write(checkpoints, 2)
+
+
+@pytest.mark.parametrize("die", [die_in_a_save, die_before_the_rename])
+def test_a_killed_save_leaves_the_checkpoint_before_it(
+    tmp_path: Path, die: Callable[[Path], None]
+) -> None:
+    first = write(tmp_path, 1)
+    before = contents(first)
+    process = multiprocessing.get_context("fork").Process(target=die, args=(tmp_path,))
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    (partial,) = tmp_path.glob(".step_*")
+    assert latest_valid(tmp_path) == first
+    assert contents(first) == before
+    message = refused(partial)
+    assert str(partial) in message
+    assert "interrupted" in message
+    second = write(tmp_path, 3)
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def die_between_the_renames(checkpoints: Path) -> None:
+    rename, renamed = Path.rename, []
+
+    def once(path: Path, target: Path) -> None:
+        if renamed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        renamed.append(rename(path, target))
+
+    Path.rename = once  # type: ignore[method-assign,assignment]
+    write(checkpoints, 2, content="new")
+
+
+def test_replacing_never_leaves_less_than_one_whole_checkpoint(tmp_path: Path) -> None:
+    """Killed after the old one was set aside: it is put back."""
+    write(tmp_path, 2, content="old")
+    process = multiprocessing.get_context("fork").Process(
+        target=die_between_the_renames, args=(tmp_path,)
+    )
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    folder = latest_valid(tmp_path)
+    assert folder is not None
+    assert (folder / "state.json").read_text() == "state old"
+    both = [tmp_path / "step_00000002", write(tmp_path, 3)]
+    assert list_checkpoints(tmp_path) == sorted(tmp_path.iterdir()) == both
+    assert (both[0] / "state.json").read_text() == "state old"
+
+
+def test_a_changed_byte_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    file = folder / "weights" / "a.bin"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    assert f"{file} has other contents than when it was written" in refused(folder)
+    verify(folder, inside="state.json")  # the rest is still sound
+
+
+def test_truncation_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "state.json").write_text("st")
+    assert f"{folder / 'state.json'} has 2 bytes instead of 7" in refused(folder)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "state.json").unlink()
+    assert f"{folder / 'state.json'} is missing" in refused(folder)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    assert f"must hold {MANIFEST}, and {tmp_path} does not" in refused(tmp_path)
+    (tmp_path / MANIFEST).write_text("{")
+    assert "cannot be read" in refused(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": 99, "files": {}}))
+    assert "must have format 1, got 99" in refused(tmp_path)
+
+
+def test_damaged_checkpoints_are_passed_by_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("armd_scale"), "propagate", True)
+    first, *later = (write(tmp_path, step) for step in (1, 2, 3))
+    for folder in later:
+        (folder / "weights" / "a.bin").write_text("cut")
+    assert latest_valid(tmp_path) == first
+    assert [str(later[1]) in r.getMessage() for r in caplog.records] == [True, False]
+    assert "trying the one before it" in caplog.text
+    (first / "state.json").unlink()
+    assert latest_valid(tmp_path) is None
+
+
+def test_a_file_that_the_committing_process_cannot_see_is_named(tmp_path: Path) -> None:
+    partial = create_partial(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="a filesystem that all machines share") as caught:
+        commit(partial, keep=1, hashed={"weights/a.bin": {"bytes": 1, "sha256": ""}})
+    assert str(partial / "weights" / "a.bin") in str(caught.value)
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_there_may_be_no_checkpoints_yet(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path / "none") == []
+    assert latest_valid(tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"checkpoints must be written to .*file/x") as caught:
+        create_partial(tmp_path / "file" / "x", 1)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "in the way"

@@ -1,0 +1,26 @@
+"""The stand-in for CUDA."""
+
+import pytest
+import torch
+
+from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA needs no stand-in")
+
+
+def test_what_asks_for_cuda_gets_the_cpu() -> None:
+    with patch_cuda_for_cpu():
+        assert torch.zeros(2, device="cuda").device.type == "cpu"
+        assert torch.ones(2, device=torch.device("cuda", 0)).device.type == "cpu"
+        assert torch.arange(2, device="cpu").device.type == "cpu"
+        assert torch.cuda.current_device() == torch.device("cpu")
+        torch.cuda.synchronize()
+
+
+def test_it_ends_with_the_block_even_after_an_error() -> None:
+    before = (torch.cuda.current_device, torch.cuda.synchronize)
+    with pytest.raises(KeyError), patch_cuda_for_cpu():
+        raise KeyError
+    assert (torch.cuda.current_device, torch.cuda.synchronize) == before
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(2, device="cuda")
