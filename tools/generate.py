@@ -10,10 +10,10 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import run_command
-from armd_scale.generate import ConfidenceSchedule, Sampling, Strategy, generate_from_specs
-from armd_scale.generate.cli import build_specs, check_files, check_layout, print_and_write
-from armd_scale.generate.live_view import live_progress
-from armd_scale.generate.text import JSON_HELP
+from armd_scale.generation import ConfidenceSchedule, Sampling, Strategy, generate_from_specs
+from armd_scale.generation.cli import build_specs, check_files, check_layout, print_and_write
+from armd_scale.generation.live_view import live_progress
+from armd_scale.generation.text import JSON_HELP
 from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups

@@ -12,7 +12,7 @@ from armd_scale.eval.detokenizers import detokenizer
 from armd_scale.eval.held_out import check_max_positions, open_held_out
 from armd_scale.eval.likelihood import bytes_per_token
 from armd_scale.eval.sliding_window import SlidingWindows
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation.text import encode_prompt
 
 
 @dataclass(frozen=True, kw_only=True)

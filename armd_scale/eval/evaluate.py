@@ -21,7 +21,7 @@ from armd_scale.eval.loglikelihood import ContextContinuation
 from armd_scale.eval.output import require_parent_dir, write_dump, write_json
 from armd_scale.eval.tasks.infilling import InfillExample, InfillResult, read_examples, run_infill
 from armd_scale.eval.tasks.lambada import LambadaResult, read_passages, score_last_words
-from armd_scale.generate import Sampling
+from armd_scale.generation import Sampling
 from armd_scale.log import ProgressBar
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.policies import LeftToRight, Order, parse_spec

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from armd_scale.generate import entropy_bits
+from armd_scale.generation import entropy_bits
 
 SMOOTHING = 0.1
 """What stands for no match at all of longer n-grams in BLEU, as usual for single sentences (Chen &

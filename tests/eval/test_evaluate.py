@@ -12,7 +12,7 @@ import torch
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import run_command
 from armd_scale.eval.evaluate import EvalRequest, evaluate_checkpoint, prepare, run_prepared
-from armd_scale.generate import Sampling
+from armd_scale.generation import Sampling
 from armd_scale.parallel.environment import read_environment
 from tests.support.held_out import recipe_of, write_place
 

@@ -12,8 +12,8 @@ from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.loglikelihood import ContextContinuation, encode_pair, score_continuations
 from armd_scale.eval.tasks.lambada import read_passages, score_last_words
-from armd_scale.generate import Sampling, generate
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation import Sampling, generate
+from armd_scale.generation.text import encode_prompt
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
 
 TOKENS = np.random.default_rng(3).integers(0, 101, size=40)

@@ -16,7 +16,7 @@ from armd_scale.data.windows import TokenWindows
 from armd_scale.eval.likelihood import evaluate
 from armd_scale.eval.output import summary
 from armd_scale.eval.tasks.infilling import read_examples, run_infill
-from armd_scale.generate import Sampling
+from armd_scale.generation import Sampling
 from armd_scale.order.policies import parse_spec
 from tests.support import cli as runs
 from tests.support.held_out import recipe_of, write_documents, write_manifest, write_place

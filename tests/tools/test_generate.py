@@ -12,7 +12,7 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import run_command
-from armd_scale.generate import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate
 from tests.support.cli import ROOT, launch, run
 from tests.support.networks import GPT2, build
 from tests.support.recipes import SMALL, bend

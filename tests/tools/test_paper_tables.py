@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.eval.evaluate import EvalRequest, prepare, run_prepared
-from armd_scale.generate import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate
 from tests.support import cli as runs
 from tests.support.held_out import write_place
 

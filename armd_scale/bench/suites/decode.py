@@ -13,7 +13,7 @@ import torch
 from armd_scale.bench.table import Row
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.generate import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups

@@ -13,7 +13,7 @@ from armd_scale.bench.operators import ATTENTION, PRODUCTS, new_profiler, operat
 from armd_scale.bench.suites.decode import OPENING, loaded
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import wait
-from armd_scale.generate import RoundResult, Strategy, generate
+from armd_scale.generation import RoundResult, Strategy, generate
 from armd_scale.model.armd_model import ArmdModel
 
 ROUNDS_TIMED = 32

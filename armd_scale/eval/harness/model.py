@@ -43,7 +43,7 @@ from armd_scale.eval.loglikelihood import (
     ContinuationScore,
     score_continuations,
 )
-from armd_scale.generate import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate
 from armd_scale.log import ProgressBar
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment

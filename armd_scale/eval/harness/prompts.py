@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.eval.loglikelihood import ContextContinuation, encode_pair
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation.text import encode_prompt
 
 
 @final

@@ -17,8 +17,8 @@ from armd_scale.eval.tasks.generative_perplexity import (
     generative_perplexity,
 )
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
-from armd_scale.generate import Sampling, Strategy, generate
-from armd_scale.generate.text import encode_prompt, text_records
+from armd_scale.generation import Sampling, Strategy, generate
+from armd_scale.generation.text import encode_prompt, text_records
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.process_groups import process_groups
 

@@ -20,8 +20,8 @@ from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.lambada import read_lines
 from armd_scale.eval.text_metrics import rouge, words
-from armd_scale.generate import TO_GENERATE, GenerationSpec, Sampling, generate_from_specs
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation import TO_GENERATE, GenerationSpec, Sampling, generate_from_specs
+from armd_scale.generation.text import encode_prompt
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import Order

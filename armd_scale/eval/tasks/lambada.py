@@ -14,7 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
 from armd_scale.eval.loglikelihood import ContextContinuation, encode_pair, score_continuations
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation.text import encode_prompt
 from armd_scale.model.armd_model import ArmdModel
 
 

@@ -10,7 +10,7 @@ import torch
 
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ArmdError
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation.text import encode_prompt
 
 
 @dataclass(frozen=True)

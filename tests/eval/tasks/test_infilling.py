@@ -12,7 +12,7 @@ from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.infilling import InfillExample, example_spec, read_examples, run_infill
 from armd_scale.eval.text_metrics import words
-from armd_scale.generate import TO_GENERATE, Sampling, Strategy, infill
+from armd_scale.generation import TO_GENERATE, Sampling, Strategy, infill
 from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import parse_spec
 from tests.support.networks import LLAMA, build

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int32, Int64
 from torch import Tensor
 
 from armd_scale.data.batch import ArmdBatch, KeySpans, make_batch
-from armd_scale.generate.strategy import GenerationSpec
+from armd_scale.generation.strategy import GenerationSpec
 from armd_scale.order.sort import sort_by_block
 
 # What a slot's rows have to know, the columns of `facts`. Intervals are of slots; the query row of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from armd_scale.generate.cache import SlotKVCache
+from armd_scale.generation.cache import SlotKVCache
 
 
 def rows(*values, width=4):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.generate import (
+from armd_scale.generation import (
     TO_GENERATE,
     ConfidenceSchedule,
     Sampling,
@@ -16,7 +16,7 @@ from armd_scale.generate import (
     generate,
     infill,
 )
-from tests.generate.test_generate import assert_rescores, random_prompts
+from tests.generation.test_generate import assert_rescores, random_prompts
 from tests.model.test_weight_init import fresh
 from tests.support.networks import LLAMA, batch_of, build
 from tests.support.spawn import run_on_ranks

@@ -11,8 +11,8 @@ from jaxtyping import Int
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
-from armd_scale.generate.result import GenerationOutput, Sample, entropy_bits
-from armd_scale.generate.strategy import TO_GENERATE
+from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
+from armd_scale.generation.strategy import TO_GENERATE
 
 JSON_HELP = (
     "one JSON object a line and sample: text (prompt included), tokens (generated), block, logprob "

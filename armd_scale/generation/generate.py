@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from armd_scale.errors import GenerationError
-from armd_scale.generate.confidence import decode_by_confidence
-from armd_scale.generate.decoder import Decoder, RoundResult, decode_blocks
-from armd_scale.generate.result import GenerationOutput, Sample
-from armd_scale.generate.sampling import RngStream, Sampling, random_uint64
-from armd_scale.generate.speculative import decode_speculative
-from armd_scale.generate.strategy import (
+from armd_scale.generation.confidence import decode_by_confidence
+from armd_scale.generation.decoder import Decoder, RoundResult, decode_blocks
+from armd_scale.generation.result import GenerationOutput, Sample
+from armd_scale.generation.sampling import RngStream, Sampling, random_uint64
+from armd_scale.generation.speculative import decode_speculative
+from armd_scale.generation.strategy import (
     TO_GENERATE,
     GenerationSpec,
     Strategy,

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
-from armd_scale.generate.generate import continuations, infillings
-from armd_scale.generate.replay import write_replay
-from armd_scale.generate.result import GenerationOutput
-from armd_scale.generate.sampling import Sampling
-from armd_scale.generate.strategy import GenerationSpec, Strategy
-from armd_scale.generate.text import (
+from armd_scale.generation.generate import continuations, infillings
+from armd_scale.generation.replay import write_replay
+from armd_scale.generation.result import GenerationOutput
+from armd_scale.generation.sampling import Sampling
+from armd_scale.generation.strategy import GenerationSpec, Strategy
+from armd_scale.generation.text import (
     encode_infill_template,
     encode_prompt,
     text_records,

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from armd_scale.data.tokenizer import Tokenizer
-from armd_scale.generate.result import GenerationOutput
-from armd_scale.generate.text import atomic_write_text, decode_incrementally
+from armd_scale.generation.result import GenerationOutput
+from armd_scale.generation.text import atomic_write_text, decode_incrementally
 
 TEMPLATE = Path(__file__).with_name("replay.html")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from armd_scale.data.tokenizer import train_sentencepiece
-from armd_scale.generate import TO_GENERATE, GenerationSpec, RoundResult
-from armd_scale.generate.live_view import LiveText, live_progress
+from armd_scale.generation import TO_GENERATE, GenerationSpec, RoundResult
+from armd_scale.generation.live_view import LiveText, live_progress
 
 
 def landed(positions, tokens):

@@ -9,14 +9,14 @@ import pytest
 
 from armd_scale.data.tokenizer import train_sentencepiece
 from armd_scale.errors import GenerationError
-from armd_scale.generate import (
+from armd_scale.generation import (
     TO_GENERATE,
     GenerationOutput,
     Sample,
     SpeculativeStats,
     entropy_bits,
 )
-from armd_scale.generate.text import (
+from armd_scale.generation.text import (
     decode_incrementally,
     encode_infill_template,
     encode_prompt,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from armd_scale.generate.speculative import SpeculativeStats
+from armd_scale.generation.speculative import SpeculativeStats
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from armd_scale.errors import GenerationError
-from armd_scale.generate import (
+from armd_scale.generation import (
     GenerationSpec,
     Sampling,
     Strategy,

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from armd_scale.generate.decode_state import CONTENT_STOP, PADDING_SLOT, POSITION, UPPER_STOP
-from armd_scale.generate.decoder import Decoder
-from armd_scale.generate.sampling import RngStream, log_probability, sample_tokens
-from armd_scale.generate.strategy import ConfidenceSchedule, Rule
+from armd_scale.generation.decode_state import CONTENT_STOP, PADDING_SLOT, POSITION, UPPER_STOP
+from armd_scale.generation.decoder import Decoder
+from armd_scale.generation.sampling import RngStream, log_probability, sample_tokens
+from armd_scale.generation.strategy import ConfidenceSchedule, Rule
 
 
 def decode_by_confidence(decoder: Decoder, dynamic: ConfidenceSchedule) -> None:

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float64, Int32, Int64
 from torch import Tensor
 
-from armd_scale.generate.decode_state import ANCHOR, POSITION, QUERY_STOP, UPPER_STOP
-from armd_scale.generate.decoder import Decoder
-from armd_scale.generate.sampling import (
+from armd_scale.generation.decode_state import ANCHOR, POSITION, QUERY_STOP, UPPER_STOP
+from armd_scale.generation.decoder import Decoder
+from armd_scale.generation.sampling import (
     RngStream,
     log_probability,
     sample_from,

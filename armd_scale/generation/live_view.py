@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from armd_scale.data.tokenizer import Tokenizer
-from armd_scale.generate.decoder import RoundResult
-from armd_scale.generate.strategy import TO_GENERATE, GenerationSpec
+from armd_scale.generation.decoder import RoundResult
+from armd_scale.generation.strategy import TO_GENERATE, GenerationSpec
 from armd_scale.log import ProgressBar
 
 TOKEN_WIDTH = 4

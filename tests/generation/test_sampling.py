@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from armd_scale.errors import GenerationError
-from armd_scale.generate.sampling import (
+from armd_scale.generation.sampling import (
     RngStream,
     Sampling,
     sample_tokens,

@@ -6,9 +6,9 @@ import re
 import numpy as np
 
 from armd_scale.data.tokenizer import train_sentencepiece
-from armd_scale.generate import GenerationOutput, Sample
-from armd_scale.generate.replay import write_replay
-from armd_scale.generate.text import encode_prompt
+from armd_scale.generation import GenerationOutput, Sample
+from armd_scale.generation.replay import write_replay
+from armd_scale.generation.text import encode_prompt
 
 TEXT = 'a </script><script>alert(1)</script> <!-- \u2028 \\ " b'
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from armd_scale.generate import GenerationSpec, Sampling, Strategy, generate, generate_from_specs
-from armd_scale.generate.sampling import token_probabilities
+from armd_scale.generation import GenerationSpec, Sampling, Strategy, generate, generate_from_specs
+from armd_scale.generation.sampling import token_probabilities
 from tests.support.networks import LLAMA, batch_of, build
 from tests.support.windows import logits_by_index
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 from torch import Tensor
 
-from armd_scale.generate.cache import SlotKVCache
-from armd_scale.generate.decode_state import DecodeState
-from armd_scale.generate.sampling import RngStream, Sampling, sample_tokens, uniform_numbers
-from armd_scale.generate.strategy import GenerationSpec
+from armd_scale.generation.cache import SlotKVCache
+from armd_scale.generation.decode_state import DecodeState
+from armd_scale.generation.sampling import RngStream, Sampling, sample_tokens, uniform_numbers
+from armd_scale.generation.strategy import GenerationSpec
 from armd_scale.model.armd_model import ArmdModel
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from armd_scale.generate import GenerationSpec, Strategy, continuation_spec
-from armd_scale.generate.decode_state import DecodeState
+from armd_scale.generation import GenerationSpec, Strategy, continuation_spec
+from armd_scale.generation.decode_state import DecodeState
 
 
 def canvas_of(*outlines):

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from armd_scale.errors import GenerationError
-from armd_scale.generate import (
+from armd_scale.generation import (
     TO_GENERATE,
     ConfidenceSchedule,
     Strategy,
     continuation_spec,
     infill_spec,
 )
-from armd_scale.generate.sampling import RngStream, random_uint64
+from armd_scale.generation.sampling import RngStream, random_uint64
 
 
 def words(count):

@@ -3,12 +3,12 @@
 made = generate(network, [prompt], num_tokens=256, strategy=Strategy(streams=4))
 """
 
-from armd_scale.generate.decoder import RoundResult
-from armd_scale.generate.generate import generate, generate_from_specs, infill
-from armd_scale.generate.result import GenerationOutput, Sample, entropy_bits
-from armd_scale.generate.sampling import Sampling
-from armd_scale.generate.speculative import SpeculativeStats
-from armd_scale.generate.strategy import (
+from armd_scale.generation.decoder import RoundResult
+from armd_scale.generation.generate import generate, generate_from_specs, infill
+from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
+from armd_scale.generation.sampling import Sampling
+from armd_scale.generation.speculative import SpeculativeStats
+from armd_scale.generation.strategy import (
     TO_GENERATE,
     ConfidenceSchedule,
     GenerationSpec,
