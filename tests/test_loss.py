@@ -191,7 +191,7 @@ def learned(network, batch, objective):
 def test_gradients_made_ahead_are_those_of_the_loss(groups, monkeypatch, model, rows_at_once):
     """In chunks of any size, against autograd through whole logits."""
     network = build(model, groups, dtype=torch.float64)
-    batch = draw_windows("strided-joint:2", (7, 5)).batch()
+    batch = draw_windows("strided:2", (7, 5)).batch()
     assert not batch.is_target.all()
     weights = torch.linspace(0.5, 2, batch.labels.numel(), dtype=torch.float64)
     objective = LossSpec(weights.view(batch.labels.shape)[None] * batch.is_target)

@@ -17,7 +17,7 @@ convert() { # QUERY: to a checkpoint, and its likelihoods before any training
     local folder="$RUN/converted-$1" order
     [ -d "$folder" ] || "$PYTHON" tools/convert_ar_to_armd.py --hf "$RUN/llama" --output "$folder" --query "$1" --two-stream-layers 3
     mkdir -p "$RUN/start"
-    for order in l2r strided:2 strided:4 random; do
+    for order in l2r strided-ar:2 strided-ar:4 random; do
         [ -f "$RUN/start/$1-$order.json" ] || "$PYTHON" tools/evaluate.py --checkpoint "$folder" --data "$RUN/data/bytes_valid" \
             --order "$order" --seq-length 256 --samples 48 --micro-batch 12 --json "$RUN/start/$1-$order.json"
     done

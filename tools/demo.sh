@@ -21,7 +21,8 @@ step "training: recipes/demo_cpu.yaml"
 "$PYTHON" -m armd_scale.train recipes/demo_cpu.yaml
 
 step "evaluation: held-out text, left to right and strided"
-for order in l2r strided:2 strided:4; do
+# strided:S scores what --streams S samples, strided-ar:S the exact chain rule over the same slots.
+for order in l2r strided:2 strided:4 strided-ar:2 strided-ar:4; do
     "$PYTHON" tools/evaluate.py --checkpoint "$RUN" --data "$RUN/data/corpus_valid" --order "$order" --samples 64
 done
 

@@ -8,7 +8,7 @@ from armd_scale.eval.detokenizers import DETOKENIZERS
 from armd_scale.eval.evaluate import EvalRequest, evaluate_checkpoint
 from armd_scale.eval.output import summary
 from armd_scale.log import configure
-from armd_scale.order.policies import SPEC_SYNTAX
+from armd_scale.order.spec import SPEC_SYNTAX
 from armd_scale.parallel.environment import read_environment
 
 _TASK_HELP = (

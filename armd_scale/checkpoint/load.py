@@ -13,9 +13,9 @@ from torch import Tensor
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.sharded_io import Network, read_sections
 from armd_scale.checkpoint.store import MANIFEST, latest_valid, list_checkpoints, verify
-from armd_scale.config.derived import max_positions
 from armd_scale.config.load import load_recipe
-from armd_scale.config.schema import ParallelConfig, Recipe
+from armd_scale.config.resolve import ResolvedRecipe, resolve
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
@@ -27,7 +27,7 @@ class Checkpoint:
     """A whole checkpoint on disk, its small files read."""
 
     folder: Path
-    recipe: Recipe
+    recipe: ResolvedRecipe
     state: dict[str, Any]
 
     @property
@@ -59,7 +59,7 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
         )
     return Checkpoint(
         folder=folder,
-        recipe=load_recipe(folder / RECIPE),
+        recipe=resolve(load_recipe(folder / RECIPE)),
         state=json.loads((folder / STATE).read_text()),
     )
 
@@ -96,7 +96,6 @@ def load_network(
         recipe.model,
         transformer_config(recipe.model, parallel, dtype=dtype),
         groups=groups,
-        max_positions=max_positions(recipe),
     )
     load_weights(checkpoint, network, groups=groups)
     return network.to(device).eval()

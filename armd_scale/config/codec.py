@@ -1,8 +1,8 @@
-"""From plain mappings to frozen dataclasses and back, with errors that name key, place and value.
+"""Decode plain mappings into frozen dataclasses and back, with errors that name key and value.
 
-Reads what `schema` is made of: text, numbers, booleans, null, literals, tuples, nested dataclasses,
-dataclasses told apart by their `policy`, and fields whose keys stand among those of their owner
-(`metadata={"flattened": True}`).
+Supports what `schema` consists of: text, numbers, booleans, null, literals, tuples, nested
+dataclasses, abstract classes whose dataclasses are told apart by their `policy`, and fields whose
+keys are written among those of their owner (`metadata={"flattened": True}`).
 """
 
 import dataclasses
@@ -10,60 +10,71 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union
+from typing import Any, Literal, NoReturn, Union, cast
 
 from armd_scale.config.messages import describe_type, did_you_mean, format_value, join
+from armd_scale.config.renamed_keys import RENAMED_VALUES, present_key
 from armd_scale.errors import RecipeError
 
 DISCRIMINATOR = "policy"
 
 
 class DataclassDecoder:
-    """Reads a tree of values into the dataclass `root`.
+    """Decodes a tree of values into the dataclass `root`.
 
     Args:
         root: the dataclass that the whole tree becomes.
-        locate: from a dotted path to where it was written, such as `recipes/a.yaml:7`.
+        origin_of: from a dotted path to where it was written, such as `recipes/a.yaml:7`.
+        variants: for an abstract class the dataclasses that a value of it can be, told apart by
+            their class attribute `policy` and the key of that name.
     """
 
-    def __init__(self, root: Any, locate: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        root: type,
+        origin_of: Callable[[str], str],
+        variants: Mapping[type, tuple[type, ...]] | None = None,
+    ) -> None:
         self._root = root
-        self._locate = locate
+        self._origin_of = origin_of
+        self._variants = variants or {}
 
     def decode(self, value: object) -> Any:
-        """The whole tree as an instance of `root`.
+        """Return the whole tree as an instance of `root`.
 
         Raises:
-            RecipeError: unknown or missing key, or a value of another type.
+            RecipeError: unknown or missing key, or a value of the wrong type.
         """
-        return self._read_dataclass(self._root, value, "")
+        return self._decode_dataclass(self._root, value, "")
 
-    def _read(self, kind: Any, value: object, path: str) -> Any:
+    def _decode(self, kind: Any, value: object, path: str) -> Any:
         origin = typing.get_origin(kind)
+        if kind in self._variants:
+            return self._decode_variant(kind, value, path, ())
         if origin in (Union, types.UnionType):
-            return self._read_union(kind, value, path)
+            return self._decode_union(kind, value, path)
         if origin is Literal:
-            return self._read_literal(kind, value, path)
+            return self._decode_literal(kind, value, path)
         if origin is tuple:
-            return self._read_tuple(kind, value, path)
+            return self._decode_tuple(kind, value, path)
         if dataclasses.is_dataclass(kind):
-            return self._read_dataclass(kind, value, path)
+            return self._decode_dataclass(cast(type, kind), value, path)
         if kind is float:
-            return self._read_float(value, path)
-        # Not isinstance: true is an int in Python, but never a number of layers.
+            return self._decode_float(value, path)
+        # Not isinstance: true is an int in Python, but it is not a number of layers.
         if type(value) is not kind:
             quotable = kind is str and not isinstance(value, Mapping | list | None)
-            raise self._mismatch(kind, value, path, "; put it in quotes" if quotable else "")
+            self._raise_type_error(kind, value, path, "; put it in quotes" if quotable else "")
         return value
 
-    def _error(self, path: str, problem: str) -> RecipeError:
-        return RecipeError(f"{self._locate(path)}: {path or 'a recipe'} {problem}")
+    def _raise(self, path: str, problem: str) -> NoReturn:
+        raise RecipeError(f"{self._origin_of(path)}: {path or 'a recipe'} {problem}")
 
-    def _mismatch(self, kind: Any, value: object, path: str, hint: str = "") -> RecipeError:
-        return self._error(path, f"must be {describe_type(kind)}, got {format_value(value)}{hint}")
+    def _raise_type_error(self, kind: Any, value: object, path: str, hint: str = "") -> NoReturn:
+        self._raise(path, f"must be {describe_type(kind)} (got {format_value(value)}){hint}")
 
-    def _read_float(self, value: object, path: str) -> float:
-        # YAML 1.1 takes 3e-4 for text, because it lacks a dot.
+    def _decode_float(self, value: object, path: str) -> float:
+        # YAML 1.1 reads 3e-4 as text, because it has no dot.
         number = math.nan
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
@@ -71,107 +82,110 @@ class DataclassDecoder:
             except (ValueError, OverflowError):
                 number = math.nan
         if not math.isfinite(number):
-            raise self._mismatch(float, value, path)
+            self._raise_type_error(float, value, path)
         return number
 
-    def _read_literal(self, kind: Any, value: object, path: str) -> Any:
+    def _decode_literal(self, kind: Any, value: object, path: str) -> Any:
         choices = typing.get_args(kind)
         for choice in choices:
             if type(value) is type(choice) and value == choice:
                 return choice
-        raise self._mismatch(kind, value, path, did_you_mean(value, choices))
+        renamed = RENAMED_VALUES.get((path.rpartition(".")[2], str(value)))
+        hint = f"; {value} is now called {renamed}" if renamed else did_you_mean(value, choices)
+        self._raise_type_error(kind, value, path, hint)
 
-    def _read_tuple(self, kind: Any, value: object, path: str) -> tuple[Any, ...]:
+    def _decode_tuple(self, kind: Any, value: object, path: str) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
-            raise self._mismatch(kind, value, path)
+            self._raise_type_error(kind, value, path)
+        items = cast("list[object]", value)
         kinds = typing.get_args(kind)
         if kinds[-1] is Ellipsis:
-            kinds = (kinds[0],) * len(value)
-        if len(kinds) != len(value):
-            raise self._mismatch(kind, value, path)
-        items = enumerate(zip(kinds, value, strict=True))
-        return tuple(self._read(item_kind, item, join(path, i)) for i, (item_kind, item) in items)
+            kinds = (kinds[0],) * len(items)
+        if len(kinds) != len(items):
+            self._raise_type_error(kind, items, path)
+        pairs = enumerate(zip(kinds, items, strict=True))
+        return tuple(self._decode(item_kind, item, join(path, i)) for i, (item_kind, item) in pairs)
 
-    def _read_union(
-        self, kind: Any, value: object, path: str, *, sibling_keys: tuple[str, ...] = ()
-    ) -> Any:
+    def _decode_union(self, kind: Any, value: object, path: str) -> Any:
         members = typing.get_args(kind)
         if value is None and type(None) in members:
             return None
         members = tuple(member for member in members if member is not type(None))
-        if all(hasattr(member, DISCRIMINATOR) for member in members):
-            return self._read_tagged(members, value, path, sibling_keys)
         if len(members) == 1:
-            return self._read(members[0], value, path)
+            return self._decode(members[0], value, path)
+        # Of several members, such as text or a list, the value's own type decides.
         for member in members:
             if isinstance(value, list if typing.get_origin(member) is tuple else member):
-                return self._read(member, value, path)
-        raise self._mismatch(kind, value, path)
+                return self._decode(member, value, path)
+        self._raise_type_error(kind, value, path)
 
-    def _read_tagged(
-        self, members: tuple[Any, ...], value: object, path: str, beside: tuple[str, ...]
+    def _decode_variant(
+        self, kind: Any, value: object, path: str, sibling_keys: tuple[str, ...]
     ) -> Any:
-        by_tag = {getattr(member, DISCRIMINATOR): member for member in members}
-        mapping = self._mapping(dict, value, path)
-        tag = mapping.get(DISCRIMINATOR)
+        by_tag = {getattr(member, DISCRIMINATOR): member for member in self._variants[kind]}
+        mapping = self._require_mapping(dict, value, path)
+        tag_path = join(path, DISCRIMINATOR)
         if DISCRIMINATOR not in mapping:
-            raise self._error(
-                join(path, DISCRIMINATOR), f"is missing, give it one of {', '.join(by_tag)}"
-            )
+            self._raise(tag_path, f"is missing: set it to one of {', '.join(by_tag)}")
+        tag = mapping[DISCRIMINATOR]
         if not isinstance(tag, str) or tag not in by_tag:
-            raise self._mismatch(
-                Literal[*by_tag], tag, join(path, DISCRIMINATOR), did_you_mean(tag, by_tag)
-            )
+            self._raise_type_error(Literal[*by_tag], tag, tag_path, did_you_mean(tag, by_tag))
         rest = {key: item for key, item in mapping.items() if key != DISCRIMINATOR}
-        return self._read_dataclass(by_tag[tag], rest, path, beside=(DISCRIMINATOR, *beside))
+        return self._decode_dataclass(
+            by_tag[tag], rest, path, sibling_keys=(DISCRIMINATOR, *sibling_keys)
+        )
 
-    def _read_dataclass(
-        self, kind: Any, value: object, path: str, *, beside: tuple[str, ...] = ()
+    def _decode_dataclass(
+        self, kind: type, value: object, path: str, *, sibling_keys: tuple[str, ...] = ()
     ) -> Any:
-        """Keys named `beside` are the owner's: known to the reader of the file, read elsewhere."""
-        mapping = self._mapping(kind, value, path)
+        """Decode one dataclass; `sibling_keys` are written beside its own and decoded elsewhere."""
+        mapping = self._require_mapping(kind, value, path)
         hints = typing.get_type_hints(kind)
         fields = {field.name: field for field in dataclasses.fields(kind)}
         flattened = [name for name, field in fields.items() if is_flattened(field)]
         own = tuple(name for name in fields if name not in flattened)
         arguments: dict[str, Any] = {}
         for name in flattened:
+            # Its keys are among the owner's: it gets all that are not the owner's own, and reports
+            # the unknown ones.
             rest = {key: item for key, item in mapping.items() if key not in own}
-            arguments[name] = self._read_union(hints[name], rest, path, sibling_keys=own)
+            arguments[name] = self._decode_variant(hints[name], rest, path, own)
         if not flattened:
-            self._refuse_unknown(mapping, own, path, beside)
+            self._refuse_unknown(mapping, own, path, sibling_keys)
         for name in own:
             if name in mapping:
-                arguments[name] = self._read(hints[name], mapping[name], join(path, name))
+                arguments[name] = self._decode(hints[name], mapping[name], join(path, name))
             elif is_required(fields[name]):
-                raise self._error(
-                    join(path, name), f"is missing, give it {describe_type(hints[name])}"
-                )
+                self._raise(join(path, name), f"is missing: set it to {describe_type(hints[name])}")
         return kind(**arguments)
 
-    def _mapping(self, kind: Any, value: object, path: str) -> Mapping[object, object]:
+    def _require_mapping(self, kind: Any, value: object, path: str) -> Mapping[object, object]:
         if not isinstance(value, Mapping):
-            raise self._mismatch(kind, value, path)
-        return value
+            self._raise_type_error(kind, value, path)
+        return cast("Mapping[object, object]", value)
 
     def _refuse_unknown(
         self,
         mapping: Mapping[object, object],
         own: tuple[str, ...],
         path: str,
-        beside: tuple[str, ...],
+        sibling_keys: tuple[str, ...],
     ) -> None:
-        known = (*own, *beside)
+        known = (*own, *sibling_keys)
         for key in mapping:
-            if key not in own:
-                elsewhere = [p for p in key_paths(self._root) if p.split(".")[-1] == key]
-                hint = did_you_mean(key, known) or did_you_mean(key, elsewhere, cutoff=0.0)
-                hint = hint or f"; known here: {', '.join(known)}"
-                raise self._error(join(path, key), f"is not a known key{hint}")
+            if key in own:
+                continue
+            renamed = present_key(key, known)
+            if renamed is not None:
+                self._raise(join(path, key), f"is now called {renamed}: rename it")
+            elsewhere = [p for p in key_paths(self._root) if p.split(".")[-1] == key]
+            hint = did_you_mean(key, known) or did_you_mean(key, elsewhere, cutoff=0.0)
+            hint = hint or f"; known here: {', '.join(known)}"
+            self._raise(join(path, key), f"is not a known key{hint}")
 
 
 def is_flattened(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field's keys stand among those of its owner."""
+    """Whether a field's keys are written among those of its owner."""
     return field.metadata.get("flattened", False)
 
 
@@ -182,8 +196,11 @@ def is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def key_paths(kind: Any, path: str = "") -> list[str]:
-    """Dotted paths of every key that a dataclass has whatever the values, its sections included."""
-    paths = []
+    """Return the dotted paths of all keys of a dataclass and of its sections.
+
+    Keys of variants are not included, because they depend on a value.
+    """
+    paths: list[str] = []
     for name, hint in typing.get_type_hints(kind).items():
         if typing.get_origin(hint) is typing.ClassVar:
             continue
@@ -194,12 +211,14 @@ def key_paths(kind: Any, path: str = "") -> list[str]:
 
 
 def to_dict(value: Any) -> Any:
-    """The mappings, lists and scalars that `Reader` reads back as an equal value."""
+    """Return the mappings, lists and scalars that `DataclassDecoder` decodes to an equal value."""
     if isinstance(value, tuple):
-        return [to_dict(item) for item in value]
+        return [to_dict(item) for item in cast("tuple[object, ...]", value)]
     if not dataclasses.is_dataclass(value):
         return value
-    plain = {DISCRIMINATOR: getattr(value, DISCRIMINATOR)} if hasattr(value, DISCRIMINATOR) else {}
+    plain: dict[str, Any] = {}
+    if hasattr(value, DISCRIMINATOR):
+        plain[DISCRIMINATOR] = getattr(value, DISCRIMINATOR)
     for field in dataclasses.fields(value):
         item = to_dict(getattr(value, field.name))
         plain |= item if is_flattened(field) else {field.name: item}

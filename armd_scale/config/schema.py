@@ -1,26 +1,29 @@
-"""The recipe: everything that decides a run, as frozen data in the order in which data flows.
+"""The recipe: all settings of a run, as frozen dataclasses in the order in which data flows.
 
-A string under a field gives its meaning and unit. Steps are optimizer steps, and `every_steps: 0`
-means never. Nothing here knows of devices, processes or files: `load` reads it, and `rules` checks
-what types cannot say.
+The string under a field gives its meaning and unit; recipes/README.md is generated from it. Steps
+are optimizer steps, and `every_steps: 0` means never. Nothing here depends on devices, processes or
+files: `load` reads a recipe, `rules` checks what types cannot express, and `resolve` fills in what
+a recipe leaves open (null). The section `order` is defined by the policies in `order.policies`.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias, Union
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from armd_scale.order.policies.base import OrderPolicy
 
 QueryKind: TypeAlias = Literal["anchor", "prefix", "learned", "anchor+prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Which run this is."""
+    """The run's name, folder and seed."""
 
     name: str
-    """What logs and reports call the run."""
+    """Name of the run in logs and reports."""
     folder: str
-    """Where checkpoints, metrics.jsonl, the resolved recipe and log.txt go."""
+    """Folder for checkpoints, metrics.jsonl, the resolved recipe and log.txt."""
     seed: int = 1234
-    """Seed of initial weights, sample order and generation orders."""
+    """Seed of initial weights, of the sample sequence and of drawn orders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,154 +38,39 @@ class BlendSource:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which tokens are read, and how they are cut into samples."""
+    """Token data and how it is cut into samples."""
 
     train: str | tuple[BlendSource, ...]
     """Prefix of the training .bin/.idx pair, or a weighted list of prefixes."""
     valid: str | None = None
-    """Prefix of the held-out .bin/.idx pair."""
+    """Prefix of the validation .bin/.idx pair; null: no evaluation."""
     seq_length: int
-    """N, the number of targets of a sample; a sample holds N + 1 tokens."""
+    """N, the number of targets of a sample; a sample has N + 1 tokens."""
     packing: Literal["concat", "documents"] = "concat"
-    """`concat`: a sample is one text; `documents`: documents are ordered and seen by themselves."""
+    """`concat`: a sample is one text; `documents`: each document is ordered alone and attends to
+    itself only."""
     workers: int = 2
-    """Loader processes per rank; 0 reads in the training process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftToRightConfig:
-    """Text order, one token a block: the auto-regressive order."""
-
-    policy: ClassVar[Literal["l2r"]] = "l2r"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProgressiveConfig:
-    """Text order in which a growing number of tokens exchange places (ARMD, arXiv 2601.16971)."""
-
-    policy: ClassVar[Literal["progressive"]] = "progressive"
-    ar_steps: int
-    """Steps of pure text order at the start (the paper's i_AR)."""
-    ramp_end: int
-    """Step at which the number of shuffled tokens reaches `rho` (the paper's i_perm)."""
-    rho: int
-    """Largest number of shuffled tokens in a sample."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StridedConfig:
-    """Contiguous segments generated side by side (ARMD, arXiv 2601.16971)."""
-
-    policy: ClassVar[Literal["strided"]] = "strided"
-    streams: tuple[int, ...] = (1, 2, 4)
-    """Numbers of parallel streams, one drawn per sample."""
-    joint: bool = True
-    """True: tokens at one offset are one block; False: the same sequence, one token a block."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomConfig:
-    """A uniform permutation, one token a block."""
-
-    policy: ClassVar[Literal["random"]] = "random"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupsConfig:
-    """Contiguous groups in text order (A3, arXiv 2601.13228)."""
-
-    policy: ClassVar[Literal["groups"]] = "groups"
-    sizes: tuple[int, ...]
-    """Group sizes, in tokens."""
-    ramp_end: int = 0
-    """Above 0: sizes in turn, in equal spans up to this step; 0: one drawn per sample."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PermutedGroupsConfig:
-    """A random permutation cut into groups (A3, arXiv 2601.13228)."""
-
-    policy: ClassVar[Literal["permuted_groups"]] = "permuted_groups"
-    sizes: tuple[int, ...]
-    """Group sizes, in tokens."""
-    ramp_end: int = 0
-    """Above 0: sizes in turn, in equal spans up to this step; 0: one drawn per sample."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    """Masking times drawn from a linear noise schedule; tokens of equal time are one block."""
-
-    policy: ClassVar[Literal["diffusion"]] = "diffusion"
-    num_timesteps: int
-    """Number of masking times."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureComponent:
-    """One part of a mixture, written in YAML as the order's own keys plus `weight`."""
-
-    weight: float
-    """Share of the samples, relative to the other parts."""
-    order: "OrderConfig" = field(metadata={"flattened": True})
-    """Order of those samples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
-    """One order drawn per sample."""
-
-    policy: ClassVar[Literal["mixture"]] = "mixture"
-    components: tuple[MixtureComponent, ...]
-    """Orders with their weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrderStage:
-    """One part of a sequence of orders, written in YAML as the order's own keys plus `until`."""
-
-    until_step: int | None = None
-    """First step that no longer belongs to the stage; open (null) in the last stage only."""
-    order: "OrderConfig" = field(metadata={"flattened": True})
-    """Order of the stage; its own step-dependent amounts count from step 0 of the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagesConfig:
-    """One order after another, by step."""
-
-    policy: ClassVar[Literal["stages"]] = "stages"
-    stages: tuple[OrderStage, ...]
-    """Stages with the step at which each ends."""
-
-
-OrderConfig: TypeAlias = Union[  # noqa: UP007 - a name that forward references can resolve
-    LeftToRightConfig,
-    ProgressiveConfig,
-    StridedConfig,
-    RandomConfig,
-    GroupsConfig,
-    PermutedGroupsConfig,
-    DiffusionConfig,
-    MixtureConfig,
-    StagesConfig,
-]
+    """Loader processes per rank; 0: read in the training process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Stretching of rotary wavelengths for contexts longer than the original one."""
+    """Scaling of rotary wavelengths for contexts longer than the original one."""
 
     rope_type: Literal["llama3", "linear", "yarn"] = "llama3"
-    """`linear` stretches all wavelengths alike; `llama3` and `yarn` spare short ones."""
+    """`linear` scales all wavelengths; `llama3` and `yarn` leave short wavelengths as they are."""
     factor: float
-    """How many times wavelengths are stretched."""
+    """Factor by which wavelengths grow."""
     low_freq_factor: float | None = None
-    """Wavelengths above original_max_position_embeddings / this are stretched fully (YaRN's beta_slow)."""
+    """`llama3` only: pairs with fewer rotations over the original context are scaled fully."""
     high_freq_factor: float | None = None
-    """Wavelengths below original_max_position_embeddings / this stay as they are (YaRN's beta_fast)."""
+    """`llama3` only: pairs with more rotations over the original context are not scaled."""
+    beta_slow: float | None = None
+    """`yarn` only: pairs with fewer rotations over the original context are scaled fully."""
+    beta_fast: float | None = None
+    """`yarn` only: pairs with more rotations over the original context are not scaled."""
     original_max_position_embeddings: int | None = None
-    """Context length of the first training, in tokens."""
+    """`llama3` and `yarn`: context length of the original training, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,38 +92,39 @@ class ModelConfig:
     vocab_size: int | None = None
     """Number of tokens before padding; null: from the manifest of the training shards."""
     two_stream_layers: int | None = None
-    """Lower layers that run both streams; null: half of them; 0: a plain auto-regressive stack."""
+    """Number of lower layers that run both streams; null: half of all; 0: a plain AR stack."""
     query: QueryKind = "anchor"
-    """Start of a query row: nearest visible token on the left, all of them pooled, one vector."""
+    """Initialization of query rows: `anchor`, the nearest visible token on the left; `prefix`, a mean
+    of all visible tokens; `learned`, one vector; `anchor+prefix`, the sum of the first two."""
     upper_visibility: Literal["block", "self"] = "block"
-    """What an upper query row sees of its own block: all of it (the paper) or only itself."""
+    """What a query row of the upper layers sees of its own block: all (the paper), or only itself."""
     max_anchor_gap: int = 64
-    """K, the longest distance to the anchor told apart; its table has K + 1 rows."""
+    """K, the largest gap to the anchor with an embedding of its own; the table has K + 1 rows."""
     prefix_width: int = 128
-    """Width of the position embedding that weighs visible tokens under `query: prefix`."""
+    """Width of the position embedding that weights visible tokens under `query: prefix`."""
     position_embedding: Literal["rope", "learned_absolute"] = "rope"
-    """Rotary embedding in every layer, or a learned absolute embedding added at the start."""
+    """Rotary embedding in every layer, or a learned absolute embedding added to the input."""
     max_positions: int | None = None
-    """Rows of position tables, so the longest text they serve; null: data.seq_length + 1.
-    Rotary positions have no table and no end."""
+    """Longest text in tokens; null: data.seq_length + 1 where positions are rows of a table
+    (`learned_absolute` or a prefix query), no limit otherwise."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling | None = None
-    """Stretching of rotary wavelengths; null: none."""
+    """Scaling of rotary wavelengths; null: none."""
     partial_rotary_factor: float = 1.0
-    """Share of a head's channels that rotary embedding turns, the first ones."""
+    """Fraction of a head's channels, the first ones, that rotary embedding rotates."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Kind of every norm."""
+    """Kind of all norms."""
     norm_position: Literal["pre", "post"] = "pre"
-    """Norms on what attention and MLP read, or on what they add to the residual (OLMo 2)."""
+    """Norms on the inputs of attention and MLP, or on their outputs (OLMo 2)."""
     norm_eps: float = 1e-5
-    """Added to the variance under the root."""
+    """Added to the variance inside the square root."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     """Non-linearity of the MLP; `gelu_tanh` is GPT-2's approximation."""
     parallel_residual: bool = False
-    """Attention and MLP read the same rows, and their sum is added (GPT-NeoX)."""
+    """Attention and MLP read the same input, and both outputs are added to it (GPT-NeoX)."""
     qk_norm: Literal["none", "head", "projection"] = "none"
-    """Norm on each query and key head by itself (Qwen 3), or on all heads together (OLMo 2)."""
+    """Norm on each query and key head (Qwen 3), or over all heads of a projection (OLMo 2)."""
     attention_bias: bool = False
     """Bias on the query, key and value projections."""
     attention_output_bias: bool = False
@@ -243,89 +132,97 @@ class ModelConfig:
     mlp_bias: bool = False
     """Bias on the MLP projections."""
     dropout: float = 0.0
-    """Probability that a channel is dropped at the start and in what each layer adds; training."""
+    """Dropout probability on the embeddings and on the output of attention and MLP, in training."""
     tie_embeddings: bool = True
-    """The output head is the token embedding."""
+    """The LM head shares the weights of the token embedding."""
     init_std: float = 0.02
     """Standard deviation of initial weights."""
     init_from: str | None = None
-    """Checkpoint whose weights (not optimizer) start the run; null: random weights."""
+    """Checkpoint whose weights (without optimizer) the run starts from; null: random weights."""
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions are rows of a table, which limits the text length; rotary do not."""
+        return self.position_embedding == "learned_absolute" or "prefix" in self.query
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How many ways one model is split; data parallelism takes the processes that are left."""
+    """How the model is split over processes; data parallelism uses the remaining factor."""
 
     tensor: int = 1
-    """Processes that share each matrix."""
+    """Tensor parallel size: processes that share each matrix."""
     pipeline: int = 1
-    """Processes that share the layers."""
+    """Pipeline parallel size: processes that share the layers."""
     virtual_pipeline: int = 1
-    """Model chunks per process of the interleaved pipeline schedule."""
+    """Model chunks per process in the interleaved pipeline schedule."""
     sequence: bool = False
-    """Split norms and residuals by rows among the tensor processes."""
+    """Sequence parallelism: split norms and residuals by rows over the tensor parallel group."""
     context: int = 1
-    """Processes that share one sample's rows."""
+    """Context parallel size: processes that share the rows of one sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its learning rate over time, and what of its state is split."""
+    """AdamW, its learning rate schedule, and ZeRO."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """Split over data parallel processes: 1 optimizer state, 2 gradients too, 3 weights too."""
+    """Split over data parallel processes: 1 optimizer state, 2 also gradients, 3 also weights."""
     lr: float = 3e-4
     """Peak learning rate."""
     min_lr: float = 3e-5
     """Learning rate at the last step of a decaying schedule."""
     warmup_steps: int
-    """Steps of linear growth from 0 to `lr`."""
+    """Steps of linear warm-up from 0 to `lr`."""
     schedule: Literal["cosine", "wsd", "constant"]
-    """After warm-up: half a cosine, warm-up/stable/linear decay, or flat."""
+    """After warm-up: cosine decay, constant with a final linear decay (`wsd`), or constant."""
     decay_steps: int | None = None
     """Length of the final decay of `wsd`, in steps; null: a tenth of train.steps."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; norms, biases and vectors get none."""
+    """Decoupled weight decay of matrices; norms, biases and vectors have none."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the two moments."""
+    """Decay rates of the two Adam moments."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     clip_grad: float = 1.0
-    """Largest global L2 norm of the gradient; 0: no clipping."""
+    """Maximum global L2 norm of the gradient; 0: no clipping."""
     offload: Literal["none", "optimizer"] = "none"
-    """`optimizer`: its state and step live in host memory."""
+    """`optimizer`: the optimizer state is kept, and its step computed, in host memory."""
     ema_decay: float | None = None
-    """Decay of the running average of weights per step; null: none is kept."""
+    """Decay per step of the exponential moving average of the weights; null: no average."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossGuardConfig:
-    """What happens to batches whose loss or gradient is not finite, or whose loss is a spike."""
+    """Handling of non-finite losses and gradients, and of loss spikes."""
 
     spike_factor: float = 0.0
-    """A loss above this many times the median of the last `window` is a spike; 0: nothing is."""
+    """A loss above this multiple of the median of recent losses is a spike; 0: no detection."""
     window_steps: int = 64
-    """Losses that the median is of; there are no spikes before as many steps."""
+    """Number of recent losses in the median; spikes are detected only after as many steps."""
     max_consecutive_bad_steps: int = 3
-    """Bad batches in a row that are left out; after them the run goes back to a checkpoint."""
+    """Bad steps in a row that are skipped before the run rolls back to a checkpoint."""
     max_rollbacks: int = 2
-    """How often it goes back before it ends with an error."""
+    """Rollbacks before the run ends with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A frozen model that the left-to-right part of training holds the trained one to."""
+    """Knowledge distillation from a frozen teacher on left-to-right samples.
+
+    The teacher is replicated over data parallel processes, also under ZeRO 3.
+    """
 
     checkpoint: str
-    """Checkpoint of it, of the same vocabulary; usually that of `model.init_from`."""
+    """Checkpoint of the teacher, with the same vocabulary; usually that of `model.init_from`."""
     weight: float
-    """Factor of KL(parent || model), its mean over left-to-right targets, in the loss; 0: report it
-    alone."""
+    """Weight in the loss of KL(teacher || model), averaged over left-to-right targets; 0: report
+    it only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How much is trained, and in what portions."""
+    """Length of the run, batch sizes, precision and memory."""
 
     steps: int
     """Optimizer steps of the whole run."""
@@ -334,88 +231,88 @@ class TrainConfig:
     global_batch: int
     """Samples in one optimizer step, over all processes."""
     precision: Literal["fp32", "bf16"]
-    """Type of weights in the forward and backward pass; the optimizer keeps fp32."""
+    """Type of weights in the forward and backward pass; the optimizer keeps fp32 weights."""
     recompute: Literal["none", "full", "selective", "auto"] = "none"
-    """Activations computed again in the backward pass: none, whole layers, or attention only; auto:
-    the cheapest of these that fits the GPU's memory by `tools/plan.py`'s reckoning."""
+    """Activations recomputed in the backward pass: none, whole layers (`full`) or attention only
+    (`selective`); `auto`: the cheapest of these that fits the GPU according to tools/plan.py."""
     loss_guard: LossGuardConfig = LossGuardConfig()
-    """What happens to batches that would spoil the weights."""
+    """Handling of non-finite and spiking losses."""
     hang_timeout_seconds: float = 1800.0
-    """A process that does the same thing for longer, such as one save or the evaluation of one
-    order, is taken to hang, and the job ends with status 75, to be started again; 0: never."""
+    """Seconds a process may stay in one phase (a save, one evaluation) before the job ends with
+    status 75 for a restart; 0: no limit."""
     deterministic: bool = False
-    """The same bits from the same run on the same layout and machine, at some cost in speed."""
+    """Use deterministic kernels: bit-equal reruns on the same layout and machine, but slower."""
     distillation: DistillationConfig | None = None
-    """What the model must not forget; every process holds its tensor-parallel part whole."""
+    """Distillation from a frozen teacher; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept of the run, and where it starts again."""
+    """Checkpoints: when they are written, how many are kept, where a run resumes."""
 
     every_steps: int
-    """Steps from one checkpoint to the next."""
+    """Steps between checkpoints."""
     keep: int = 3
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     asynchronous: bool = False
-    """Training waits for a copy in host memory only, as large as what its process writes."""
+    """Write in the background: training waits only for a copy to host memory, of the same size."""
     resume: str = "auto"
-    """`auto`: the newest sound checkpoint in the run's folder; `never`; or the path of one."""
+    """`auto`: the newest valid checkpoint in the run's folder; `never`; or the path of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Likelihood on held-out text during training."""
+    """Likelihood on validation data during training."""
 
     every_steps: int
-    """Steps from one evaluation to the next."""
+    """Steps between evaluations."""
     orders: tuple[str, ...]
-    """Orders to evaluate under, such as `l2r` or `strided:4`."""
+    """SPECs of the orders to evaluate under, such as `l2r` or `strided:4`."""
     samples: int
     """Samples per order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Weights & Biases, beside metrics.jsonl."""
+    """Weights & Biases, in addition to metrics.jsonl."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"
-    """`offline` writes files to be synchronised later."""
+    """`offline` writes files that `wandb sync` uploads later."""
     project: str = "armd_scale"
-    """Project that the run belongs to."""
+    """Project of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written about the run."""
+    """Metrics of the run."""
 
     every_steps: int
-    """Steps from one line of metrics.jsonl to the next."""
+    """Steps between lines of metrics.jsonl."""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     run: RunConfig
-    """Which run this is."""
+    """Name, folder and seed."""
     data: DataConfig
-    """Which tokens are read."""
-    order: OrderConfig
-    """In which order the tokens of a sample are predicted."""
+    """Token data."""
+    order: OrderPolicy
+    """Order in which the tokens of a sample are predicted."""
     model: ModelConfig
     """The network."""
     parallel: ParallelConfig = ParallelConfig()
     """How the network is split over processes."""
     optim: OptimConfig
-    """How weights are updated."""
+    """Optimizer and learning rate."""
     train: TrainConfig
-    """How much is trained."""
+    """Length, batch sizes and precision."""
     checkpoint: CheckpointConfig
-    """What is kept."""
+    """Checkpoints."""
     eval: EvalConfig
-    """What is measured on held-out text."""
+    """Evaluations during training."""
     log: LogConfig
-    """What is written."""
+    """Metrics."""

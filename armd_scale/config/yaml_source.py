@@ -1,4 +1,4 @@
-"""A recipe before it is typed: plain values that know where they were written, laid in layers."""
+"""A recipe before decoding: plain values with their origins, merged from files and overrides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Any
 from armd_scale.config.messages import format_value, join
 from armd_scale.errors import RecipeError
 
-# Policies have different keys, so an order is never mixed from two of them.
+# Policies have different keys, so merging two orders would keep keys of the wrong policy.
 NON_MERGED_SECTIONS = frozenset({"order"})
 
 
 @dataclass(kw_only=True)
 class RecipeSource:
-    """Sections of a recipe, from one file or from several laid over each other."""
+    """Sections of a recipe, from one file or merged from several."""
 
     values: dict[Any, Any]
-    """Sections by name, as YAML gives them."""
+    """Sections by name, as parsed from YAML."""
     origins: dict[str, str]
     """From a dotted path to where it was written, such as `recipes/a.yaml:7`."""
 
     def origin_of(self, path: str, default: str) -> str:
-        """Where a path, or the nearest mapping around it, was written."""
+        """Return where a path, or else the nearest mapping around it, was written."""
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -29,20 +29,20 @@ class RecipeSource:
         return default
 
     def merge_from(self, upper: "RecipeSource") -> None:
-        """Takes over the values of `upper`: mappings are merged, all else is replaced."""
+        """Merge the values of `upper` into this source: mappings are merged, all else is replaced."""
         for key, value in upper.values.items():
             self._put(self.values, "", key, value, upper.origins)
 
     def override(self, path: str, value: object, source: str) -> None:
-        """Lays one value at a dotted path; list items are named by their index.
+        """Set one value at a dotted path; list items are named by their index.
 
         Args:
-            path: dotted path, such as `order.parts.0.until`.
-            value: what to lay there.
-            source: where it was written.
+            path: dotted path, such as `order.stages.0.until_step`.
+            value: the value to set.
+            source: where it was written, for errors.
 
         Raises:
-            RecipeError: the path leads through a list it is not in, or through a plain value.
+            RecipeError: the path leads through a list without that index, or through a plain value.
         """
         container: Any = self.values
         *parents, last = path.split(".")
@@ -73,7 +73,7 @@ class RecipeSource:
         }
 
     def _get_or_create(self, container: Any, key: str, path: str, source: str) -> Any:
-        """The value at `key`, made a mapping where there is none yet."""
+        """Return the value at `key`, a new mapping if there is none."""
         inner = join(path, key)
         if isinstance(container, list):
             return container[_index(container, key, path)]
@@ -91,5 +91,7 @@ def _is_within(path: str, outer: str) -> bool:
 
 def _index(items: list[Any], key: str, path: str) -> int:
     if not (key.isascii() and key.isdigit() and int(key) < len(items)):
-        raise RecipeError(f"{path} has {len(items)} items, counted from 0, and none is {key}")
+        raise RecipeError(
+            f"{path} has {len(items)} items, and the index must be below that (got {key})"
+        )
     return int(key)

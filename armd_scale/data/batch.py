@@ -17,16 +17,8 @@ import torch
 from jaxtyping import Bool, Int, Int32, Int64
 from torch import Tensor
 
-from armd_scale.order import sort as visibility
 from armd_scale.order.sort import sort_by_block
-
-
-@dataclass(frozen=True, eq=False)
-class KeySpans:
-    """The keys that each row sees: start <= j < stop."""
-
-    start: Int32[Tensor, "b rows"]
-    stop: Int32[Tensor, "b rows"]
+from armd_scale.order.spans import KeySpans
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +44,11 @@ class ArmdBatch:
     """The nearest token to the left of each label that its row may see."""
     anchor_gaps: Int64[Tensor, "b Q"]
     """How many unseen tokens lie between anchor and label; unclamped."""
-    content: KeySpans
+    content: KeySpans[Tensor]
     """Content rows seen by content rows."""
-    query: KeySpans
+    query: KeySpans[Tensor]
     """Content rows seen by query rows."""
-    upper: KeySpans
+    upper: KeySpans[Tensor]
     """Query rows seen by query rows, own block included; those of strictly earlier blocks are
     upper.start <= j < query.stop - 1 (of targets)."""
     order: Int64[Tensor, "b P"]
@@ -162,7 +154,7 @@ def _to_int64(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.int64, order="C"))
 
 
-def _visible(spans: visibility.KeySpans) -> KeySpans:
+def _visible(spans: KeySpans[np.ndarray]) -> KeySpans[Tensor]:
     return KeySpans(start=torch.from_numpy(spans.start), stop=torch.from_numpy(spans.stop))
 
 
@@ -209,7 +201,7 @@ def _unpack(
     left = iter(tensors)
     parts = dict(flags)
     for field in fields(ArmdBatch):
-        if field.type is KeySpans:
+        if field.type == KeySpans[Tensor]:
             parts[field.name] = KeySpans(start=next(left), stop=next(left))
         elif field.name not in parts:
             parts[field.name] = next(left)

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from armd_scale.config.schema import DataConfig, OrderConfig
+from armd_scale.config.schema import DataConfig
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.data.blending import blend
 from armd_scale.data.shuffle import shuffled_index
 from armd_scale.data.windows import TokenWindows, Windows
-from armd_scale.order.curriculum import order_at_step
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import Order
+from armd_scale.order.policies import OrderPolicy
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,9 @@ class Sample:
     """Number of the sample in its run."""
 
 
-def draw_sample(windows: Windows, window: int, *, order: Order, seed: int, index: int) -> Sample:
+def draw_sample(
+    windows: Windows, window: int, *, order: OrderPolicy, seed: int, index: int
+) -> Sample:
     """A window under an order, as sample `index`."""
     lengths = windows.lengths(window)
     block = sample_blocks(order, seed=seed, sample_index=index, lengths=lengths)
@@ -65,7 +66,7 @@ class SampleStream:
         sources: Sequence[TokenWindows],
         weights: Sequence[float],
         *,
-        order: OrderConfig,
+        order: OrderPolicy,
         seed: int,
     ) -> None:
         self._sources, self._weights = tuple(sources), tuple(weights)
@@ -81,7 +82,7 @@ class SampleStream:
         source = self._sources[source_index]
         epoch, sample_in_source = divmod(sample_in_source, source.num_windows)
         window = shuffled_index(self._seed, epoch, sample_in_source, source.num_windows)
-        order = order_at_step(self._order, step)
+        order = self._order.at_step(step)
         return draw_sample(source, window, order=order, seed=self._seed, index=index)
 
     def reopen(self) -> None:
@@ -91,7 +92,7 @@ class SampleStream:
 
 
 def open_sample_stream(
-    data: DataConfig, *, order: OrderConfig, seed: int, vocab_size: int | None = None
+    data: DataConfig, *, order: OrderPolicy, seed: int, vocab_size: int | None = None
 ) -> SampleStream:
     """The training samples of a recipe.
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int, Int64
 
+from armd_scale.order.rng import UINT64_MASK, splitmix64
+
 ROUNDS = 8
-WORD_MASK = 2**64 - 1
 Number = TypeVar("Number", int, np.ndarray)
 
 
@@ -50,20 +51,12 @@ def _permute(place: Number, keys: tuple[int, ...], num_windows: int) -> Number:
     columns = -(-num_windows // rows)
     row, column = place // columns, place % columns
     for row_key, column_key in zip(keys[::2], keys[1::2], strict=True):
-        row = (row + _hash(column, row_key) % rows) % rows
-        column = (column + _hash(row, column_key) % columns) % columns
+        row = (row + splitmix64(column, row_key) % rows) % rows
+        column = (column + splitmix64(row, column_key) % columns) % columns
     return row * columns + column  # pyright: ignore[reportReturnType] - int or array, as given
 
 
 @lru_cache
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    base = _hash(epoch, _hash(seed & WORD_MASK, 0))
-    return tuple(_hash(turn, base) for turn in range(ROUNDS))
-
-
-def _hash(value: Number, key: int) -> Number:
-    """A 64-bit hash (the finaliser of SplitMix64), on Python's integers and on uint64 arrays."""
-    value = (value + key) & WORD_MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD_MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD_MASK
-    return value ^ (value >> 31)
+    base = splitmix64(epoch, splitmix64(seed & UINT64_MASK, 0))
+    return tuple(splitmix64(turn, base) for turn in range(ROUNDS))

@@ -24,7 +24,8 @@ from armd_scale.eval.tasks.lambada import LambadaResult, read_passages, score_la
 from armd_scale.generation import Sampling
 from armd_scale.log import ProgressBar
 from armd_scale.model.armd_model import ArmdModel
-from armd_scale.order.policies import LeftToRight, Order, parse_spec
+from armd_scale.order.policies import LeftToRight, OrderPolicy
+from armd_scale.order.spec import parse_spec
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.process_groups import process_groups
 
@@ -106,7 +107,7 @@ class PreparedEval:
     """A request that can be met."""
 
     request: EvalRequest
-    order: Order
+    order: OrderPolicy
     opened: PretrainedModel
     task: Source | LastWordTask | InfillTask
     """Windows to score, or a task."""
@@ -139,7 +140,7 @@ def run_prepared(
     return found
 
 
-def _check_options(request: EvalRequest, order: Order) -> None:
+def _check_options(request: EvalRequest, order: OrderPolicy) -> None:
     """Refuses options that contradict one another, or that nothing would come of."""
     length = request.seq_length
     given = [x for x in (request.data, request.text, request.task) if x is not None]

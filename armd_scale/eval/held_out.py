@@ -1,7 +1,6 @@
 """Held-out data opened for a checkpoint, once it is known to fit it."""
 
 from armd_scale.checkpoint.load import Checkpoint
-from armd_scale.config.derived import has_position_table, max_positions
 from armd_scale.data.indexed_reader import IndexedTokens, open_shards
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
@@ -51,14 +50,13 @@ def check_max_positions(
     Raises:
         CheckpointError: it has.
     """
-    recipe = checkpoint.recipe
-    # A length that the recipe names may stand for a window of attention: it holds without tables.
-    is_limited = has_position_table(recipe.model) or recipe.model.max_positions is not None
-    if is_limited and length + 1 > max_positions(recipe):
+    limit = checkpoint.recipe.model.max_positions
+    # Without a table there is a limit only where the recipe sets one, such as an attention window.
+    if limit is not None and length + 1 > limit:
         raise CheckpointError(
             f"a window of {flag}{length} plus 1 tokens must fit the positions of the model, "
-            f"and {checkpoint.folder} has {max_positions(recipe)}: evaluate with "
-            f"{flag}{max_positions(recipe) - 1} or less"
+            f"and {checkpoint.folder} has {limit}: evaluate with "
+            f"{flag}{limit - 1} or less"
         )
 
 

@@ -19,7 +19,7 @@ from armd_scale.data.manifest import load_manifest
 from armd_scale.data.sample_stream import collate, draw_sample
 from armd_scale.data.windows import TokenWindows, Windows
 from armd_scale.eval.sliding_window import SlidingWindows
-from armd_scale.order.policies import Order
+from armd_scale.order.policies import OrderPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Scores:
 def evaluate(
     network: nn.Module,
     windows: TokenWindows,
-    order: Order,
+    order: OrderPolicy,
     *,
     samples: int,
     seed: int,
@@ -99,7 +99,7 @@ def evaluate(
 def score_all_windows(
     network: nn.Module,
     windows: Windows,
-    order: Order,
+    order: OrderPolicy,
     *,
     samples: int,
     seed: int,
@@ -128,7 +128,7 @@ def score_all_windows(
 
 @torch.no_grad()
 def score_windows(
-    network: nn.Module, windows: Windows, order: Order, *, numbers: range, seed: int
+    network: nn.Module, windows: Windows, order: OrderPolicy, *, numbers: range, seed: int
 ) -> Scores:
     """One forward pass over consecutive windows.
 
@@ -168,7 +168,7 @@ def _rank_batches(
 
 
 def summarize(
-    order: Order,
+    order: OrderPolicy,
     totals: Float64[Tensor, "draws windows 2"],
     *,
     bytes_per_token: float | None,

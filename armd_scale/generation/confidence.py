@@ -15,8 +15,9 @@ from torch import Tensor
 
 from armd_scale.generation.decode_state import CONTENT_STOP, PADDING_SLOT, POSITION, UPPER_STOP
 from armd_scale.generation.decoder import Decoder
-from armd_scale.generation.sampling import RngStream, log_probability, sample_tokens
+from armd_scale.generation.sampling import log_probability, sample_tokens
 from armd_scale.generation.strategy import ConfidenceSchedule, Rule
+from armd_scale.order.rng import RngStream
 
 
 def decode_by_confidence(decoder: Decoder, dynamic: ConfidenceSchedule) -> None:

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Int, Int32, Int64
 from torch import Tensor
 
-from armd_scale.data.batch import ArmdBatch, KeySpans, make_batch
+from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.generation.strategy import GenerationSpec
 from armd_scale.order.sort import sort_by_block
+from armd_scale.order.spans import KeySpans
 
 # What a slot's rows have to know, the columns of `facts`. Intervals are of slots; the query row of
 # slot s is key s - 1, so those of earlier blocks end at QUERY_STOP - 1.

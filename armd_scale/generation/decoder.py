@@ -13,9 +13,10 @@ from torch import Tensor
 
 from armd_scale.generation.cache import SlotKVCache
 from armd_scale.generation.decode_state import DecodeState
-from armd_scale.generation.sampling import RngStream, Sampling, sample_tokens, uniform_numbers
+from armd_scale.generation.sampling import Sampling, sample_tokens
 from armd_scale.generation.strategy import GenerationSpec
 from armd_scale.model.armd_model import ArmdModel
+from armd_scale.order.rng import RngStream, uniform_numbers
 
 
 @dataclass(frozen=True, eq=False)

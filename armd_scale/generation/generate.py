@@ -14,7 +14,7 @@ from armd_scale.errors import GenerationError
 from armd_scale.generation.confidence import decode_by_confidence
 from armd_scale.generation.decoder import Decoder, RoundResult, decode_blocks
 from armd_scale.generation.result import GenerationOutput, Sample
-from armd_scale.generation.sampling import RngStream, Sampling, random_uint64
+from armd_scale.generation.sampling import Sampling
 from armd_scale.generation.speculative import decode_speculative
 from armd_scale.generation.strategy import (
     TO_GENERATE,
@@ -24,6 +24,7 @@ from armd_scale.generation.strategy import (
     infill_spec,
 )
 from armd_scale.model.armd_model import ArmdModel
+from armd_scale.order.rng import RngStream, random_uint64
 
 DEFAULT_STRATEGY = Strategy()
 DEFAULT_SAMPLING = Sampling()

@@ -6,30 +6,13 @@ its batch, on how many tokens a round asks for, or on the rank that computes it.
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
 from math import log
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, UInt64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from armd_scale.errors import GenerationError
-
-WORD_MASK = 2**64 - 1
-# Orders of training are drawn from the start of the same keyed sequence; decoding's numbers come
-# from other regions of it, one for each purpose.
-RNG_STREAM_SHIFT = 192
-
-
-class RngStream(IntEnum):
-    """What a random number is for; each has numbers of its own."""
-
-    TOKEN = 1
-    ACCEPTANCE = 2
-    REPLACEMENT = 3
-    ORDER = 4
-    DYNAMIC = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,39 +144,3 @@ def _penalised(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tenso
         return logits
     assert seen is not None, "a repetition penalty needs to know what was seen"
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def random_uint64(
-    seed: int, sample_number: int, count: int, *, purpose: RngStream, part: int = 0
-) -> UInt64[np.ndarray, " count"]:
-    """Uniform 64-bit words of a sample for a purpose.
-
-    The raw words of Philox, a counter-based generator keyed by (seed, sample number), whose
-    sequence NumPy guarantees.
-
-    Args:
-        seed: of the sampling.
-        sample_number: number of the sample.
-        count: how many.
-        purpose: what they are for.
-        part: which of a purpose's sequences.
-    """
-    key = np.array([seed & WORD_MASK, sample_number], dtype=np.uint64)
-    counter = (int(purpose) << RNG_STREAM_SHIFT) + (part << 64)
-    return np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count))
-
-
-def uniform_numbers(
-    seed: int,
-    sample_number: int,
-    count: int,
-    *,
-    purpose: RngStream = RngStream.TOKEN,
-    part: int = 0,
-) -> Float64[np.ndarray, " count"]:
-    """Numbers in [0, 1) of a sample for a purpose, one for each slot.
-
-    A word gives 52 bits, so that u * total stays below total.
-    """
-    words = random_uint64(seed, sample_number, count, purpose=purpose, part=part)
-    return (words >> np.uint64(12)) * 2.0**-52

@@ -25,12 +25,8 @@ from torch import Tensor
 
 from armd_scale.generation.decode_state import ANCHOR, POSITION, QUERY_STOP, UPPER_STOP
 from armd_scale.generation.decoder import Decoder
-from armd_scale.generation.sampling import (
-    RngStream,
-    log_probability,
-    sample_from,
-    token_probabilities,
-)
+from armd_scale.generation.sampling import log_probability, sample_from, token_probabilities
+from armd_scale.order.rng import RngStream
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from armd_scale.errors import GenerationError
-from armd_scale.order.blocks import (
-    group_blocks,
-    left_to_right_blocks,
-    permuted_group_blocks,
-    strided_blocks,
-)
+from armd_scale.order.policies.groups import group_blocks, permuted_group_blocks
+from armd_scale.order.policies.left_to_right import left_to_right_blocks
+from armd_scale.order.policies.strided import strided_blocks
 
 TO_GENERATE = -1
 """Stands for a token to be generated."""

@@ -23,8 +23,8 @@ from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from armd_scale.config.derived import padded_vocab_size, two_stream_layers
-from armd_scale.config.schema import ModelConfig
+from armd_scale.config.derived import padded_vocab_size
+from armd_scale.config.resolve import ResolvedModel
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.attention_mask import IntervalMask, LayerMasks
@@ -50,10 +50,9 @@ class ArmdModel(MegatronModule):
     """The whole network, or the part of it that one process holds.
 
     Args:
-        model: the recipe's model section, `vocab_size` resolved.
+        model: the recipe's model section, resolved.
         config: megatron-core's configuration, from `model.spec.transformer_config`.
         groups: the process groups of the layout.
-        max_positions: number of positions that a document can have.
         recompute: what the backward pass computes again instead of keeping its activations:
             nothing, whole layers, or attention.
         stage: which part of the network this is; the whole by default.
@@ -62,11 +61,10 @@ class ArmdModel(MegatronModule):
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ResolvedModel,
         config: TransformerConfig,
         *,
         groups: ProcessGroupCollection,
-        max_positions: int,
         recompute: Literal["none", "full", "selective"] = "none",
         stage: PipelineStage | None = None,
         seed: int = 0,
@@ -77,12 +75,11 @@ class ArmdModel(MegatronModule):
         self.recompute = recompute
         self.stage = stage or single_stage(model)
         self.seed = seed
-        self.num_two_stream = two_stream_layers(model)
-        assert model.vocab_size is not None, "the vocabulary must be known by now"
+        self.num_two_stream = model.two_stream_layers
         self.vocab_size = model.vocab_size
         padded = padded_vocab_size(self.vocab_size, config.tensor_model_parallel_size)
         if self.stage.is_first:
-            self._make_embeddings(padded, max_positions)
+            self._make_embeddings(padded)
         spec = layer_spec()
         # By number in the whole network, so that parameters have the same names on any layout.
         self.layers = nn.ModuleDict()
@@ -99,7 +96,7 @@ class ArmdModel(MegatronModule):
         self._input: Tensor | None = None
         set_tensor_parallel_attributes(self, config)
 
-    def _make_embeddings(self, padded: int, max_positions: int) -> None:
+    def _make_embeddings(self, padded: int) -> None:
         model, config = self.model, self.config
         assert config.init_method is not None
         self.embedding = VocabParallelEmbedding(
@@ -112,9 +109,9 @@ class ArmdModel(MegatronModule):
         self.position_embedding = None
         if model.position_embedding == "learned_absolute":
             self.position_embedding = nn.Parameter(
-                torch.empty(max_positions, model.hidden, dtype=config.params_dtype)
+                torch.empty(model.position_table_rows, model.hidden, dtype=config.params_dtype)
             )
-        self.query_start = QueryInit(model, config, max_positions=max_positions)
+        self.query_start = QueryInit(model, config)
 
     def _make_head(self, padded: int) -> None:
         model, config = self.model, self.config

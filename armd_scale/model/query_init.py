@@ -17,8 +17,7 @@ from jaxtyping import Float, Int
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
-from armd_scale.config.derived import two_stream_layers
-from armd_scale.config.schema import ModelConfig
+from armd_scale.config.resolve import ResolvedModel
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.attention import KeyValueCache
 from armd_scale.model.attention_mask import IntervalMask
@@ -32,21 +31,20 @@ class QueryInit(nn.Module):
     Args:
         model: the recipe's model section.
         config: megatron-core's configuration, for the dtype of the parameters.
-        max_positions: number of positions a document can have.
     """
 
-    def __init__(
-        self, model: ModelConfig, config: TransformerConfig, *, max_positions: int
-    ) -> None:
+    def __init__(self, model: ResolvedModel, config: TransformerConfig) -> None:
         super().__init__()
         kinds = model.query.split("+")
         self.uses_anchor = "anchor" in kinds
         self.uses_prefix = "prefix" in kinds
         # A plain auto-regressive stack runs left to right, where there is never a gap.
-        has_gaps = self.uses_anchor and two_stream_layers(model) > 0
+        has_gaps = self.uses_anchor and model.two_stream_layers > 0
         self.gap = GapEmbedding(model.max_anchor_gap, config) if has_gaps else None
         self.prefix = (
-            PrefixQuery(max_positions, model.prefix_width, config) if self.uses_prefix else None
+            PrefixQuery(model.position_table_rows, model.prefix_width, config)
+            if self.uses_prefix
+            else None
         )
         self.query_embedding = (
             nn.Parameter(torch.empty(config.hidden_size, dtype=config.params_dtype))

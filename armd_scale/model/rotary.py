@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from armd_scale.config.derived import rotary_dim
+from armd_scale.config.resolve import ResolvedModel
 from armd_scale.config.schema import ModelConfig, RopeScaling
 
 
@@ -67,7 +68,7 @@ def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-def inverse_frequencies(model: ModelConfig) -> Float[Tensor, " pairs"]:
+def inverse_frequencies(model: ResolvedModel) -> Float[Tensor, " pairs"]:
     """Radians per position of each pair, stretched where asked for.
 
     In float32 at any precision of the network: published models were trained with these values, and
@@ -121,6 +122,8 @@ def _yarn_ramp(width: int, base: float, scaling: RopeScaling) -> Float[Tensor, "
 
 def _bounds(scaling: RopeScaling) -> tuple[float, float, int]:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if scaling.rope_type == "yarn":
+        low, high = scaling.beta_slow, scaling.beta_fast
     original = scaling.original_max_position_embeddings
     assert low is not None, "a rule asks for the bounds"
     assert high is not None

@@ -14,8 +14,8 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import nn
 
-from armd_scale.config.derived import head_dim, kv_heads
-from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.config.resolve import ResolvedModel
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.activation import SwiGlu
 from armd_scale.model.attention import StreamAttentionSubmodules, TwoStreamAttention
 from armd_scale.model.layer import ArmdLayer, ArmdLayerSubmodules
@@ -26,7 +26,7 @@ ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, ap
 
 
 def transformer_config(
-    model: ModelConfig,
+    model: ResolvedModel,
     parallel: ParallelConfig,
     *,
     dtype: torch.dtype = torch.float32,
@@ -38,7 +38,7 @@ def transformer_config(
     ones; the fusions that only exist as CUDA extensions stay off.
 
     Args:
-        model: the recipe's model section, every derived number resolvable.
+        model: the recipe's model section, resolved.
         parallel: the recipe's layout.
         dtype: of the parameters as they are built.
         message_dtype: of what pipeline stages send, where an engine converts the parameters later.
@@ -48,8 +48,8 @@ def transformer_config(
         hidden_size=model.hidden,
         ffn_hidden_size=model.ffn_hidden,
         num_attention_heads=model.heads,
-        num_query_groups=kv_heads(model),
-        kv_channels=head_dim(model),
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
         normalization="RMSNorm" if model.norm == "rmsnorm" else "LayerNorm",
         layernorm_epsilon=model.norm_eps,
         gated_linear_unit=model.activation == "swiglu",

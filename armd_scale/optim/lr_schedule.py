@@ -2,11 +2,11 @@
 
 import math
 
-from armd_scale.config.derived import decay_steps
-from armd_scale.config.schema import OptimConfig, TrainConfig
+from armd_scale.config.resolve import ResolvedOptim
+from armd_scale.config.schema import TrainConfig
 
 
-def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: int) -> float:
+def learning_rate_at(optim: ResolvedOptim, train: TrainConfig, step: int) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
 
     Linear growth over `warmup_steps`, reaching `lr` at their end; then half a cosine down to
@@ -19,7 +19,7 @@ def learning_rate_at(optim: OptimConfig, train: TrainConfig, step: int) -> float
         return optim.lr
     start = optim.warmup_steps
     if optim.schedule == "wsd":
-        start = max(start, train.steps - decay_steps(optim, train))
+        start = max(start, train.steps - optim.decay_steps)
     progress = min(1.0, max(0.0, (step - start) / max(1, train.steps - 1 - start)))
     if optim.schedule == "wsd":
         return optim.lr + (optim.min_lr - optim.lr) * progress

@@ -5,19 +5,19 @@ output and log-sums as well, the head the gradients that it makes ahead.
 """
 
 from armd_scale.config import derived as derive
-from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.config.resolve import ResolvedModel, ResolvedRecipe
 from armd_scale.parallel.pipeline.partition import PipelineStage
 from armd_scale.plan.compute import LayerRows, layer_rows
 
 FP32 = 4
 
 
-def bytes_per_value(recipe: Recipe) -> int:
+def bytes_per_value(recipe: ResolvedRecipe) -> int:
     """Bytes of a weight, gradient or activation in forward and backward."""
     return 2 if recipe.train.precision == "bf16" else FP32
 
 
-def chunk_activations(recipe: Recipe, chunk: PipelineStage) -> float:
+def chunk_activations(recipe: ResolvedRecipe, chunk: PipelineStage) -> float:
     """Bytes that a micro-batch leaves in a chunk until its backward pass, both streams running."""
     rows = layer_rows(recipe.model, one_stream=False)
     kept = sum(layer_activations(recipe, rows[layer]) for layer in chunk.layers)
@@ -28,7 +28,9 @@ def chunk_activations(recipe: Recipe, chunk: PipelineStage) -> float:
     return kept
 
 
-def layer_activations(recipe: Recipe, rows: LayerRows, *, recompute: str | None = None) -> float:
+def layer_activations(
+    recipe: ResolvedRecipe, rows: LayerRows, *, recompute: str | None = None
+) -> float:
     """Bytes that one layer keeps of a micro-batch.
 
     Args:
@@ -50,17 +52,15 @@ def layer_activations(recipe: Recipe, rows: LayerRows, *, recompute: str | None 
     return kept + (_attention_activations(recipe, rows) if recompute == "none" else 0)
 
 
-def _mlp_values(model: ModelConfig) -> int:
+def _mlp_values(model: ResolvedModel) -> int:
     """Values of a row: into the activation, which are twice as many where it is gated, and out."""
     return model.ffn_hidden * (3 if model.activation == "swiglu" else 2)
 
 
-def _attention_activations(recipe: Recipe, rows: LayerRows) -> float:
+def _attention_activations(recipe: ResolvedRecipe, rows: LayerRows) -> float:
     """Queries, keys, values and output; the fold of two streams into heads is undone by a copy."""
     model = recipe.model
-    width, kv_width = (
-        heads * derive.head_dim(model) for heads in (model.heads, derive.kv_heads(model))
-    )
+    width, kv_width = (heads * model.head_dim for heads in (model.heads, model.kv_heads))
     has_norm = model.qk_norm != "none"
     copies = 2 + has_norm + (rows.attending > 1)
     turned = kv_width if model.position_embedding == "rope" or has_norm else 0
@@ -70,13 +70,13 @@ def _attention_activations(recipe: Recipe, rows: LayerRows) -> float:
     return targets * (values * bytes_per_value(recipe) + log_sums) / recipe.parallel.tensor
 
 
-def _prefix_activations(recipe: Recipe) -> int:
+def _prefix_activations(recipe: ResolvedRecipe) -> int:
     """Which position sees which, and with what weight: two tables of all pairs."""
     length, batch = recipe.data.seq_length, recipe.train.micro_batch
     return batch * length * (2 * length + 2 * recipe.model.hidden) * bytes_per_value(recipe)
 
 
-def _head_activations(recipe: Recipe) -> float:
+def _head_activations(recipe: ResolvedRecipe) -> float:
     """The norm's input, and what the loss's gradient by rows and weights takes."""
     model, targets = recipe.model, recipe.data.seq_length * recipe.train.micro_batch
     shared = recipe.parallel.tensor if recipe.parallel.sequence else 1
@@ -84,14 +84,13 @@ def _head_activations(recipe: Recipe) -> float:
     return values * bytes_per_value(recipe)
 
 
-def _columns(recipe: Recipe) -> int:
+def _columns(recipe: ResolvedRecipe) -> int:
     """Columns of the logits on a rank."""
     tensor = recipe.parallel.tensor
-    assert recipe.model.vocab_size is not None
     return derive.padded_vocab_size(recipe.model.vocab_size, tensor) // tensor
 
 
-def working_bytes(recipe: Recipe, chunk: PipelineStage) -> float:
+def working_bytes(recipe: ResolvedRecipe, chunk: PipelineStage) -> float:
     """What a pass needs besides: a recomputed layer, or the logits at work.
 
     Of half width, these are summed in a float32 copy, and so is the gradient by the head's weights.

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
+from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import Recipe
 from armd_scale.data.manifest import load_manifest
 from armd_scale.plan.estimate import Estimate, plan_for
-from armd_scale.plan.fewest_gpus import require_fit, smallest_plan, with_vocabulary
+from armd_scale.plan.fewest_gpus import require_fit, smallest_plan
 from armd_scale.plan.gpus import EFFICIENCY, GPUS
 from armd_scale.plan.memory import chunks_by_rank, gib
 from armd_scale.plan.search import SearchResult, best_layouts, explain_losses, overrides
@@ -46,7 +47,7 @@ def make_plan(request: PlanRequest) -> None:
         RecipeError: the recipe is wrong, cannot run on so many GPUs, or does not fit them; in the
             last case the table is printed first.
     """
-    recipe, notes = resolve_vocabulary(load_recipe(request.recipe, request.overrides))
+    recipe, notes = resolve_for_plan(load_recipe(request.recipe, request.overrides))
     options = {
         "gpu": GPUS[request.gpu_type],
         "gpu_memory_gib": request.gpu_memory,
@@ -71,20 +72,20 @@ def make_plan(request: PlanRequest) -> None:
     _write(request.json, plan.to_json())
 
 
-def resolve_vocabulary(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """The recipe with a vocabulary, and what had to be assumed for it."""
+def resolve_for_plan(recipe: Recipe) -> tuple[ResolvedRecipe, list[str]]:
+    """Resolve a recipe whose shards may not exist yet; also return notes on what was assumed."""
     if recipe.model.vocab_size is not None:
-        return recipe, []
+        return resolve(recipe), []
     train = recipe.data.train
     prefix = train if isinstance(train, str) else train[0].path
     manifest = load_manifest(prefix)
     if manifest is not None:
-        return with_vocabulary(recipe, manifest.vocab_size), []
+        return resolve(recipe, vocab_size=manifest.vocab_size), []
     note = (
         f"{prefix}.json is not there yet, so the vocabulary is taken to be GPT-2's "
         f"{ASSUMED_VOCABULARY:,} tokens; model.vocab_size=N plans another."
     )
-    return with_vocabulary(recipe, ASSUMED_VOCABULARY), [note]
+    return resolve(recipe, vocab_size=ASSUMED_VOCABULARY), [note]
 
 
 def show_plan(plan: Estimate, console: Console) -> None:
@@ -128,9 +129,7 @@ def show_layouts(found: SearchResult, console: Console) -> None:
 
 def _headline(plan: Estimate) -> str:
     recipe, parallel = plan.recipe, plan.recipe.parallel
-    count = derive.num_parameters(
-        recipe.model, recipe.model.vocab_size or 0, max_positions=derive.max_positions(recipe)
-    )
+    count = derive.num_parameters(recipe.model, recipe.model.vocab_size)
     return (
         f"{recipe.run.name}: {count / 1e9:.3g}B weights on {plan.world_size} x {plan.gpu.name} "
         f"({plan.gpu_memory_gib:g} GiB): tensor {parallel.tensor}, pipeline {parallel.pipeline} x "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from armd_scale.config import derived as derive
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.parallel.pipeline.partition import PipelineStage
 from armd_scale.plan.activations import bytes_per_value
 from armd_scale.plan.compute import LayerRows, layer_rows
@@ -28,12 +28,12 @@ class CommunicationVolume:
 
 
 def messages_of(
-    recipe: Recipe, chunks: Sequence[PipelineStage], *, replicas: int, one_stream: bool
+    recipe: ResolvedRecipe, chunks: Sequence[PipelineStage], *, replicas: int, one_stream: bool
 ) -> CommunicationVolume:
     """What a rank of a pipeline stage sends.
 
     Args:
-        recipe: `model.vocab_size` given.
+        recipe: a resolved recipe.
         chunks: the rank's parts of the network.
         replicas: size of data parallelism.
         one_stream: whether the query stream runs alone.
@@ -48,13 +48,13 @@ def messages_of(
     )
 
 
-def _row_bytes(recipe: Recipe) -> int:
+def _row_bytes(recipe: ResolvedRecipe) -> int:
     """One row for every target of a micro-batch, all of its width."""
     targets = recipe.data.seq_length * recipe.train.micro_batch
     return targets * recipe.model.hidden * bytes_per_value(recipe)
 
 
-def _tensor_bytes(recipe: Recipe, chunk: PipelineStage, rows: Sequence[LayerRows]) -> float:
+def _tensor_bytes(recipe: ResolvedRecipe, chunk: PipelineStage, rows: Sequence[LayerRows]) -> float:
     tensor, sequence = recipe.parallel.tensor, recipe.parallel.sequence
     passes = sum(_layer_passes(recipe, rows[layer]) for layer in chunk.layers)
     if chunk.is_first:
@@ -64,7 +64,7 @@ def _tensor_bytes(recipe: Recipe, chunk: PipelineStage, rows: Sequence[LayerRows
     return passes * _row_bytes(recipe) * (tensor - 1) / tensor
 
 
-def _layer_passes(recipe: Recipe, rows: LayerRows) -> int:
+def _layer_passes(recipe: ResolvedRecipe, rows: LayerRows) -> int:
     """Gathers and scatters of one row per target, in forward, backward and recomputation.
 
     With sequence parallelism the MLP's input is gathered once more for the gradient of its weights,
@@ -81,7 +81,9 @@ def _layer_passes(recipe: Recipe, rows: LayerRows) -> int:
     return forward + backward + resharded + recomputed[recipe.train.recompute]
 
 
-def _pipeline_bytes(recipe: Recipe, chunk: PipelineStage, rows: Sequence[LayerRows]) -> float:
+def _pipeline_bytes(
+    recipe: ResolvedRecipe, chunk: PipelineStage, rows: Sequence[LayerRows]
+) -> float:
     """Rows to the next stage, gradients to the one before; sequence parallel ranks send a part."""
     first, last = chunk.layers[0], chunk.layers[-1]
     leaving = 0 if chunk.is_last else rows[last + 1].entering
@@ -90,7 +92,7 @@ def _pipeline_bytes(recipe: Recipe, chunk: PipelineStage, rows: Sequence[LayerRo
     return (leaving + entering) * _row_bytes(recipe) / shared
 
 
-def _data_bytes(recipe: Recipe, count: int, replicas: int) -> float:
+def _data_bytes(recipe: ResolvedRecipe, count: int, replicas: int) -> float:
     """Gradients, and the weights that ZeRO has split.
 
     Stages 1 and 2 reduce every bucket to all ranks (DeepSpeed's use_multi_rank_bucket_allreduce);

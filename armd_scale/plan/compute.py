@@ -10,10 +10,12 @@ attention kernel recomputes. Both follow the rows that really run: a left-to-rig
 from dataclasses import dataclass, replace
 from functools import cache
 
-from armd_scale.config import derived as derive
-from armd_scale.config.schema import ModelConfig, OrderConfig, Recipe
-from armd_scale.order.curriculum import order_at_step
-from armd_scale.order.policies import Groups, LeftToRight, Mixture, Order, Progressive, Strided
+from armd_scale.config import flops
+from armd_scale.config.derived import padded_vocab_size
+from armd_scale.config.resolve import ResolvedModel, ResolvedRecipe
+from armd_scale.order.policies import (
+    OrderPolicy,
+)
 
 CAUSAL = 0.5
 """Share of the keys that a row of a causal kernel visits; a dense kernel visits all, 1.0."""
@@ -33,61 +35,45 @@ class LayerRows:
     """Rows that attend, pass the MLP and go out."""
 
 
-def layer_rows(model: ModelConfig, *, one_stream: bool) -> tuple[LayerRows, ...]:
+def layer_rows(model: ResolvedModel, *, one_stream: bool) -> tuple[LayerRows, ...]:
     """The rows of every layer; all layers project keys and values of one row per target."""
-    both = 0 if one_stream else derive.two_stream_layers(model)
+    both = 0 if one_stream else model.two_stream_layers
     return tuple(
         LayerRows(2 if layer < both else 1, 2 if layer < both - 1 else 1)
         for layer in range(model.layers)
     )
 
 
-def can_run_one_stream(model: ModelConfig, order: Order) -> bool:
+def can_run_one_stream(model: ResolvedModel, order: OrderPolicy) -> bool:
     """Whether every batch of an order needs one stream: see `ArmdModel.runs_one_stream`."""
-    left_to_right = model.query == "anchor" and _is_left_to_right(order)
-    return derive.two_stream_layers(model) == 0 or left_to_right
+    left_to_right = model.query == "anchor" and order.is_left_to_right
+    return model.two_stream_layers == 0 or left_to_right
 
 
-def _is_left_to_right(order: Order) -> bool:
-    match order:
-        case LeftToRight():
-            return True
-        case Progressive():
-            return order.num_shuffled <= 1
-        case Strided():
-            return set(order.streams) == {1}
-        case Groups():
-            return set(order.sizes) == {1}
-        case Mixture():
-            return all(map(_is_left_to_right, order.orders))
-    return False
-
-
-def one_stream_share(recipe: Recipe) -> float:
+def one_stream_share(recipe: ResolvedRecipe) -> float:
     """Share of the run's steps that need one stream, from steps at even distances."""
     return _one_stream_share(recipe.model, recipe.order, recipe.train.steps)
 
 
 @cache
-def _one_stream_share(model: ModelConfig, order: OrderConfig, num_steps: int) -> float:
+def _one_stream_share(model: ResolvedModel, order: OrderPolicy, num_steps: int) -> float:
     steps = range(0, num_steps, max(1, num_steps // SAMPLED_STEPS))
-    return sum(can_run_one_stream(model, order_at_step(order, step)) for step in steps) / len(steps)
+    return sum(can_run_one_stream(model, order.at_step(step)) for step in steps) / len(steps)
 
 
-def model_flops_per_target(recipe: Recipe, *, one_stream: bool) -> int:
+def model_flops_per_target(recipe: ResolvedRecipe, *, one_stream: bool) -> int:
     """Model FLOPs of one target, forward and backward."""
-    assert recipe.model.vocab_size is not None
     model = replace(recipe.model, two_stream_layers=0) if one_stream else recipe.model
-    return derive.model_flops_per_token(model, recipe.data.seq_length, recipe.model.vocab_size)
+    return flops.model_flops_per_token(model, recipe.data.seq_length, recipe.model.vocab_size)
 
 
 def hardware_flops_per_target(
-    recipe: Recipe, *, one_stream: bool, visited: float = CAUSAL
+    recipe: ResolvedRecipe, *, one_stream: bool, visited: float = CAUSAL
 ) -> float:
     """Hardware FLOPs of one target, forward and backward.
 
     Args:
-        recipe: `model.vocab_size` given.
+        recipe: a resolved recipe.
         one_stream: whether the query stream runs alone.
         visited: share of the keys that attention kernels visit.
     """
@@ -96,7 +82,7 @@ def hardware_flops_per_target(
 
 
 def layer_hardware_flops(
-    recipe: Recipe, *, one_stream: bool, visited: float = CAUSAL
+    recipe: ResolvedRecipe, *, one_stream: bool, visited: float = CAUSAL
 ) -> tuple[float, ...]:
     """Hardware FLOPs of one target in every layer."""
     rows = layer_rows(recipe.model, one_stream=one_stream)
@@ -104,10 +90,10 @@ def layer_hardware_flops(
     return tuple(cost[kind] for kind in rows)
 
 
-def _layer_flops(recipe: Recipe, rows: LayerRows, visited: float) -> float:
+def _layer_flops(recipe: ResolvedRecipe, rows: LayerRows, visited: float) -> float:
     model, length = recipe.model, recipe.data.seq_length
-    width = model.heads * derive.head_dim(model)
-    row = derive.row_flops(model, length)
+    width = model.heads * model.head_dim
+    row = flops.row_flops(model, length)
     attention = 4 * width * length * rows.attending * visited
     projections = row.keys_values + 4 * model.hidden * width * rows.attending
     matrices = row.keys_values + (row.output - 2 * width * length) * rows.attending
@@ -115,14 +101,13 @@ def _layer_flops(recipe: Recipe, rows: LayerRows, visited: float) -> float:
     return 3 * matrices + (1 + FLASH_BACKWARD) * attention + again[recipe.train.recompute]
 
 
-def embedding_and_head_flops(recipe: Recipe) -> int:
+def embedding_and_head_flops(recipe: ResolvedRecipe) -> int:
     """Hardware FLOPs of one target before the first layer and after the last.
 
     The head multiplies with the padded vocabulary; the prefix query pools over all positions,
     hidden ones with weight zero.
     """
     model, length = recipe.model, recipe.data.seq_length
-    assert model.vocab_size is not None
-    padded = derive.padded_vocab_size(model.vocab_size, recipe.parallel.tensor)
-    start = 3 * 2 * derive.query_start_flops(model, length)
-    return start + 3 * derive.head_flops(model, padded)
+    padded = padded_vocab_size(model.vocab_size, recipe.parallel.tensor)
+    start = 3 * 2 * flops.query_init_flops(model, length)
+    return start + 3 * flops.head_flops(model, padded)

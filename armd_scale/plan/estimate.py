@@ -5,8 +5,8 @@ from functools import cached_property
 from typing import Any
 
 from armd_scale.config import derived as derive
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.config.rules import check as rules
-from armd_scale.config.schema import Recipe
 from armd_scale.plan.activations import bytes_per_value
 from armd_scale.plan.communication import CommunicationVolume, messages_of
 from armd_scale.plan.compute import (
@@ -57,7 +57,7 @@ class StepTime:
 class Estimate:
     """What a recipe costs on `world_size` GPUs."""
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     world_size: int
     gpu: Gpu
     gpu_memory_gib: float
@@ -175,11 +175,7 @@ class Estimate:
             "micro_batch": recipe.train.micro_batch,
             "micro_batches": self.micro_batches,
             "recompute": recipe.train.recompute,
-            "parameters": derive.num_parameters(
-                recipe.model,
-                recipe.model.vocab_size or 0,
-                max_positions=derive.max_positions(recipe),
-            ),
+            "parameters": derive.num_parameters(recipe.model, recipe.model.vocab_size),
             "memory_gib_by_stage": [
                 {key: gib(value) for key, value in asdict(one).items()} | {"total": gib(one.total)}
                 for one in self.memory
@@ -226,14 +222,14 @@ class Estimate:
 
 
 def plan_for(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     world_size: int,
     *,
     gpu: Gpu,
     gpu_memory_gib: float | None = None,
     efficiency: float = EFFICIENCY,
 ) -> Estimate:
-    """The plan of a recipe that passed `rules.check`, with `model.vocab_size` given.
+    """The plan of a recipe that passed `rules.check`.
 
     Raises:
         RecipeError: the recipe cannot run on so many processes; whether it fits is `Plan.fits`.

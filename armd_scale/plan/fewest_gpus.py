@@ -1,15 +1,14 @@
 """Whether a plan fits its GPUs, and the fewest GPUs that a recipe fits."""
 
-from dataclasses import replace
 from typing import Any
 
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.errors import RecipeError
 from armd_scale.plan.estimate import Estimate, plan_for
 from armd_scale.plan.memory import gib
 
 
-def smallest_plan(recipe: Recipe, **options: Any) -> Estimate:
+def smallest_plan(recipe: ResolvedRecipe, **options: Any) -> Estimate:
     """The plan for the fewest GPUs on which the recipe runs and fits; else the least overfull."""
     parallel, train = recipe.parallel, recipe.train
     size = parallel.tensor * parallel.pipeline * parallel.context
@@ -46,8 +45,3 @@ def require_fit(plan: Estimate) -> None:
         f"{gib(memory.total):.1f} GiB on pipeline stage {plan.peak_stage} ({state:.1f} for weights, "
         f"gradients and optimizer, {kept:.1f} for activations): {advice}, or see --search"
     )
-
-
-def with_vocabulary(recipe: Recipe, vocab_size: int) -> Recipe:
-    """The recipe with `model.vocab_size` given."""
-    return replace(recipe, model=replace(recipe.model, vocab_size=vocab_size))

@@ -6,7 +6,7 @@ sparsity, one direction of the links that they give for both. Memory is what the
 
 from dataclasses import dataclass
 
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 
 GPUS_PER_NODE = 8
 
@@ -44,7 +44,7 @@ class Gpu:
     network_bytes_per_second: float
     """To GPUs of other nodes, a network card for each GPU assumed."""
 
-    def peak(self, recipe: Recipe) -> float:
+    def peak(self, recipe: ResolvedRecipe) -> float:
         """Operations per second in the recipe's precision."""
         return self.bf16_flops if recipe.train.precision == "bf16" else self.fp32_flops
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from armd_scale.config import derived as derive
-from armd_scale.config.schema import ModelConfig, ParallelConfig, Recipe
+from armd_scale.config.resolve import ResolvedModel, ResolvedRecipe
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.pipeline.partition import PipelineStage, all_stages
 from armd_scale.plan.activations import FP32, bytes_per_value, chunk_activations, working_bytes
 from armd_scale.plan.gpus import CONTEXT_BYTES, FRAGMENTATION
@@ -53,11 +54,11 @@ class RankMemory:
         return peak * (1 + FRAGMENTATION) + CONTEXT_BYTES
 
 
-def memory_by_stage(recipe: Recipe, world_size: int) -> list[RankMemory]:
+def memory_by_stage(recipe: ResolvedRecipe, world_size: int) -> list[RankMemory]:
     """The memory of a rank of every pipeline stage; tensor- and data-parallel ranks are alike.
 
     Args:
-        recipe: one that passes the rules for `world_size` processes, `model.vocab_size` given.
+        recipe: one that passes the rules for `world_size` processes, resolved.
         world_size: number of processes.
     """
     replicas = derive.data_parallel_size(recipe.parallel, world_size)
@@ -67,7 +68,7 @@ def memory_by_stage(recipe: Recipe, world_size: int) -> list[RankMemory]:
     ]
 
 
-def chunks_by_rank(recipe: Recipe) -> tuple[tuple[PipelineStage, ...], ...]:
+def chunks_by_rank(recipe: ResolvedRecipe) -> tuple[tuple[PipelineStage, ...], ...]:
     """The parts of the network that every pipeline rank holds."""
     parallel = ParallelConfig(
         pipeline=recipe.parallel.pipeline, virtual_pipeline=recipe.parallel.virtual_pipeline
@@ -77,14 +78,14 @@ def chunks_by_rank(recipe: Recipe) -> tuple[tuple[PipelineStage, ...], ...]:
 
 @cache
 def _chunks_by_rank(
-    model: ModelConfig, parallel: ParallelConfig, seq_length: int
+    model: ResolvedModel, parallel: ParallelConfig, seq_length: int
 ) -> tuple[tuple[PipelineStage, ...], ...]:
     stages = all_stages(model, parallel, seq_length=seq_length)
     return tuple(tuple(stages[rank :: parallel.pipeline]) for rank in range(parallel.pipeline))
 
 
 def _rank_memory(
-    recipe: Recipe, chunks: Sequence[PipelineStage], *, rank: int, replicas: int
+    recipe: ResolvedRecipe, chunks: Sequence[PipelineStage], *, rank: int, replicas: int
 ) -> RankMemory:
     count = sum(chunk_parameters(recipe, chunk) for chunk in chunks)
     state = _state(recipe, count, replicas)
@@ -95,7 +96,7 @@ def _rank_memory(
     return RankMemory(**state, activations=held, workspace=working)
 
 
-def _state(recipe: Recipe, count: int, replicas: int) -> dict[str, float]:
+def _state(recipe: ResolvedRecipe, count: int, replicas: int) -> dict[str, float]:
     """What holds weights in one form or another, as DeepSpeed 0.19 keeps it (measured)."""
     stage, width = recipe.optim.zero_stage, bytes_per_value(recipe)
     share = count / replicas if stage > 0 else count
@@ -115,36 +116,38 @@ def _state(recipe: Recipe, count: int, replicas: int) -> dict[str, float]:
     return {name: float(value) for name, value in state.items()}
 
 
-def chunk_parameters(recipe: Recipe, chunk: PipelineStage) -> int:
+def chunk_parameters(recipe: ResolvedRecipe, chunk: PipelineStage) -> int:
     """Weights that a rank holds of one chunk of the network."""
     model, tensor = recipe.model, recipe.parallel.tensor
-    assert model.vocab_size is not None
     embedding = derive.padded_vocab_size(model.vocab_size, tensor) // tensor * model.hidden
-    rows = derive.max_positions(recipe)
     count = len(chunk.layers) * _layer_parameters(model, tensor)
     if chunk.is_first:
-        learned = rows * model.hidden if model.position_embedding == "learned_absolute" else 0
-        count += embedding + learned + derive.num_query_init_parameters(model, rows)
+        learned = (
+            model.position_table_rows * model.hidden
+            if model.position_embedding == "learned_absolute"
+            else 0
+        )
+        count += embedding + learned + derive.num_query_init_parameters(model)
     if chunk.is_last:
         tied_here = model.tie_embeddings and chunk.is_first
         count += _norm(model) + (0 if tied_here else embedding)
     return count
 
 
-def _layer_parameters(model: ModelConfig, tensor: int) -> int:
+def _layer_parameters(model: ResolvedModel, tensor: int) -> int:
     """Matrices and the biases of their columns are split; norms and the biases of rows are not."""
     whole = 2 * _norm(model) + model.hidden * (model.attention_output_bias + model.mlp_bias)
     if model.qk_norm == "head":
-        whole += 2 * derive.head_dim(model) * (2 if model.norm == "layernorm" else 1)
-    return whole + (derive.layer_parameter_count(model) - whole) // tensor
+        whole += 2 * model.head_dim * (2 if model.norm == "layernorm" else 1)
+    return whole + (derive.num_layer_parameters(model) - whole) // tensor
 
 
-def _norm(model: ModelConfig) -> int:
+def _norm(model: ResolvedModel) -> int:
     return model.hidden * (2 if model.norm == "layernorm" else 1)
 
 
 def peak_in_flight_activations(
-    recipe: Recipe, *, rank: int, micro_batches: int, kept: Sequence[float]
+    recipe: ResolvedRecipe, *, rank: int, micro_batches: int, kept: Sequence[float]
 ) -> float:
     """The most bytes of activations that a rank holds under (interleaved) 1F1B.
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.config.rules import check as rules
-from armd_scale.config.schema import ParallelConfig, Recipe
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import RecipeError
 from armd_scale.plan.estimate import Estimate, plan_for
 from armd_scale.plan.gpus import GPUS_PER_NODE
@@ -32,14 +33,14 @@ class SearchResult:
 
 
 def best_layouts(
-    recipe: Recipe, world_size: int, *, count: int = 5, **options: Any
+    recipe: ResolvedRecipe, world_size: int, *, count: int = 5, **options: Any
 ) -> SearchResult:
     """Searches tensor, pipeline and data parallelism, ZeRO, micro-batch and recomputation.
 
     The global batch stays as it is, so every layout trains the same model.
 
     Args:
-        recipe: `model.vocab_size` given.
+        recipe: a resolved recipe.
         world_size: number of GPUs.
         count: how many to give back.
         options: of `plan_for`.
@@ -67,7 +68,7 @@ def best_layouts(
     return SearchResult(tuple(fitting[:count]), seen["tried"], seen["overfull"])
 
 
-def _candidates(recipe: Recipe, world_size: int) -> Iterator[Recipe]:
+def _candidates(recipe: ResolvedRecipe, world_size: int) -> Iterator[ResolvedRecipe]:
     """Every layout that is not plainly impossible; the rules judge the rest.
 
     ZeRO 2 is left out: gradients stay whole until the last micro-batch is through, so it holds and
@@ -84,7 +85,7 @@ def _candidates(recipe: Recipe, world_size: int) -> Iterator[Recipe]:
             )
 
 
-def _splits(recipe: Recipe, world_size: int) -> Iterator[ParallelConfig]:
+def _splits(recipe: ResolvedRecipe, world_size: int) -> Iterator[ParallelConfig]:
     layers = recipe.model.layers
     for tensor in (n for n in range(1, GPUS_PER_NODE + 1) if world_size % n == 0):
         for pipeline in (n for n in range(1, layers + 1) if world_size // tensor % n == 0):

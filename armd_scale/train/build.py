@@ -18,8 +18,7 @@ from armd_scale.checkpoint.load import (
     open_checkpoint,
 )
 from armd_scale.checkpoint.store import list_checkpoints
-from armd_scale.config.derived import head_dim, kv_heads, max_positions
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.errors import CheckpointError
 from armd_scale.fault.watchdog import Watchdog
 from armd_scale.log import get_logger
@@ -47,7 +46,7 @@ KEYS_FREE_WITH_INIT_FROM = frozenset(
 class TrainerComponents:
     """What the loop and its periodic tasks work with."""
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     environment: DistributedEnv
     groups: ProcessGroupCollection
     network: ModelChunks
@@ -72,12 +71,12 @@ class TrainerComponents:
         return compute_dtype(self.recipe)
 
 
-def compute_dtype(recipe: Recipe) -> torch.dtype:
+def compute_dtype(recipe: ResolvedRecipe) -> torch.dtype:
     """The type of weights and activations in forward and backward."""
     return torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
 
 
-def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
+def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
     """The checkpoint that a run resumes from, as `checkpoint.resume` says; None for a fresh start.
 
     Raises:
@@ -102,7 +101,7 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     return checkpoint
 
 
-def latest_checkpoint_before(recipe: Recipe, step: int) -> Checkpoint | None:
+def latest_checkpoint_before(recipe: ResolvedRecipe, step: int) -> Checkpoint | None:
     """The newest sound checkpoint of the run that was taken before a step; None: there is none."""
     for folder in reversed(list_checkpoints(Path(recipe.run.folder) / "checkpoints")):
         try:
@@ -115,7 +114,7 @@ def latest_checkpoint_before(recipe: Recipe, step: int) -> Checkpoint | None:
     return None
 
 
-def initial_checkpoint(recipe: Recipe, resumed: Checkpoint | None) -> Checkpoint | None:
+def initial_checkpoint(recipe: ResolvedRecipe, resumed: Checkpoint | None) -> Checkpoint | None:
     """The checkpoint whose weights open the run: the resumed one, else that of `model.init_from`.
 
     Raises:
@@ -129,13 +128,13 @@ def initial_checkpoint(recipe: Recipe, resumed: Checkpoint | None) -> Checkpoint
     return checkpoint
 
 
-def _check_same_function(recipe: Recipe, checkpoint: Checkpoint) -> None:
+def _check_same_function(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> None:
     """Weights of one function are noise in another, though every shape may agree.
 
     What may differ says how query rows start and which layers carry content (FREE_AT_START): the
     weights of the layers mean the same under all of it.
     """
-    mine, theirs = _resolved_model(recipe), _resolved_model(checkpoint.recipe)
+    mine, theirs = dataclasses.asdict(recipe.model), dataclasses.asdict(checkpoint.recipe.model)
     if not _has_position_table(recipe, checkpoint):
         mine["max_positions"] = theirs["max_positions"]
     for key in mine:
@@ -147,22 +146,13 @@ def _check_same_function(recipe: Recipe, checkpoint: Checkpoint) -> None:
             )
 
 
-def _resolved_model(recipe: Recipe) -> dict[str, Any]:
-    """The model section with the values that null stands for."""
-    return dataclasses.asdict(recipe.model) | {
-        "kv_heads": kv_heads(recipe.model),
-        "head_dim": head_dim(recipe.model),
-        "max_positions": max_positions(recipe),
-    }
-
-
-def _has_position_table(recipe: Recipe, checkpoint: Checkpoint) -> bool:
+def _has_position_table(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> bool:
     """Whether a learned table of positions would go from one to the other."""
     pooled = all("prefix" in each.model.query for each in (recipe, checkpoint.recipe))
     return pooled or recipe.model.position_embedding == "learned_absolute"
 
 
-def _check_same_model(recipe: Recipe, checkpoint: Checkpoint) -> None:
+def _check_same_model(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> None:
     mine, theirs = dataclasses.asdict(recipe.model), dataclasses.asdict(checkpoint.recipe.model)
     for key in mine:
         if key != "init_from" and mine[key] != theirs[key]:
@@ -173,7 +163,7 @@ def _check_same_model(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 
 def build_network(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     weights: Checkpoint | None,
     *,
     groups: ProcessGroupCollection,
@@ -195,7 +185,6 @@ def build_network(
                 recipe.model,
                 config,
                 groups=groups,
-                max_positions=max_positions(recipe),
                 recompute=recompute,
                 stage=stage,
                 seed=recipe.run.seed,

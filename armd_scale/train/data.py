@@ -1,10 +1,10 @@
 """What a run reads besides checkpoints: opened and checked before the run writes anything."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from armd_scale.checkpoint.load import Checkpoint
+from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import Recipe
 from armd_scale.data.indexed_reader import open_shards
 from armd_scale.data.manifest import Manifest, load_manifest
@@ -12,7 +12,8 @@ from armd_scale.data.sample_stream import SampleStream, open_sample_stream
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import RecipeError, TokenizerError
-from armd_scale.order.policies import Order, parse_spec
+from armd_scale.order.policies import OrderPolicy
+from armd_scale.order.spec import parse_spec
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class EvalData:
     """What evaluations during the run score."""
 
     windows: TokenWindows
-    orders: tuple[Order, ...]
+    orders: tuple[OrderPolicy, ...]
 
 
-def resolve_vocab_size(recipe: Recipe) -> Recipe:
-    """The recipe with `model.vocab_size` filled in from the training shards.
+def resolve_from_shards(recipe: Recipe) -> ResolvedRecipe:
+    """Resolve a recipe, taking an open `model.vocab_size` from the training shards.
 
     Raises:
         ShardError: there are no such shards.
@@ -46,8 +47,7 @@ def resolve_vocab_size(recipe: Recipe) -> Recipe:
             f"the tokenizer of {', '.join(manifests)} must fit model.vocab_size={given}, and has "
             f"{largest} tokens: preprocess with the model's tokenizer or raise model.vocab_size"
         )
-    model = dataclasses.replace(recipe.model, vocab_size=given or largest)
-    return dataclasses.replace(recipe, model=model)
+    return resolve(recipe, vocab_size=largest)
 
 
 def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
@@ -78,7 +78,7 @@ def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
         )
 
 
-def open_samples(recipe: Recipe) -> SampleStream:
+def open_samples(recipe: ResolvedRecipe) -> SampleStream:
     """The training samples.
 
     Raises:
@@ -92,7 +92,7 @@ def open_samples(recipe: Recipe) -> SampleStream:
     )
 
 
-def open_held_out(recipe: Recipe) -> EvalData | None:
+def open_held_out(recipe: ResolvedRecipe) -> EvalData | None:
     """The held-out windows and the orders to score them under; None where nothing is evaluated.
 
     Raises:

@@ -14,8 +14,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import Checkpoint, load_network, open_checkpoint
-from armd_scale.config.derived import max_positions
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
@@ -49,7 +48,7 @@ class Teacher:
         return TeacherOutput(samples, rows, self._network.local_logits)
 
 
-def open_teacher(recipe: Recipe) -> Checkpoint | None:
+def open_teacher(recipe: ResolvedRecipe) -> Checkpoint | None:
     """The checkpoint of `train.distillation`; None where there is none to hold to.
 
     Raises:
@@ -64,7 +63,7 @@ def open_teacher(recipe: Recipe) -> Checkpoint | None:
             f"train.distillation must have the model's vocabulary of {mine.vocab_size} tokens, and "
             f"{checkpoint.folder} has {theirs.vocab_size}: choose the model's own ancestor"
         )
-    num_positions, needed = max_positions(checkpoint.recipe), recipe.data.seq_length + 1
+    num_positions, needed = theirs.position_table_rows, recipe.data.seq_length + 1
     if theirs.position_embedding == "learned_absolute" and num_positions < needed:
         raise CheckpointError(
             f"train.distillation must know data.seq_length + 1 = {needed} positions, and "
@@ -74,7 +73,7 @@ def open_teacher(recipe: Recipe) -> Checkpoint | None:
 
 
 def load_teacher(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     checkpoint: Checkpoint | None,
     *,
     groups: ProcessGroupCollection,

@@ -12,8 +12,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.cluster.launch_log import record_launch
-from armd_scale.config.derived import accumulation_steps, head_dim, kv_heads
+from armd_scale.config.derived import accumulation_steps
 from armd_scale.config.load import dump_recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.config.rules.check import check_world
 from armd_scale.config.schema import Recipe
 from armd_scale.data.loader import DataParallelShare, MicroBatchLoader
@@ -50,7 +51,7 @@ from armd_scale.train.data import (
     check_tokenizers,
     open_held_out,
     open_samples,
-    resolve_vocab_size,
+    resolve_from_shards,
     tokenizer_folder,
 )
 from armd_scale.train.device_metrics import device_memory_gib
@@ -70,11 +71,16 @@ def train(recipe: Recipe, environment: DistributedEnv) -> int:
         ArmdError: the recipe, data or checkpoint cannot be used, or the loss is not finite.
     """
     check_world(recipe, environment.world_size)
-    recipe = resolve_recompute(
-        resolve_vocab_size(recipe),
+    resolved = resolve_recompute(
+        resolve_from_shards(recipe),
         environment.world_size,
         memory_gib=device_memory_gib(environment.device),
     )
+    return train_resolved(resolved, environment)
+
+
+def train_resolved(recipe: ResolvedRecipe, environment: DistributedEnv) -> int:
+    """Train a resolved recipe; as `train` otherwise."""
     resumed = find_checkpoint(recipe)
     weights = initial_checkpoint(recipe, resumed)
     parent_checkpoint = open_teacher(recipe)
@@ -107,7 +113,7 @@ def train(recipe: Recipe, environment: DistributedEnv) -> int:
 class TrainingContext:
     """What stays as it is when weights go back to a checkpoint."""
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     environment: DistributedEnv
     groups: ProcessGroupCollection
     samples: SampleStream
@@ -178,7 +184,7 @@ def train_from(
         return train_loop(parts, batches, state, callbacks=periodic, stop=stop)
 
 
-def log_layout(recipe: Recipe, groups: ProcessGroupCollection) -> None:
+def log_layout(recipe: ResolvedRecipe, groups: ProcessGroupCollection) -> None:
     """Says how layers are shared out over pipeline stages, and how long stages will wait."""
     parallel, length = recipe.parallel, recipe.data.seq_length
     if parallel.pipeline > 1:
@@ -191,13 +197,15 @@ def log_layout(recipe: Recipe, groups: ProcessGroupCollection) -> None:
         get_logger(__name__).info("%s", line)
 
 
-def log_kernels(recipe: Recipe, groups: ProcessGroupCollection, device: torch.device) -> None:
+def log_kernels(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, device: torch.device
+) -> None:
     """Says which attention kernel runs, and what is computed again for the backward pass."""
     kernel = sdpa_backend_name(
         heads=2 * recipe.model.heads // groups.tp.size(),  # both streams are folded into them
-        kv_heads=kv_heads(recipe.model) // groups.tp.size(),
+        kv_heads=recipe.model.kv_heads // groups.tp.size(),
         rows=recipe.data.seq_length,
-        head_dim=head_dim(recipe.model),
+        head_dim=recipe.model.head_dim,
         device=device,
         dtype=compute_dtype(recipe),
     )
@@ -206,7 +214,7 @@ def log_kernels(recipe: Recipe, groups: ProcessGroupCollection, device: torch.de
 
 
 def build_optimizer(
-    recipe: Recipe, network: ModelChunks, resumed: Checkpoint | None
+    recipe: ResolvedRecipe, network: ModelChunks, resumed: Checkpoint | None
 ) -> tuple[ZeroEngine, ExponentialMovingAverage | None, TrainState]:
     """The engine, the running average where one is asked for, and where the run stands."""
     decay, precision = recipe.optim.ema_decay, recipe.train.precision
@@ -225,7 +233,7 @@ def build_optimizer(
     return engine, average, state
 
 
-def prepare_folder(recipe: Recipe, environment: DistributedEnv) -> None:
+def prepare_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> None:
     """Makes the run's folder, with room for checkpoints, and sends the log there too.
 
     Raises:
@@ -251,7 +259,7 @@ def prepare_folder(recipe: Recipe, environment: DistributedEnv) -> None:
     )
 
 
-def open_metrics(recipe: Recipe, state: TrainState) -> Sequence[MetricsWriter]:
+def open_metrics(recipe: ResolvedRecipe, state: TrainState) -> Sequence[MetricsWriter]:
     """Keeps the resolved recipe in the run's folder, now that the run can begin; opens metrics."""
     (Path(recipe.run.folder) / "recipe.yaml").write_text(dump_recipe(recipe))
     return open_writers(recipe, last_step=state.step)

@@ -10,28 +10,29 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from armd_scale.config.load import dump_recipe, load_recipe, recipe_from_mapping
-from armd_scale.config.schema import (
-    BlendSource,
-    LeftToRightConfig,
-    OrderStage,
-    ProgressiveConfig,
-    RandomConfig,
-    Recipe,
-    RopeScaling,
-    StagesConfig,
-    StridedConfig,
-    WandbConfig,
-)
+from armd_scale.config.codec import DataclassDecoder
+from armd_scale.config.load import dump_recipe, load_recipe
+from armd_scale.config.renamed_keys import RENAMED_KEYS, RENAMED_VALUES
+from armd_scale.config.schema import BlendSource, Recipe, RopeScaling, WandbConfig
 from armd_scale.errors import RecipeError
+from armd_scale.order.policies import (
+    POLICIES,
+    LeftToRight,
+    OrderPolicy,
+    OrderStage,
+    Progressive,
+    RandomPermutation,
+    Stages,
+    Strided,
+)
 from tests.support.recipes import SMALL, SMALL_YAML, bend
 
 STAGED = """\
 extends: small.yaml
 order:
   policy: stages
-  parts:
-    - {until: 1000, policy: l2r}
+  stages:
+    - {until_step: 1000, policy: l2r}
     - {policy: strided, streams: [2]}
 """
 
@@ -73,10 +74,10 @@ def test_numbers_without_a_dot_are_numbers(small: Path) -> None:
 
 def test_parts_of_orders_are_written_flat(small: Path) -> None:
     path = write(small.parent, "staged.yaml", STAGED)
-    assert load_recipe(path).order == StagesConfig(
+    assert load_recipe(path).order == Stages(
         stages=(
-            OrderStage(until_step=1000, order=LeftToRightConfig()),
-            OrderStage(order=StridedConfig(streams=(2,))),
+            OrderStage(until_step=1000, order=LeftToRight()),
+            OrderStage(order=Strided(streams=(2,))),
         )
     )
 
@@ -117,11 +118,11 @@ def test_an_order_replaces_the_one_it_extends_as_a_whole(small: Path) -> None:
     order = "order: {policy: progressive, ar_steps: 1, ramp_end: 2, rho: 3}\n"
     base = write(small.parent, "base.yaml", f"extends: small.yaml\n{order}")
     path = write(small.parent, "top.yaml", "extends: base.yaml\norder: {policy: random}\n")
-    assert load_recipe(base).order == ProgressiveConfig(ar_steps=1, ramp_end=2, rho=3)
-    assert load_recipe(path).order == RandomConfig()
+    assert load_recipe(base).order == Progressive(ar_steps=1, ramp_end=2, rho=3)
+    assert load_recipe(path).order == RandomPermutation()
     partial = write(small.parent, "partial.yaml", "extends: base.yaml\norder: {rho: 4}\n")
     assert refusal(partial).startswith(
-        "partial.yaml:2: order.policy is missing, give it one of l2r,"
+        "partial.yaml:2: order.policy is missing: set it to one of l2r,"
     )
 
 
@@ -134,9 +135,9 @@ def test_an_order_replaces_the_one_it_extends_as_a_whole(small: Path) -> None:
         ("run.name=a=b", {"run.name": "a=b"}),
         ("parallel.tensor=2", {"parallel": replace(SMALL.parallel, tensor=2)}),
         ("log.wandb.mode=disabled", {"log.wandb": WandbConfig(mode="disabled")}),
-        ("eval.orders=[l2r, strided:2]", {"eval.orders": ("l2r", "strided:2")}),
-        ("order={policy: random}", {"order": RandomConfig()}),
-        ("order.policy=random", {"order": RandomConfig()}),
+        ("eval.orders=[l2r, strided-ar:2]", {"eval.orders": ("l2r", "strided-ar:2")}),
+        ("order={policy: random}", {"order": RandomPermutation()}),
+        ("order.policy=random", {"order": RandomPermutation()}),
     ],
 )
 def test_overrides(small: Path, override: str, changes: dict[str, Any]) -> None:
@@ -145,12 +146,12 @@ def test_overrides(small: Path, override: str, changes: dict[str, Any]) -> None:
 
 def test_overrides_reach_into_lists_and_the_last_one_wins(small: Path) -> None:
     path = write(small.parent, "staged.yaml", STAGED)
-    recipe = load_recipe(path, ["order.parts.0.until=10", "order.parts.0.until=20"])
-    assert isinstance(recipe.order, StagesConfig)
+    recipe = load_recipe(path, ["order.stages.0.until_step=10", "order.stages.0.until_step=20"])
+    assert isinstance(recipe.order, Stages)
     assert recipe.order.stages[0].until_step == 20
-    recipe = load_recipe(path, ["order.parts.1={policy: random}"])
-    assert isinstance(recipe.order, StagesConfig)
-    assert recipe.order.stages[1] == OrderStage(order=RandomConfig())
+    recipe = load_recipe(path, ["order.stages.1={policy: random}"])
+    assert isinstance(recipe.order, Stages)
+    assert recipe.order.stages[1] == OrderStage(order=RandomPermutation())
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -170,46 +171,49 @@ def test_overrides_reach_into_lists_and_the_last_one_wins(small: Path) -> None:
         ),
         ("order.streams=[1]", "order.streams is not a known key; known here: policy"),
         ("order.0=1", "order.0 is not a known key; known here: policy"),
-        ("model.layers=four", "model.layers must be a whole number, got 'four'"),
-        ("model.layers=4.0", "model.layers must be a whole number, got 4.0"),
-        ("model.layers=true", "model.layers must be a whole number, got true"),
-        ("model.layers=", "model.layers must be a whole number, got null"),
-        ("model.layers=[4]", "model.layers must be a whole number, got [4]"),
-        ("model.mlp_bias=1", "model.mlp_bias must be true or false, got 1"),
-        ("model.qk_norm=true", "model.qk_norm must be one of none, head, projection, got true"),
-        ("optim.lr=true", "optim.lr must be a number, got true"),
-        ("optim.lr=fast", "optim.lr must be a number, got 'fast'"),
-        ("optim.lr=.nan", "optim.lr must be a number, got nan"),
-        ("optim.lr={a: 1}", "optim.lr must be a number, got a mapping"),
-        ("optim.ema_decay=x", "optim.ema_decay must be a number, got 'x'"),
-        ("run.name=2024", "run.name must be text, got 2024; put it in quotes"),
-        ("run.name=", "run.name must be text, got null"),
-        ("train.precision=fp16", "train.precision must be one of fp32, bf16, got 'fp16'; did you"),
-        ("optim.zero_stage=4", "optim.zero_stage must be one of 0, 1, 2, 3, got 4"),
-        ("optim.zero_stage=true", "optim.zero_stage must be one of 0, 1, 2, 3, got true"),
-        ("optim.betas=[0.9]", "optim.betas must be a list of 2, a number each, got [0.9]"),
-        ("optim.betas=0.9", "optim.betas must be a list of 2, a number each, got 0.9"),
-        ("eval.orders=l2r", "eval.orders must be a list, text each, got 'l2r'"),
-        ("eval.orders=[l2r, 2]", "eval.orders.1 must be text, got 2; put it in quotes"),
+        ("model.layers=four", "model.layers must be a whole number (got 'four')"),
+        ("model.layers=4.0", "model.layers must be a whole number (got 4.0)"),
+        ("model.layers=true", "model.layers must be a whole number (got true)"),
+        ("model.layers=", "model.layers must be a whole number (got null)"),
+        ("model.layers=[4]", "model.layers must be a whole number (got [4])"),
+        ("model.mlp_bias=1", "model.mlp_bias must be true or false (got 1)"),
+        ("model.qk_norm=true", "model.qk_norm must be one of none, head, projection (got true)"),
+        ("optim.lr=true", "optim.lr must be a number (got true)"),
+        ("optim.lr=fast", "optim.lr must be a number (got 'fast')"),
+        ("optim.lr=.nan", "optim.lr must be a number (got nan)"),
+        ("optim.lr={a: 1}", "optim.lr must be a number (got a mapping)"),
+        ("optim.ema_decay=x", "optim.ema_decay must be a number (got 'x')"),
+        ("run.name=2024", "run.name must be text (got 2024); put it in quotes"),
+        ("run.name=", "run.name must be text (got null)"),
+        ("train.precision=fp16", "train.precision must be one of fp32, bf16 (got 'fp16'); did you"),
+        ("optim.zero_stage=4", "optim.zero_stage must be one of 0, 1, 2, 3 (got 4)"),
+        ("optim.zero_stage=true", "optim.zero_stage must be one of 0, 1, 2, 3 (got true)"),
+        ("optim.betas=[0.9]", "optim.betas must be a list of 2, a number each (got [0.9])"),
+        ("optim.betas=0.9", "optim.betas must be a list of 2, a number each (got 0.9)"),
+        ("eval.orders=l2r", "eval.orders must be a list, text each (got 'l2r')"),
+        ("eval.orders=[l2r, 2]", "eval.orders.1 must be text (got 2); put it in quotes"),
         (
             "data.train=3",
-            "data.train must be text or a list, a mapping of path, weight each, got 3",
+            "data.train must be text or a list, a mapping of path, weight each (got 3)",
         ),
-        ("data.train=[{path: a}]", "data.train.0.weight is missing, give it a number"),
-        ("data=3", "data must be a mapping of train, valid, seq_length, packing, workers, got 3"),
-        ("model.rope_scaling=2", "model.rope_scaling must be a mapping of kind, factor, low_f"),
-        ("order=l2r", "order must be a mapping, got 'l2r'"),
-        ("order={streams: [1]}", "order.policy is missing, give it one of l2r, progressive,"),
-        ("order={policy: stride}", "got 'stride'; did you mean strided?"),
+        ("data.train=[{path: a}]", "data.train.0.weight is missing: set it to a number"),
+        ("data=3", "data must be a mapping of train, valid, seq_length, packing, workers (got 3)"),
+        (
+            "model.rope_scaling=2",
+            "model.rope_scaling must be a mapping of rope_type, factor, low_f",
+        ),
+        ("order=l2r", "order must be a mapping (got 'l2r')"),
+        ("order={streams: [1]}", "order.policy is missing: set it to one of l2r, progressive,"),
+        ("order={policy: stride}", "(got 'stride'); did you mean strided?"),
         ("order={policy: 3}", "order.policy must be one of l2r, progressive, strided, random,"),
-        ("order={policy: groups}", "order.sizes is missing, give it a list, a whole number each"),
+        ("order={policy: groups}", "order.sizes is missing: set it to a list, a whole number each"),
         (
-            "order={policy: stages, parts: [{untill: 1, policy: l2r}]}",
-            "order.parts.0.untill is not a known key; did you mean until?",
+            "order={policy: stages, stages: [{untill: 1, policy: l2r}]}",
+            "order.stages.0.untill is not a known key; did you mean until_step?",
         ),
         (
-            "order={policy: mixture, parts: [{policy: l2r}]}",
-            "order.parts.0.weight is missing, give it a number",
+            "order={policy: mixture, components: [{policy: l2r}]}",
+            "order.components.0.weight is missing: set it to a number",
         ),
     ],
 )
@@ -225,19 +229,19 @@ def test_errors_name_the_file_and_line_that_is_wrong(small: Path) -> None:
     assert refusal(path) == expected
     small.write_text(SMALL_YAML.replace("heads: 4\n", "heads: many\n", 1))
     path.write_text("extends: small.yaml\n")
-    assert refusal(path) == "small.yaml:8: model.heads must be a whole number, got 'many'"
+    assert refusal(path) == "small.yaml:8: model.heads must be a whole number (got 'many')"
 
 
 def test_a_missing_section_or_key_is_named(small: Path) -> None:
     small.write_text(SMALL_YAML.replace("run: {name: small, folder: runs/small}\n", ""))
     sections = "a mapping of name, folder, seed"
-    assert refusal(small) == f"small.yaml: run is missing, give it {sections}"
+    assert refusal(small) == f"small.yaml: run is missing: set it to {sections}"
     small.write_text(SMALL_YAML.replace("steps: 100, ", ""))
-    assert refusal(small) == "small.yaml:11: train.steps is missing, give it a whole number"
+    assert refusal(small) == "small.yaml:11: train.steps is missing: set it to a whole number"
 
 
 def test_broken_rules_name_the_file(small: Path) -> None:
-    must = "train.global_batch must be a multiple of train.micro_batch (3), got 16"
+    must = "train.global_batch must be a multiple of train.micro_batch = 3 (got 16)"
     assert refusal(small, "train.micro_batch=3").startswith(f"small.yaml: {must}")
 
 
@@ -245,25 +249,25 @@ def test_broken_rules_name_the_file(small: Path) -> None:
     ("text", "sentence"),
     [
         ("", "bad.yaml: run is missing"),
-        ("- 1\n", "bad.yaml: a recipe must be a mapping of sections, got [1]"),
-        ("run: [1\ntrain: {}\n", "bad.yaml:2: this is not YAML: "),
-        ("run: {}\n---\nrun: {}\n", "bad.yaml:2: this is not YAML: but found another document"),
-        ("run: \x00\n", "bad.yaml: this is not YAML: "),
-        ("run: !!python/name:os.system\n", "bad.yaml:1: this is not YAML: "),
-        ("run: 2024-13-45\n", "bad.yaml: this is not YAML: "),
+        ("- 1\n", "bad.yaml: a recipe must be a mapping of sections (got [1])"),
+        ("run: [1\ntrain: {}\n", "bad.yaml:2: invalid YAML: "),
+        ("run: {}\n---\nrun: {}\n", "bad.yaml:2: invalid YAML: but found another document"),
+        ("run: \x00\n", "bad.yaml: invalid YAML: "),
+        ("run: !!python/name:os.system\n", "bad.yaml:1: invalid YAML: "),
+        ("run: 2024-13-45\n", "bad.yaml: invalid YAML: "),
         (
             "run:\n  name: a\n  name: b\n",
-            "bad.yaml:3: run.name is given twice, first at bad.yaml:2",
+            "bad.yaml:3: run.name is written twice, first at bad.yaml:2",
         ),
         ("run: &a\n  name: *a\n", "bad.yaml:1: run.name contains itself"),
-        ("run:\n  ? [a]\n  : b\n", "bad.yaml:2: a key in run must be plain text"),
+        ("run:\n  ? [a]\n  : b\n", "bad.yaml:2: a key in run must be a plain value"),
         ("5: {}\n", "bad.yaml:1: 5 is not a known key"),
-        ("extends: 3\n", "bad.yaml:1: extends must be one file name, got 3"),
+        ("extends: 3\n", "bad.yaml:1: extends must be one file name (got 3)"),
         (
             "\nextends: none.yaml\n",
-            "bad.yaml:2: extends must name a recipe, but none.yaml is no file",
+            "bad.yaml:2: extends must name a recipe, but none.yaml does not exist",
         ),
-        ("extends: bad.yaml\n", "bad.yaml: extends itself by way of bad.yaml"),
+        ("extends: bad.yaml\n", "bad.yaml: extends itself through bad.yaml"),
     ],
 )
 def test_unreadable_yaml(tmp_path: Path, text: str, sentence: str) -> None:
@@ -273,28 +277,31 @@ def test_unreadable_yaml(tmp_path: Path, text: str, sentence: str) -> None:
 
 def test_unreadable_files(tmp_path: Path) -> None:
     missing = tmp_path / "missing.yaml"
-    assert refusal(missing) == "missing.yaml: the recipe cannot be read: No such file or directory"
+    assert refusal(missing) == "missing.yaml: cannot read the recipe: No such file or directory"
     missing.write_bytes(b"run: \xff\n")
-    assert refusal(missing) == "missing.yaml: a recipe must be UTF-8 text; invalid start byte"
+    assert refusal(missing) == "missing.yaml: a recipe must be UTF-8 text (invalid start byte)"
 
 
 def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "extends: b.yaml\n")
     write(tmp_path, "b.yaml", "extends: a.yaml\n")
-    assert "a.yaml: extends itself by way of" in refusal(tmp_path / "a.yaml")
+    assert "a.yaml: extends itself through" in refusal(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("model.layers", "an override must read section.key=value"),
-        ("=3", "an override must read section.key=value"),
-        ("model..layers=3", "an override must read section.key=value"),
-        ("model.layers=[3", "this is not YAML: "),
+        ("model.layers", "an override must be written section.key=value"),
+        ("=3", "an override must be written section.key=value"),
+        ("model..layers=3", "an override must be written section.key=value"),
+        ("model.layers=[3", "invalid YAML: "),
         ("model.layers.x=3", "model.layers.x cannot be set, because model.layers is 4"),
         ("model.layers.x.y=3", "model.layers.x cannot be set, because model.layers is 4"),
-        ("eval.orders.1=l2r", "eval.orders has 1 items, counted from 0, and none is 1"),
-        ("eval.orders.first=l2r", "eval.orders has 1 items, counted from 0, and none is first"),
+        ("eval.orders.1=l2r", "eval.orders has 1 items, and the index must be below that (got 1)"),
+        (
+            "eval.orders.first=l2r",
+            "eval.orders has 1 items, and the index must be below that (got first)",
+        ),
     ],
 )
 def test_overrides_that_lead_nowhere(small: Path, override: str, sentence: str) -> None:
@@ -317,6 +324,8 @@ def anything(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(anything(arguments[0]), max_size=2).map(tuple)
     if get_origin(hint) is tuple:
         return st.tuples(*map(anything, arguments))
+    if hint is OrderPolicy:
+        return st.deferred(lambda: st.one_of([anything(policy) for policy in POLICIES]))
     if isinstance(hint, type) and is_dataclass(hint):
         hints = get_type_hints(hint)
         return st.builds(
@@ -329,8 +338,8 @@ def anything(hint: Any) -> st.SearchStrategy[Any]:
 @given(anything(Recipe))
 @example(bend(SMALL, {"run.name": "\x85"}))
 def test_a_dumped_recipe_loads_back_equal(recipe: Recipe) -> None:
-    mapping = yaml.safe_load(dump_recipe(recipe))
-    assert recipe_from_mapping(mapping, source="dump") == recipe
+    decoder = DataclassDecoder(Recipe, str, {OrderPolicy: POLICIES})
+    assert decoder.decode(yaml.safe_load(dump_recipe(recipe))) == recipe
 
 
 def test_the_resolved_copy_is_a_recipe_file_with_every_key(small: Path) -> None:
@@ -341,11 +350,69 @@ def test_the_resolved_copy_is_a_recipe_file_with_every_key(small: Path) -> None:
     assert text.startswith("run:\n  name: small\n")
 
 
-def test_a_mapping_from_elsewhere_is_named_by_its_source() -> None:
-    mapping = yaml.safe_load(SMALL_YAML)
-    assert recipe_from_mapping(mapping, source="step 5") == SMALL
-    mapping["train"]["steps"] = "many"
-    with pytest.raises(
-        RecipeError, match=r"^step 5: train.steps must be a whole number, got 'many'"
-    ):
-        recipe_from_mapping(mapping, source="step 5")
+RENAMED = {
+    "model": {
+        "gap_rows": "max_anchor_gap",
+        "positions": "position_embedding",
+        "rope_base": "rope_theta",
+        "rotary_fraction": "partial_rotary_factor",
+        "norm_epsilon": "norm_eps",
+    },
+    "model.rope_scaling": {
+        "kind": "rope_type",
+        "low_frequency_factor": "low_freq_factor",
+        "high_frequency_factor": "high_freq_factor",
+        "original_max_positions": "original_max_position_embeddings",
+    },
+    "optim": {"epsilon": "eps"},
+    "train": {
+        "parent": "distillation",
+        "hang_seconds": "hang_timeout_seconds",
+        "guard": "loss_guard",
+    },
+    "train.loss_guard": {
+        "window": "window_steps",
+        "patience": "max_consecutive_bad_steps",
+        "rollbacks": "max_rollbacks",
+    },
+}
+RENAMED_IN_ORDERS = [
+    ("order={policy: diffusion, times: 4}", "order.times is now called num_timesteps"),
+    ("order={policy: mixture, parts: []}", "order.parts is now called components"),
+    ("order={policy: stages, parts: []}", "order.parts is now called stages"),
+    (
+        "order={policy: stages, stages: [{until: 5, policy: l2r}]}",
+        "order.stages.0.until is now called until_step",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        *(
+            (f"{section}.{old}=1", f"{section}.{old} is now called {new}: rename it")
+            for section, names in RENAMED.items()
+            for old, new in names.items()
+        ),
+        *RENAMED_IN_ORDERS,
+        (
+            "model.position_embedding=rotary",
+            "must be one of rope, learned_absolute (got 'rotary'); rotary is now called rope",
+        ),
+        (
+            "model.position_embedding=learned",
+            "(got 'learned'); learned is now called learned_absolute",
+        ),
+    ],
+)
+def test_a_former_name_is_refused_with_the_present_one(
+    small: Path, override: str, sentence: str
+) -> None:
+    assert sentence in refusal(small, override)
+
+
+def test_every_former_name_is_tested() -> None:
+    tested = {old for names in RENAMED.values() for old in names} | {"times", "parts", "until"}
+    assert tested == set(RENAMED_KEYS)
+    assert {value for _, value in RENAMED_VALUES} == {"rotary", "learned"}

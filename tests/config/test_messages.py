@@ -55,5 +55,5 @@ def test_near_misses() -> None:
 
 def test_paths_and_refusals() -> None:
     assert join(join("", "a"), 0) == "a.0"
-    with pytest.raises(RecipeError, match=r"^a\.b must be even, got 3; change it$"):
+    with pytest.raises(RecipeError, match=r"^a\.b must be even \(got 3\): change it$"):
         raise_rule_error("a.b", 3, requirement="be even", hint="change it")

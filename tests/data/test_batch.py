@@ -9,13 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.data.batch import ArmdBatch, KeySpans, make_batch
+from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import Order, parse_spec
+from armd_scale.order.policies import OrderPolicy
+from armd_scale.order.spans import KeySpans
+from armd_scale.order.spec import parse_spec
 from tests.support.strategies import orders
 
 
-def draw_batch(order: Order, lengths: list[tuple[int, ...]], *, sample: int) -> ArmdBatch:
+def draw_batch(order: OrderPolicy, lengths: list[tuple[int, ...]], *, sample: int) -> ArmdBatch:
     total = sum(lengths[0])
     rng = np.random.default_rng(sample)
     block = np.stack(
@@ -38,7 +40,7 @@ def draw_batch(order: Order, lengths: list[tuple[int, ...]], *, sample: int) -> 
     sample=st.integers(0, 1000),
 )
 def test_rows_carry_what_belongs_to_their_slot(
-    order: Order, lengths: tuple[int, ...], sample: int
+    order: OrderPolicy, lengths: tuple[int, ...], sample: int
 ) -> None:
     batch = draw_batch(order, [lengths, (33,)], sample=sample)
     tokens = np.random.default_rng(sample).integers(0, 1000, (2, 33))
@@ -62,7 +64,7 @@ def test_rows_carry_what_belongs_to_their_slot(
 
 
 @given(order=orders, sample=st.integers(0, 1000))
-def test_no_index_is_out_of_range(order: Order, sample: int) -> None:
+def test_no_index_is_out_of_range(order: OrderPolicy, sample: int) -> None:
     batch = draw_batch(order, [(1, 4, 1, 11), (17,)], sample=sample)
     num_rows = batch.tokens.shape[1]
     assert batch.label_positions.min() >= 1
@@ -74,7 +76,7 @@ def test_no_index_is_out_of_range(order: Order, sample: int) -> None:
 
 
 def test_dtypes_are_the_promised_ones() -> None:
-    batch = draw_batch(parse_spec("strided-joint:2"), [(9,), (5, 4)], sample=0)
+    batch = draw_batch(parse_spec("strided:2"), [(9,), (5, 4)], sample=0)
     assert batch.block.dtype == batch.content.start.dtype == batch.upper.stop.dtype == torch.int32
     assert batch.is_target.dtype == torch.bool
     others = ("tokens", "positions", "labels", "label_positions", "anchor_tokens", "anchor_gaps")

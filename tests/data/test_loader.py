@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from armd_scale.config.schema import OrderConfig, ProgressiveConfig, RandomConfig, StridedConfig
-from armd_scale.data.batch import ArmdBatch, KeySpans
+from armd_scale.data.batch import ArmdBatch
 from armd_scale.data.loader import DataParallelShare, MicroBatchLoader
 from armd_scale.data.sample_stream import SampleStream
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import ShardError, TrainingError
+from armd_scale.order.policies import OrderPolicy, Progressive, RandomPermutation, Strided
+from armd_scale.order.spans import KeySpans
 from tests.support.shards import write_pair
 
 GLOBAL_BATCH = 8
@@ -33,10 +34,10 @@ def prefix(tmp_path: Path) -> str:
 
 
 def open_samples(
-    prefix: str, *, order: OrderConfig | None = None, vocab_size: int = 500
+    prefix: str, *, order: OrderPolicy | None = None, vocab_size: int = 500
 ) -> SampleStream:
     windows = TokenWindows(prefix, 16, packing="documents", vocab_size=vocab_size)
-    return SampleStream([windows], [1.0], order=order or RandomConfig(), seed=99)
+    return SampleStream([windows], [1.0], order=order or RandomPermutation(), seed=99)
 
 
 def equal(one: ArmdBatch, other: ArmdBatch) -> bool:
@@ -89,7 +90,7 @@ def test_ranks_take_equal_parts_of_each_global_batch(prefix: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_resumed_run_goes_on_where_it_was(prefix: str, workers: int) -> None:
-    order = ProgressiveConfig(ar_steps=2, ramp_end=12, rho=16)
+    order = Progressive(ar_steps=2, ramp_end=12, rho=16)
     stream = open_samples(prefix, order=order)
     share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
     whole = list(itertools.islice(MicroBatchLoader(stream, share), 12))
@@ -104,7 +105,7 @@ def test_a_resumed_run_goes_on_where_it_was(prefix: str, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(prefix: str, workers: int) -> None:
-    stream = open_samples(prefix, order=StridedConfig())
+    stream = open_samples(prefix, order=Strided())
     share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
     state = torch.random.get_rng_state()
     inline = itertools.islice(MicroBatchLoader(stream, share), 15)

@@ -5,22 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armd_scale.config.schema import (
-    BlendSource,
-    DataConfig,
-    LeftToRightConfig,
-    OrderStage,
-    RandomConfig,
-    StagesConfig,
-)
+from armd_scale.config.schema import BlendSource, DataConfig
 from armd_scale.data.sample_stream import SampleStream, collate, draw_sample, open_sample_stream
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import ShardError
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import RandomPermutation, parse_spec
+from armd_scale.order.policies import LeftToRight, OrderStage, RandomPermutation, Stages
+from armd_scale.order.spec import parse_spec
 from tests.support.shards import write_pair
 
-RANDOM = RandomConfig()
+RANDOM = RandomPermutation()
 
 
 def windows(folder: Path, name: str, num_windows: int, *, first_token: int = 0) -> TokenWindows:
@@ -51,8 +45,8 @@ def test_sources_mix_by_weight_and_keep_epochs_of_their_own(tmp_path: Path) -> N
 
 
 def test_blocks_are_drawn_by_sample_number_under_the_order_of_the_step(tmp_path: Path) -> None:
-    order = StagesConfig(
-        stages=(OrderStage(until_step=2, order=LeftToRightConfig()), OrderStage(order=RANDOM)),
+    order = Stages(
+        stages=(OrderStage(until_step=2, order=LeftToRight()), OrderStage(order=RANDOM)),
     )
     stream = SampleStream([windows(tmp_path, "a", 9)], [1.0], order=order, seed=6)
     assert stream.sample(7, step=1).block.tolist() == [0, 1, 2, 3, 4]
@@ -62,7 +56,7 @@ def test_blocks_are_drawn_by_sample_number_under_the_order_of_the_step(tmp_path:
 
 def test_a_window_under_a_chosen_order(tmp_path: Path) -> None:
     source = windows(tmp_path, "a", 3)
-    sample = draw_sample(source, 2, order=parse_spec("strided:2"), seed=0, index=11)
+    sample = draw_sample(source, 2, order=parse_spec("strided-ar:2"), seed=0, index=11)
     assert sample.tokens.tolist() == [8, 9, 10, 11, 12]
     assert sample.block.tolist() == [0, 1, 3, 2, 4]
     batch = collate([sample, sample])
@@ -73,12 +67,12 @@ def test_a_window_under_a_chosen_order(tmp_path: Path) -> None:
 def test_a_recipe_s_data_section_opens(tmp_path: Path) -> None:
     prefix = write_pair(tmp_path / "a", [list(range(20)), list(range(20, 33))])
     one = DataConfig(train=prefix, seq_length=8, packing="documents")
-    stream = open_sample_stream(one, order=LeftToRightConfig(), seed=0, vocab_size=33)
+    stream = open_sample_stream(one, order=LeftToRight(), seed=0, vocab_size=33)
     lengths = {stream.sample(k, step=0).lengths for k in range(4)}
     assert lengths == {(9,), (4, 5)}
     parts = (BlendSource(path=prefix, weight=2.0), BlendSource(path=prefix, weight=1.0))
     two = DataConfig(train=parts, seq_length=8)
-    stream = open_sample_stream(two, order=LeftToRightConfig(), seed=0)
+    stream = open_sample_stream(two, order=LeftToRight(), seed=0)
     assert stream.sample(0, step=0).lengths == (9,)
     with pytest.raises(ShardError, match=r"data\.seq_length \+ 1 = 41 tokens, got 33"):
         open_sample_stream(DataConfig(train=prefix, seq_length=40), order=RANDOM, seed=0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.config.schema import RandomConfig
 from armd_scale.data.windows import TokenWindows
 from armd_scale.eval.evaluate import EvalRequest, prepare, run_prepared
+from armd_scale.order.policies import RandomPermutation
 from tests.support import cli as runs
 from tests.support.networks import batch_of, log_probs_by_position
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     text = runs.write_text(folder / "text")
     recipe = runs.tiny_recipe(
-        folder, text, order=RandomConfig(), train__steps=150, checkpoint__every_steps=150
+        folder, text, order=RandomPermutation(), train__steps=150, checkpoint__every_steps=150
     )
     runs.train(recipe, folder)
     return folder / "run", text

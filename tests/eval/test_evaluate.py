@@ -92,7 +92,7 @@ def test_how_middles_are_drawn(place, monkeypatch):
     ("changes", "sentence"),
     [
         ({"order": "stride:2"}, "an order must be one of .* the nearest is strided:S"),
-        ({"order": "strided:0"}, "amounts of an order must be whole numbers of at least 1"),
+        ({"order": "strided-ar:0"}, "numbers of order strided-ar must be whole numbers >= 1"),
         ({"checkpoint": "nothing"}, "nothing must be a checkpoint"),
         ({"data": "nothing"}, "nothing.bin does not exist"),
         ({"seq_length": 17}, "must fit the positions of the model, .* --seq-length 16 or less"),

@@ -11,7 +11,7 @@ from armd_scale.data.windows import TokenWindows
 from armd_scale.eval.likelihood import evaluate, score_windows
 from armd_scale.eval.output import write_dump
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import parse_spec
+from armd_scale.order.spec import parse_spec
 from tests.support.held_out import write_documents, write_manifest
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
 from tests.support.spawn import run_on_ranks
@@ -43,7 +43,7 @@ def by_hand(network, windows, spec, count, seed=SEED):
 
 
 @pytest.mark.parametrize("packing", ["concat", "documents"])
-@pytest.mark.parametrize("spec", ["l2r", "random", "strided-joint:4", "diffusion:5"])
+@pytest.mark.parametrize("spec", ["l2r", "random", "strided:4", "diffusion:5"])
 def test_the_mean_over_targets_of_the_first_windows(groups, prefix, spec, packing):
     network = build(LLAMA, groups, dtype=torch.float64)
     windows = TokenWindows(prefix, N, packing=packing)
@@ -121,7 +121,7 @@ def test_bits_per_byte_need_a_manifest(groups, prefix):
 def test_scores_stand_in_text_order(groups, prefix, packing):
     network = build(LLAMA, groups, dtype=torch.float64)
     windows = TokenWindows(prefix, N, packing=packing)
-    order = parse_spec("strided:3")
+    order = parse_spec("strided-ar:3")
     scores = score_windows(network, windows, order, numbers=range(1, 4), seed=SEED)
     assert scores.first == 1
     for row, w in enumerate(range(1, 4)):

@@ -13,7 +13,7 @@ from armd_scale.eval.likelihood import Likelihood, Scores
 from armd_scale.eval.output import require_parent_dir, summary, write_dump, write_json
 
 FOUND = Likelihood(
-    order="strided:2",
+    order="strided-ar:2",
     nll_nats_per_token=1.25,
     perplexity=math.exp(1.25),
     standard_error=0.03125,
@@ -35,7 +35,7 @@ def scores(first, count):
 def test_json_holds_the_figures_under_their_names(tmp_path):
     write_json(tmp_path / "found.json", FOUND)
     assert json.loads((tmp_path / "found.json").read_text()) == {
-        "order": "strided:2",
+        "order": "strided-ar:2",
         "nll_nats_per_token": 1.25,
         "perplexity": math.exp(1.25),
         "standard_error": 0.03125,
@@ -49,7 +49,7 @@ def test_json_holds_the_figures_under_their_names(tmp_path):
 
 def test_the_line_for_people_names_its_units():
     assert summary(FOUND) == (
-        "strided:2  1.2500 nats/token (standard error 0.0312)  perplexity 3.49  0.5000 bits/byte"
+        "strided-ar:2  1.2500 nats/token (standard error 0.0312)  perplexity 3.49  0.5000 bits/byte"
         "  96 tokens"
     )
     more = dataclasses.replace(FOUND, standard_error_over_orders=0.25, perplexity_per_word=9.0)

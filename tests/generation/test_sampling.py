@@ -5,15 +5,10 @@ import pytest
 import torch
 
 from armd_scale.errors import GenerationError
-from armd_scale.generation.sampling import (
-    RngStream,
-    Sampling,
-    sample_tokens,
-    token_probabilities,
-    uniform_numbers,
-)
+from armd_scale.generation.sampling import Sampling, sample_tokens, token_probabilities
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import parse_spec
+from armd_scale.order.rng import RngStream, uniform_numbers
+from armd_scale.order.spec import parse_spec
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], dtype=torch.float64)
 NUM_DRAWS = 20_000

@@ -11,7 +11,7 @@ from armd_scale.generation import (
     continuation_spec,
     infill_spec,
 )
-from armd_scale.generation.sampling import RngStream, random_uint64
+from armd_scale.order.rng import RngStream, random_uint64
 
 
 def words(count):

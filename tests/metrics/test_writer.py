@@ -69,7 +69,7 @@ def test_wandb_keeps_its_files_in_the_run_s_folder(
     writers = open_writers(recipe_with("offline", tmp_path), last_step=0)
     for writer in writers:
         writer.write({"step": 1, "loss": 2.0, "order": "l2r"})
-        writer.write({"step": 1, "eval_order": "strided:2", "perplexity": 9.0})
+        writer.write({"step": 1, "eval_order": "strided-ar:2", "perplexity": 9.0})
         writer.close()
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 1]
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

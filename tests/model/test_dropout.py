@@ -107,7 +107,7 @@ def test_left_to_right_one_stream_drops_what_two_streams_do(
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_recomputation_drops_the_same(groups: ProcessGroupCollection, recompute: str) -> None:
     network = network_of(groups)
-    batch = draw_windows("strided-joint:3", (16,)).batch()
+    batch = draw_windows("strided:3", (16,)).batch()
     expected = loss_and_gradient(network, batch)
     network.recompute = recompute  # type: ignore[assignment]
     assert_same_loss(loss_and_gradient(network, batch), expected)
@@ -115,7 +115,7 @@ def test_recomputation_drops_the_same(groups: ProcessGroupCollection, recompute:
 
 def test_what_is_not_learned_from_is_not_dropped(groups: ProcessGroupCollection) -> None:
     network, whole = network_of(groups), network_of(groups, dropout=0.0)
-    batch = draw_windows("strided-joint:3", (16,)).batch()
+    batch = draw_windows("strided:3", (16,)).batch()
     assert not torch.equal(network(batch), whole(batch))
     with torch.no_grad():
         assert torch.equal(network(batch), whole(batch))

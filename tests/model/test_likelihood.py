@@ -13,7 +13,7 @@ from tests.support.oracle import Oracle
 from tests.support.windows import VOCAB, Windows, draw_windows, logits_by_index
 
 QUERIES = ["anchor", "prefix", "learned", "anchor+prefix"]
-BLOCKS = ["strided-joint:3", "permuted_groups:3", "diffusion:4", "given"]
+BLOCKS = ["strided:3", "permuted_groups:3", "diffusion:4", "given"]
 DOCUMENTS = [(16,), (4, 1, 8, 3)]
 
 
@@ -175,7 +175,7 @@ def test_the_gap_table_says_nothing_left_to_right(groups):
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_recomputation_gives_the_same_loss_and_gradient(groups, recompute):
     network = build(LLAMA, groups, dtype=torch.float64)
-    batch = draw_windows("strided-joint:3", (16,)).batch()
+    batch = draw_windows("strided:3", (16,)).batch()
     expected = loss_and_gradient(network, batch)
     network.recompute = recompute
     assert_same_loss(loss_and_gradient(network, batch), expected)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.model_chunks import ModelChunks
@@ -31,9 +32,9 @@ MODELS = {
 
 def network(model, groups, stages, *, recompute="none"):
     """Chunks with the weights of a seed: those of the whole network, whatever the stages."""
-    model = dataclasses.replace(model, init_std=0.3)
+    model = resolve_model(dataclasses.replace(model, init_std=0.3), max_positions=64)
     config = transformer_config(model, ParallelConfig())
-    fixed = {"groups": groups, "max_positions": 64, "recompute": recompute}
+    fixed = {"groups": groups, "recompute": recompute}
     made = ModelChunks([ArmdModel(model, config, stage=stage, **fixed) for stage in stages])
     for part in made.models:
         init_weights(part, seed=5)
@@ -56,6 +57,7 @@ def chained(chunks, batch):
 
 
 def stages_of(model, count):
+    model = resolve_model(model, max_positions=64)
     return all_stages(model, ParallelConfig(pipeline=count), seq_length=N)
 
 

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from armd_scale.config import derived as derive
+from armd_scale.config.flops import forward_flops_per_token
 from tests.support.networks import LLAMA, SHAPES, build
 from tests.support.windows import draw_windows
 
@@ -19,7 +20,7 @@ MODELS = {**SHAPES, "prefix": dataclasses.replace(LLAMA, query="anchor+prefix")}
 def test_weights_are_as_many_as_a_recipe_says(groups, model):
     network = build(model, groups, max_positions=LENGTH)
     padded = derive.padded_vocab_size(model.vocab_size, 1)
-    expected = derive.num_parameters(model, padded, max_positions=LENGTH)
+    expected = derive.num_parameters(network.model, padded)
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
@@ -33,6 +34,6 @@ def test_operations_are_as_many_as_a_recipe_says(groups, model, two_stream_layer
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(batch)
     padded = derive.padded_vocab_size(model.vocab_size, 1)
-    both_halves = derive.forward_flops_per_token(model, 2 * (LENGTH - 1), padded)
+    both_halves = forward_flops_per_token(network.model, 2 * (LENGTH - 1), padded)
     counted = counter.get_total_flops() / batch.labels.numel()
     assert counted == pytest.approx(both_halves, rel=0.02)

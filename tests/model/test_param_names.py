@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.param_names import EMBEDDING, parameters_by_name
@@ -20,9 +21,10 @@ SPLITS = [(2, 1), (3, 1), (1, 3), (2, 2)]
 def parts_of(model, groups, *, pipeline=1, chunks=1):
     """All stages of the network, built one by one in this process."""
     parallel = ParallelConfig(pipeline=pipeline, virtual_pipeline=chunks)
+    model = resolve_model(model, max_positions=64)
     config = transformer_config(model, ParallelConfig())
     return [
-        ArmdModel(model, config, groups=groups, max_positions=64, stage=stage)
+        ArmdModel(model, config, groups=groups, stage=stage)
         for stage in all_stages(model, parallel, seq_length=32)
     ]
 

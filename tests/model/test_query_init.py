@@ -11,7 +11,7 @@ from tests.support.networks import GPT2, LLAMA, build
 from tests.support.windows import draw_windows
 
 LENGTHS = (4, 1, 14)
-ORDERS = ["random", "strided-joint:3", "given"]
+ORDERS = ["random", "strided:3", "given"]
 
 
 def starts(network, batch):

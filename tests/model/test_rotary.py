@@ -6,21 +6,23 @@ import math
 import pytest
 import torch
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import RopeScaling
 from armd_scale.model.rotary import attention_scaling, inverse_frequencies, rotation_at
-from tests.support.networks import LLAMA
+from tests.support.networks import LLAMA as SMALL_LLAMA
 
 LLAMA31 = RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
 )
-YARN = dataclasses.replace(
-    LLAMA31,
+YARN = RopeScaling(
     rope_type="yarn",
     factor=4.0,
-    high_freq_factor=32.0,
+    beta_slow=1.0,
+    beta_fast=32.0,
     original_max_position_embeddings=32768,
 )
-WIDE = dataclasses.replace(LLAMA, hidden=512, heads=4, rope_theta=5e5)
+LLAMA = resolve_model(SMALL_LLAMA)
+WIDE = resolve_model(dataclasses.replace(SMALL_LLAMA, hidden=512, heads=4, rope_theta=5e5))
 
 
 @pytest.fixture(autouse=True)

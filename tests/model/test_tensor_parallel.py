@@ -15,7 +15,7 @@ from tests.support.windows import draw_windows
 def run(groups, kind, vocab):
     model = dataclasses.replace(LLAMA, vocab_size=vocab, heads=8, kv_heads=8)
     network = fresh(model, groups, parallel=ParallelConfig(tensor=groups.tp.size()))
-    batch = draw_windows("strided-joint:3", (12,)).batch()
+    batch = draw_windows("strided:3", (12,)).batch()
     ids = {k: getattr(batch, k) % 20 for k in ("tokens", "labels", "anchor_tokens")}
     batch = dataclasses.replace(batch, **ids)
     with torch.no_grad():

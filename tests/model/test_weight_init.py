@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
@@ -27,8 +28,9 @@ def weights(model, groups, **how):
 
 
 def fresh(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
+    model = resolve_model(model, max_positions=64)
     config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
-    network = ArmdModel(model, config, groups=groups, max_positions=64)
+    network = ArmdModel(model, config, groups=groups)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(torch.nan)

@@ -4,15 +4,20 @@ import math
 
 import pytest
 
-from armd_scale.config.schema import OptimConfig, TrainConfig
+from armd_scale.config.resolve import ResolvedOptim
+from armd_scale.config.schema import TrainConfig
 from armd_scale.optim.lr_schedule import learning_rate_at
 
 STEPS, WARMUP = 100, 10
 
 
 def rate(step: int, schedule: str, *, warmup: int = WARMUP, decay: int | None = None) -> float:
-    optim = OptimConfig(
-        lr=1e-2, min_lr=1e-3, warmup_steps=warmup, schedule=schedule, decay_steps=decay
+    optim = ResolvedOptim(
+        lr=1e-2,
+        min_lr=1e-3,
+        warmup_steps=warmup,
+        schedule=schedule,
+        decay_steps=decay if decay is not None else STEPS // 10,
     )
     train = TrainConfig(steps=STEPS, micro_batch=1, global_batch=1, precision="fp32")
     return learning_rate_at(optim, train, step)
@@ -41,7 +46,7 @@ def test_wsd_is_flat_until_its_decay_which_is_linear() -> None:
     assert rate(STEPS - 1, "wsd", decay=20) == pytest.approx(1e-3)
     falls = [rate(s, "wsd", decay=20) - rate(s + 1, "wsd", decay=20) for s in range(80, STEPS - 1)]
     assert falls == pytest.approx([9e-3 / 19] * 19)
-    assert rate(90, "wsd") == 1e-2  # a tenth of the run where nothing is said
+    assert rate(90, "wsd") == 1e-2
     assert rate(91, "wsd") < 1e-2
 
 

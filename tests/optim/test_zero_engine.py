@@ -33,7 +33,7 @@ def optim(stage: int = 1, **changes: object) -> OptimConfig:
 
 def batches(step: int) -> list[ArmdBatch]:
     """Two micro-batches."""
-    return [draw_windows("strided:2", (12,), seed=2 * step + i).batch() for i in range(2)]
+    return [draw_windows("strided-ar:2", (12,), seed=2 * step + i).batch() for i in range(2)]
 
 
 @dataclass

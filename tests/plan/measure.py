@@ -60,7 +60,7 @@ def _bytes_since(before: Mapping[int, int]) -> int:
     )
 
 
-def batch_of(recipe: Recipe, order: str = "strided:2"):
+def batch_of(recipe: Recipe, order: str = "strided-ar:2"):
     """A micro-batch of random tokens."""
     length = recipe.data.seq_length + 1
     return draw_windows(order, (length,), count=recipe.train.micro_batch).batch()

@@ -8,24 +8,18 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from armd_scale.bench.suites.step import mean_of_targets
 from armd_scale.config import derived as derive
-from armd_scale.config.schema import (
-    LeftToRightConfig,
-    ModelConfig,
-    OrderStage,
-    ProgressiveConfig,
-    Recipe,
-    StagesConfig,
-    StridedConfig,
-)
+from armd_scale.config import flops
+from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.order.policies import LeftToRight, OrderStage, Progressive, Stages, Strided
 from armd_scale.plan import compute
 from armd_scale.train.build import build_network
 from tests.plan.measure import batch_of
-from tests.support.recipes import SMALL, bend
+from tests.support.recipes import SMALL_RESOLVED, bend
 
 MODEL = ModelConfig(
     layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2
 )
-RECIPE = bend(SMALL, {"model": MODEL, "data.seq_length": 64, "train.micro_batch": 2})
+RECIPE = bend(SMALL_RESOLVED, {"model": MODEL, "data.seq_length": 64, "train.micro_batch": 2})
 ATEN = torch.ops.aten
 # torch counts its GPU kernels and not their twins on CPU, which visit all keys as it counts, and
 # products that make a new tensor.
@@ -55,7 +49,7 @@ CASES = {
     "shuffled": ("random", {}),
     "shuffled, attention again": ("random", {"train.recompute": "selective"}),
     "shuffled, layers again": ("random", {"train.recompute": "full"}),
-    "blocks under masks": ("strided-joint:2", {"train.recompute": "selective"}),
+    "blocks under masks": ("strided:2", {"train.recompute": "selective"}),
     "one stream, layers again": ("l2r", {"train.recompute": "full"}),
     "no two-stream layer": ("l2r", {"model.two_stream_layers": 0}),
     "one two-stream layer": ("random", {"model.two_stream_layers": 1}),
@@ -78,8 +72,8 @@ def test_hardware_flops_are_those_that_torch_counts(name: str, groups) -> None:
 
 def test_logits_in_chunks_are_computed_once(groups, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = counted(RECIPE, "random", groups)
-    monkeypatch.setattr(derive, "LEAST_ROWS", 1)
-    monkeypatch.setattr(derive, "LOGITS_ON_CPU", 16 * 2 * 128)
+    monkeypatch.setattr(derive, "MIN_ROWS_PER_CHUNK", 1)
+    monkeypatch.setattr(derive, "MAX_LOGITS_PER_CHUNK_CPU", 16 * 2 * 128)
     assert counted(RECIPE, "random", groups) == whole
 
 
@@ -93,22 +87,22 @@ def test_hardware_adds_what_is_computed_twice_to_what_the_model_needs() -> None:
     scores = 0.5 * 2 * 64 * 64 * 5
     assert none - model == scores + 3 * 2 * 64 * (128 - 101)
     assert none < selective < full
-    assert full - none == sum(derive.layer_flops(MODEL, 64))
+    assert full - none == sum(flops.layer_flops(RECIPE.model, 64))
 
 
 def test_model_flops_of_one_stream_are_those_of_the_auto_regressive_model() -> None:
-    plain = replace(MODEL, two_stream_layers=0)
+    plain = replace(RECIPE.model, two_stream_layers=0)
     one = compute.model_flops_per_target(RECIPE, one_stream=True)
-    assert one == derive.model_flops_per_token(plain, 64, 101)
+    assert one == flops.model_flops_per_token(plain, 64, 101)
     assert one < compute.model_flops_per_target(RECIPE, one_stream=False)
 
 
 def test_steps_on_one_stream_are_those_of_left_to_right_orders() -> None:
-    curriculum = StagesConfig(
+    curriculum = Stages(
         stages=(
-            OrderStage(until_step=50, order=ProgressiveConfig(ar_steps=10, ramp_end=50, rho=5)),
-            OrderStage(until_step=75, order=LeftToRightConfig()),
-            OrderStage(order=StridedConfig(streams=(1, 2))),
+            OrderStage(until_step=50, order=Progressive(ar_steps=10, ramp_end=50, rho=5)),
+            OrderStage(until_step=75, order=LeftToRight()),
+            OrderStage(order=Strided(streams=(1, 2))),
         )
     )
     recipe = bend(RECIPE, {"order": curriculum})  # of 100 steps

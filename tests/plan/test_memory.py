@@ -8,14 +8,14 @@ from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.plan.activations import chunk_activations
 from armd_scale.plan.memory import chunks_by_rank, memory_by_stage, peak_in_flight_activations
 from tests.plan.measure import kept_bytes, on, state_bytes
-from tests.support.recipes import SMALL, bend
+from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.spawn import run_on_ranks
 
 MODEL = ModelConfig(
     layers=4, hidden=64, ffn_hidden=160, heads=4, kv_heads=2, vocab_size=509, two_stream_layers=2
 )
 RECIPE = bend(
-    SMALL,
+    SMALL_RESOLVED,
     {"model": MODEL, "data.seq_length": 32, "train.micro_batch": 1, "train.global_batch": 8},
 )
 FP32 = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3)]

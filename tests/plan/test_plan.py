@@ -10,14 +10,15 @@ import pytest
 
 from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
-from armd_scale.config.schema import ParallelConfig, Recipe
+from armd_scale.config.resolve import ResolvedRecipe, resolve
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import RecipeError
 from armd_scale.parallel.pipeline.partition import bubble_fraction
-from armd_scale.plan.cli import PlanRequest, make_plan, resolve_vocabulary
+from armd_scale.plan.cli import PlanRequest, make_plan, resolve_for_plan
 from armd_scale.plan.communication import messages_of
 from armd_scale.plan.compute import hardware_flops_per_target
 from armd_scale.plan.estimate import Estimate, plan_for
-from armd_scale.plan.fewest_gpus import require_fit, smallest_plan, with_vocabulary
+from armd_scale.plan.fewest_gpus import require_fit, smallest_plan
 from armd_scale.plan.gpus import GPUS
 from armd_scale.plan.memory import chunks_by_rank, gib
 from armd_scale.plan.search import best_layouts, explain_losses, overrides
@@ -27,8 +28,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 H100 = GPUS["h100"]
 
 
-def load(name: str, *changes: str) -> Recipe:
-    recipe, _ = resolve_vocabulary(load_recipe(ROOT / "recipes" / f"{name}.yaml", changes))
+def load(name: str, *changes: str) -> ResolvedRecipe:
+    recipe, _ = resolve_for_plan(load_recipe(ROOT / "recipes" / f"{name}.yaml", changes))
     return recipe
 
 
@@ -155,10 +156,11 @@ def test_the_smallest_plan_is_the_first_that_fits() -> None:
 
 def test_a_vocabulary_is_assumed_aloud_unless_given() -> None:
     recipe = load_recipe(ROOT / "recipes" / "pretrain_1b.yaml")
-    completed, (note,) = resolve_vocabulary(recipe)
+    completed, (note,) = resolve_for_plan(recipe)
     assert completed.model.vocab_size == 50257
     assert "model.vocab_size=N" in note
-    assert resolve_vocabulary(with_vocabulary(recipe, 1000)) == (with_vocabulary(recipe, 1000), [])
+    given = replace(recipe, model=replace(recipe.model, vocab_size=1000))
+    assert resolve_for_plan(given) == (resolve(given), [])
 
 
 def test_the_search_finds_what_runs_fits_and_is_fastest() -> None:

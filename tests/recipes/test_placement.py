@@ -24,8 +24,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
+from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.rules.check import check_world
-from armd_scale.config.schema import ParallelConfig, Recipe
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.model_chunks import ModelChunks
@@ -68,10 +69,7 @@ Network = list[list[Part]]
 def placed(name: str) -> tuple[Network, dict[str, tuple[int, ...]]]:
     """Builds all stages of a recipe in this process; also the shapes of the unsplit network."""
     world_size, vocab_size = PLACES[name]
-    recipe = load_recipe(FOLDER / f"{name}.yaml")
-    recipe = dataclasses.replace(
-        recipe, model=dataclasses.replace(recipe.model, vocab_size=vocab_size)
-    )
+    recipe = resolve(load_recipe(FOLDER / f"{name}.yaml"), vocab_size=vocab_size)
     with rank_of(0, 1, ParallelConfig()) as groups:
         (stage,) = stages_of_rank(recipe.model, ParallelConfig(), seq_length=1, rank=0)
         unsplit = built(recipe, ParallelConfig(), stage, groups)
@@ -91,7 +89,7 @@ def placed(name: str) -> tuple[Network, dict[str, tuple[int, ...]]]:
 
 
 def place(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     world_size: int,
     number: int,
     *,
@@ -137,12 +135,13 @@ def rank_of(rank: int, world_size: int, parallel: ParallelConfig) -> Iterator:
         dist.destroy_process_group()
 
 
-def built(recipe: Recipe, parallel: ParallelConfig, stage: PipelineStage, groups) -> ModelChunks:
+def built(
+    recipe: ResolvedRecipe, parallel: ParallelConfig, stage: PipelineStage, groups
+) -> ModelChunks:
     part = ArmdModel(
         recipe.model,
         transformer_config(recipe.model, parallel, dtype=torch.bfloat16),
         groups=groups,
-        max_positions=derive.max_positions(recipe),
         recompute=recipe.train.recompute,
         stage=stage,
     )
@@ -154,12 +153,12 @@ def batches(seq_length: int) -> dict[str, ArmdBatch]:
     place, half = np.arange(seq_length), seq_length // 2
     made = {
         "l2r": windows_under(place),
-        "strided": windows_under(place % half * 2 + place // half),
-        "strided-joint": windows_under(place % half),
+        "strided-ar": windows_under(place % half * 2 + place // half),
+        "strided": windows_under(place % half),
     }
     # One stream; two under one causal mask; two under masks of their own.
     ways = {name: (batch.is_left_to_right, batch.is_plain_causal) for name, batch in made.items()}
-    assert ways == {"l2r": (True, True), "strided": (False, True), "strided-joint": (False, False)}
+    assert ways == {"l2r": (True, True), "strided-ar": (False, True), "strided": (False, False)}
     return made
 
 
@@ -192,7 +191,7 @@ def other_process() -> Iterator[ProcessPoolExecutor]:
 @pytest.fixture(scope="module", params=PLACES)
 def case(request, other_process):
     name = request.param
-    recipe = load_recipe(FOLDER / f"{name}.yaml")
+    recipe = resolve(load_recipe(FOLDER / f"{name}.yaml"), vocab_size=PLACES[name][1])
     network, whole = other_process.submit(placed, name).result(timeout=120)
     return name, recipe, network, whole
 
@@ -212,7 +211,7 @@ def test_the_world_is_used_up(case):
 def test_parameter_counts_add_up(case):
     name, recipe, network, _ = case
     padded = derive.padded_vocab_size(PLACES[name][1], recipe.parallel.tensor)
-    count = derive.num_parameters(recipe.model, padded, max_positions=derive.max_positions(recipe))
+    count = derive.num_parameters(recipe.model, padded)
     tied = recipe.model.tie_embeddings
     found = sum(
         math.prod(part.splits[key].full_shape(torch.Size(shape)))
@@ -258,12 +257,12 @@ def test_every_layer_lives_on_one_stage_and_every_name_too(case):
         assert numbers == set(stage[0].stage.layers)
 
 
-@pytest.mark.parametrize("order", ["l2r", "strided", "strided-joint"])
+@pytest.mark.parametrize("order", ["l2r", "strided-ar", "strided"])
 def test_rows_pass_from_stage_to_stage_and_end_as_likelihoods(case, order):
     _, recipe, network, _ = case
     seq_length, hidden = recipe.data.seq_length, recipe.model.hidden
     shared = recipe.parallel.tensor if recipe.parallel.sequence else 1
-    last_two_stream = derive.two_stream_layers(recipe.model) - 1
+    last_two_stream = recipe.model.two_stream_layers - 1
     for stage in network[:-1]:
         both = order != "l2r" and stage[0].stage.layers[-1] < last_two_stream
         rows = (2 if both else 1) * seq_length // shared
@@ -275,5 +274,5 @@ def test_rows_pass_from_stage_to_stage_and_end_as_likelihoods(case, order):
 
 def test_pipelines_send_both_numbers_of_rows(case):
     _, recipe, network, _ = case
-    sent = {stage[0].outputs["strided"][0][0] for stage in network[:-1]}
+    sent = {stage[0].outputs["strided-ar"][0][0] for stage in network[:-1]}
     assert len(sent) == (2 if recipe.parallel.pipeline > 1 else 0)

@@ -8,8 +8,10 @@ import pytest
 from armd_scale.checkpoint.hf.config import model_config_from_hf
 from armd_scale.config import derived as derive
 from armd_scale.config.load import load_recipe
+from armd_scale.config.resolve import resolve, resolve_decay_steps, resolve_two_stream_layers
 from armd_scale.config.rules import check as rules
-from armd_scale.config.schema import ProgressiveConfig, Recipe, StagesConfig, StridedConfig
+from armd_scale.config.schema import Recipe
+from armd_scale.order.policies import Progressive, Stages, Strided
 from armd_scale.train.build import KEYS_FREE_WITH_INIT_FROM
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -58,7 +60,7 @@ def test_size_is_what_the_name_says(name: str) -> None:
     millions, vocab_size, _ = EXPECTED[name]
     recipe = load(name)
     padded = derive.padded_vocab_size(vocab_size, recipe.parallel.tensor)
-    count = derive.num_parameters(recipe.model, padded, max_positions=derive.max_positions(recipe))
+    count = derive.num_parameters(resolve(recipe, vocab_size=vocab_size).model, padded)
     assert count / MILLION == pytest.approx(millions, rel=0.01)
 
 
@@ -88,22 +90,22 @@ def test_recipe_has_a_name_and_a_folder_of_its_own(name: str) -> None:
 def test_openwebtext_follows_the_paper() -> None:
     for name in ("armd_125m_owt", "armd_345m_owt"):
         recipe = load(name)
-        assert recipe.order == ProgressiveConfig(ar_steps=9_000, ramp_end=48_000, rho=32)
+        assert recipe.order == Progressive(ar_steps=9_000, ramp_end=48_000, rho=32)
         assert derive.tokens_per_step(recipe) == 512 * 1024
-        assert derive.two_stream_layers(recipe.model) * 2 == recipe.model.layers
+        assert resolve_two_stream_layers(recipe.model) * 2 == recipe.model.layers
         assert recipe.model.query == "prefix"
     assert (load("armd_125m_owt").train.steps, recipe.train.steps) == (180_000, 300_000)
 
 
 def test_one_billion_words_follows_the_paper() -> None:
     recipe = load("armd_125m_lm1b")
-    assert recipe.order == ProgressiveConfig(ar_steps=100_000, ramp_end=300_000, rho=8)
+    assert recipe.order == Progressive(ar_steps=100_000, ramp_end=300_000, rho=8)
     assert (recipe.data.seq_length, recipe.train.steps) == (128, 300_000)
 
 
 def test_strided_fine_tuning_changes_the_order_and_starts_from_the_first_run() -> None:
     first, second = load("armd_125m_owt"), load("armd_125m_owt_strided")
-    assert second.order == StridedConfig(streams=(1, 2, 4), joint=True)
+    assert second.order == Strided(streams=(1, 2, 4), joint=True)
     assert second.data == first.data
     assert second.model.init_from is not None
     assert second.model.init_from.startswith(first.run.folder)
@@ -112,7 +114,7 @@ def test_strided_fine_tuning_changes_the_order_and_starts_from_the_first_run() -
 
 def test_a3_goes_from_text_order_to_permuted_groups() -> None:
     recipe = load("a3_stages")
-    assert isinstance(recipe.order, StagesConfig)
+    assert isinstance(recipe.order, Stages)
     policies = [part.order.policy for part in recipe.order.stages]
     assert policies == ["l2r", "groups", "permuted_groups"]
     assert (recipe.model.query, recipe.model.two_stream_layers) == ("learned", recipe.model.layers)
@@ -125,11 +127,10 @@ def test_a3_goes_from_text_order_to_permuted_groups() -> None:
     [("finetune_llama_1b", 1_235_814_400), ("finetune_qwen3_8b", 8_190_735_360)],
 )
 def test_fine_tuning_is_of_the_published_model_beside_itself(name: str, published: int) -> None:
-    recipe = load(name)
+    recipe = resolve(load(name))
     model, parent = recipe.model, recipe.train.distillation
-    assert model.vocab_size is not None
     count = derive.num_parameters(model, model.vocab_size)
-    assert count - derive.num_query_init_parameters(model, None) == published
+    assert count - derive.num_query_init_parameters(model) == published
     assert model.query == "anchor"
     assert parent is not None
     assert parent.checkpoint == model.init_from
@@ -175,8 +176,8 @@ def test_large_recipes_read_the_tokens_they_say() -> None:
         recipe = load(name)
         tokens = derive.tokens_per_step(recipe) * recipe.train.steps
         assert tokens / 1e9 == pytest.approx(billions, abs=0.1)
-        assert isinstance(recipe.order, StagesConfig)
-        decay_start = recipe.train.steps - derive.decay_steps(recipe.optim, recipe.train)
+        assert isinstance(recipe.order, Stages)
+        decay_start = recipe.train.steps - resolve_decay_steps(recipe.optim, recipe.train)
         assert recipe.order.stages[0].until_step == decay_start
 
 

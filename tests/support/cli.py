@@ -25,11 +25,11 @@ from armd_scale.config.schema import (
     LogConfig,
     ModelConfig,
     OptimConfig,
-    ProgressiveConfig,
     Recipe,
     TrainConfig,
     WandbConfig,
 )
+from armd_scale.order.policies import Progressive
 from tests.support.recipes import SMALL, bend
 from tests.support.shards import write_pair
 
@@ -67,7 +67,7 @@ def tiny_recipe(folder: Path, text: str, **changes: object) -> Recipe:
     """
     recipe = replace(
         SMALL,
-        order=ProgressiveConfig(ar_steps=2, ramp_end=12, rho=8),
+        order=Progressive(ar_steps=2, ramp_end=12, rho=8),
         model=ModelConfig(
             layers=2,
             hidden=16,

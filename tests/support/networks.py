@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, ParallelConfig, RopeScaling
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd_model import ArmdModel
@@ -33,7 +34,7 @@ OLMO2 = ModelConfig(
     layers=3, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=101, two_stream_layers=2,
     norm_position="post", qk_norm="projection", tie_embeddings=False,
     rope_scaling=RopeScaling(
-        rope_type="yarn", factor=4.0, low_freq_factor=0.1, high_freq_factor=0.5,
+        rope_type="yarn", factor=4.0, beta_slow=0.1, beta_fast=0.5,
         original_max_position_embeddings=16,
     ),
 )  # fmt: skip
@@ -51,8 +52,9 @@ def build(
     parallel: ParallelConfig | None = None,
 ) -> ArmdModel:
     """A network with every parameter perturbed, so that no zero or one hides a mistake."""
+    model = resolve_model(model, max_positions=max_positions)
     config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
-    network = ArmdModel(model, config, groups=groups, max_positions=max_positions)
+    network = ArmdModel(model, config, groups=groups)
     init_weights(network, seed=seed)
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):

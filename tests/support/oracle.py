@@ -159,6 +159,8 @@ class Oracle:
         if scaling.rope_type == "linear":
             return rate / scaling.factor
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        if scaling.rope_type == "yarn":
+            low, high = scaling.beta_slow, scaling.beta_fast
         original = scaling.original_max_position_embeddings
         if scaling.rope_type == "llama3":
             wavelength = 2 * math.pi / rate

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
-    LeftToRightConfig,
     LogConfig,
     ModelConfig,
     OptimConfig,
@@ -16,11 +16,12 @@ from armd_scale.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from armd_scale.order.policies import LeftToRight
 
 SMALL = Recipe(
     run=RunConfig(name="small", folder="runs/small"),
     data=DataConfig(train="shards/train", valid="shards/valid", seq_length=64),
-    order=LeftToRightConfig(),
+    order=LeftToRight(),
     model=ModelConfig(layers=4, hidden=32, ffn_hidden=64, heads=4, kv_heads=2),
     parallel=ParallelConfig(),
     optim=OptimConfig(warmup_steps=10, schedule="cosine"),
@@ -29,6 +30,8 @@ SMALL = Recipe(
     eval=EvalConfig(every_steps=50, orders=("l2r",), samples=8),
     log=LogConfig(every_steps=10),
 )
+
+SMALL_RESOLVED = resolve(SMALL, vocab_size=101)
 
 SMALL_YAML = """\
 run: {name: small, folder: runs/small}
@@ -49,9 +52,9 @@ log: {every_steps: 10}
 
 
 def bend(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """The recipe with other values at `section.key` or `section`, rules not applied."""
+    """The recipe with other values at `section.key` or `section`; it stays resolved if it was."""
     for path, value in changes.items():
         section, _, key = path.partition(".")
         whole = replace(getattr(recipe, section), **{key: value}) if key else value
         recipe = replace(recipe, **{section: whole})
-    return recipe
+    return resolve(recipe) if isinstance(recipe, ResolvedRecipe) else recipe

@@ -1,4 +1,4 @@
-"""What Hypothesis draws for tests of orders: windows, policies, blocks."""
+"""Hypothesis strategies for tests of orders: windows, policies, blocks."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -8,29 +8,31 @@ from armd_scale.order.policies import (
     Groups,
     LeftToRight,
     Mixture,
-    Order,
+    MixtureComponent,
+    OrderPolicy,
     PermutedGroups,
     Progressive,
     RandomPermutation,
     Strided,
 )
 
-amounts = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
-simple_orders: st.SearchStrategy[Order] = st.one_of(
+sizes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
+simple_orders: st.SearchStrategy[OrderPolicy] = st.one_of(
     st.builds(LeftToRight),
-    st.builds(Progressive, st.integers(1, 40)),
-    st.builds(Strided, amounts, st.booleans()),
+    st.integers(1, 40).map(Progressive.constant),
+    st.builds(Strided, streams=sizes, joint=st.booleans()),
     st.builds(RandomPermutation),
-    st.builds(Groups, amounts),
-    st.builds(PermutedGroups, amounts),
-    st.builds(Diffusion, st.integers(1, 50)),
+    st.builds(Groups, sizes=sizes),
+    st.builds(PermutedGroups, sizes=sizes),
+    st.builds(Diffusion, num_timesteps=st.integers(1, 50)),
 )
 weights = st.floats(1e-3, 1e20)
 
 
-def _mixtures(parts: st.SearchStrategy[Order]) -> st.SearchStrategy[Order]:
-    pairs = st.lists(st.tuples(weights, parts), min_size=1, max_size=3)
-    return pairs.map(lambda drawn: Mixture(*(tuple(side) for side in zip(*drawn, strict=True))))
+def _mixtures(orders: st.SearchStrategy[OrderPolicy]) -> st.SearchStrategy[OrderPolicy]:
+    component = st.builds(MixtureComponent, weight=weights, order=orders)
+    components = st.lists(component, min_size=1, max_size=3).map(tuple)
+    return st.builds(Mixture, components=components)
 
 
 orders = st.recursive(simple_orders, _mixtures, max_leaves=4)
@@ -41,7 +43,7 @@ seeds = st.integers(0, 2**64 - 1)
 
 @st.composite
 def given_windows(draw: st.DrawFn, lengths: tuple[int, ...]) -> np.ndarray:
-    """Blocks as they come from outside: gaps in the ids, given tokens anywhere."""
+    """Blocks as callers may pass them: gaps in the ids, given tokens anywhere."""
     total = sum(lengths)
     block = draw(st.lists(st.integers(0, 12), min_size=total, max_size=total))
     block = np.array(block, dtype=np.int32)

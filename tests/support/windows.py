@@ -10,7 +10,7 @@ from torch import Tensor
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import parse_spec
+from armd_scale.order.spec import parse_spec
 from tests.support.networks import batch_of
 
 VOCAB = 101

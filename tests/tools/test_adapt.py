@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from armd_scale.checkpoint.load import open_checkpoint
-from armd_scale.config.schema import DistillationConfig, StridedConfig
+from armd_scale.config.schema import DistillationConfig
 from armd_scale.experiments.adaptation.train_llama import score_llama
+from armd_scale.order.policies import Strided
 from tests.support.cli import run, tiny_recipe, train, write_text
 from tests.support.hf_folders import write_folder
 
@@ -23,7 +24,7 @@ def test_after_fine_tuning_on_strided_orders_it_is_still_an_ar_model(
     assert done.status == 0, done.errors
     model = dataclasses.replace(open_checkpoint(armd).recipe.model, init_from=str(armd))
     recipe = tiny_recipe(
-        tmp_path, text, model=model, order=StridedConfig(streams=(1, 2, 4)), train__steps=12,
+        tmp_path, text, model=model, order=Strided(streams=(1, 2, 4)), train__steps=12,
         train__parent=DistillationConfig(checkpoint=str(armd), weight=0.5),
     )  # fmt: skip
     before = score_llama(hf, recipe)

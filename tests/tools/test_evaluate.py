@@ -17,7 +17,7 @@ from armd_scale.eval.likelihood import evaluate
 from armd_scale.eval.output import summary
 from armd_scale.eval.tasks.infilling import read_examples, run_infill
 from armd_scale.generation import Sampling
-from armd_scale.order.policies import parse_spec
+from armd_scale.order.spec import parse_spec
 from tests.support import cli as runs
 from tests.support.held_out import recipe_of, write_documents, write_manifest, write_place
 from tests.support.networks import LLAMA, build
@@ -31,7 +31,7 @@ def place(groups, tmp_path_factory):
 
 
 def run(place, *words):
-    named = {"--checkpoint": "run", "--data": "valid", "--order": "strided:3"}
+    named = {"--checkpoint": "run", "--data": "valid", "--order": "strided-ar:3"}
     chosen = dict(zip(words[::2], words[1::2], strict=True))
     line = [word for pair in {**named, **chosen}.items() for word in pair]
     return subprocess.run(
@@ -51,21 +51,21 @@ def test_figures_and_dump(groups, place):
     expected = evaluate(
         build(LLAMA, groups),
         TokenWindows(str(place / "valid"), 16),
-        parse_spec("strided:3"),
+        parse_spec("strided-ar:3"),
         samples=5,
         seed=recipe_of().run.seed,
         micro_batch=2,
         groups=groups,
     )
     figures = dataclasses.asdict(expected)
-    assert found.pop("order") == figures.pop("order") == "strided:3"
+    assert found.pop("order") == figures.pop("order") == "strided-ar:3"
     assert {name for name in found if found[name] is None} == {
         "standard_error_over_orders",
         "perplexity_per_word",
     }
     for name, figure in figures.items():
         assert found[name] == (figure if figure is None else pytest.approx(figure, rel=1e-6)), name
-    assert done.stdout.startswith(f"strided:3  {expected.nll_nats_per_token:.4f} nats/token")
+    assert done.stdout.startswith(f"strided-ar:3  {expected.nll_nats_per_token:.4f} nats/token")
 
     dump = load_file(place / "dump.safetensors")
     assert dump["tokens"].shape == dump["block"].shape == (5, 17)
@@ -82,7 +82,7 @@ def test_middles_are_filled(groups, tmp_path):
     done = runs.run(
         "tools/evaluate.py",
         *("--checkpoint", folder / "run", "--task", "infill", folder / "stories.jsonl"),
-        *("--order", "strided-joint:2", "--samples", 2, "--temperature", 0),
+        *("--order", "strided:2", "--samples", 2, "--temperature", 0),
         *("--json", folder / "found.json"),
         folder=folder,
     )
@@ -93,14 +93,14 @@ def test_middles_are_filled(groups, tmp_path):
         load_network(opened, groups=groups),
         read_examples(folder / "stories.jsonl", tokenizer, max_tokens=17)[:2],
         tokenizer,
-        order=parse_spec("strided-joint:2"),
+        order=parse_spec("strided:2"),
         sampling=Sampling(temperature=0.0),
         micro_batch=2,
         groups=groups,
     )
     assert json.loads((folder / "found.json").read_text()) == dataclasses.asdict(expected)
     assert done.output == f"{summary(expected)}\n"
-    assert "infill  strided-joint:2  ROUGE-1 0." in done.output
+    assert "infill  strided:2  ROUGE-1 0." in done.output
     assert done.output.endswith("  2 passages\n")
 
 

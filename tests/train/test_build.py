@@ -8,31 +8,31 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.errors import CheckpointError
 from armd_scale.train.build import build_network, find_checkpoint, initial_checkpoint
 from tests.support.networks import LLAMA, build
-from tests.support.recipes import SMALL, bend
+from tests.support.recipes import SMALL_RESOLVED, bend
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    return bend(SMALL, {"model": LLAMA, "run.folder": str(tmp_path / "run")})
+def recipe(tmp_path: Path) -> ResolvedRecipe:
+    return bend(SMALL_RESOLVED, {"model": LLAMA, "run.folder": str(tmp_path / "run")})
 
 
-def save(recipe: Recipe, groups: ProcessGroupCollection, *, step: int = 5) -> Path:
+def save(recipe: ResolvedRecipe, groups: ProcessGroupCollection, *, step: int = 5) -> Path:
     return CheckpointSave(
         Path(recipe.run.folder) / "checkpoints", step=step, network=build(LLAMA, groups),
         recipe=recipe, state={}, optimizer={}, tokenizer=None, groups=groups,
     ).wait()  # fmt: skip
 
 
-def resuming(recipe: Recipe, resume: str) -> Recipe:
+def resuming(recipe: ResolvedRecipe, resume: str) -> ResolvedRecipe:
     return bend(recipe, {"checkpoint.resume": resume})
 
 
 def test_auto_takes_the_newest_where_there_is_one(
-    recipe: Recipe, groups: ProcessGroupCollection
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
 ) -> None:
     assert find_checkpoint(recipe) is None
     save(recipe, groups, step=5)
@@ -42,7 +42,7 @@ def test_auto_takes_the_newest_where_there_is_one(
     assert found.folder == newest
 
 
-def test_a_path_takes_that_one(recipe: Recipe, groups: ProcessGroupCollection) -> None:
+def test_a_path_takes_that_one(recipe: ResolvedRecipe, groups: ProcessGroupCollection) -> None:
     older = save(recipe, groups, step=5)
     save(recipe, groups, step=6)
     found = find_checkpoint(resuming(recipe, str(older)))
@@ -50,7 +50,9 @@ def test_a_path_takes_that_one(recipe: Recipe, groups: ProcessGroupCollection) -
     assert found.folder == older
 
 
-def test_never_does_not_bury_another_run(recipe: Recipe, groups: ProcessGroupCollection) -> None:
+def test_never_does_not_bury_another_run(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+) -> None:
     never = resuming(recipe, "never")
     assert find_checkpoint(never) is None
     save(recipe, groups)
@@ -58,14 +60,16 @@ def test_never_does_not_bury_another_run(recipe: Recipe, groups: ProcessGroupCol
         find_checkpoint(never)
 
 
-def test_another_model_is_named_by_key(recipe: Recipe, groups: ProcessGroupCollection) -> None:
+def test_another_model_is_named_by_key(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+) -> None:
     save(recipe, groups)
     with pytest.raises(CheckpointError, match=r"model\.qk_norm is head against none"):
         find_checkpoint(bend(recipe, {"model.qk_norm": "head"}))
 
 
 def test_what_runs_start_from(
-    recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     """A resumed run's own weights, else those of `init_from`, else drawn ones."""
     folder = save(bend(recipe, {"run.folder": str(tmp_path / "parent")}), groups)
@@ -89,7 +93,9 @@ def test_what_runs_start_from(
 
 
 @pytest.fixture
-def started(recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path) -> Recipe:
+def started(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, tmp_path: Path
+) -> ResolvedRecipe:
     """A run that starts from a checkpoint of its own model."""
     save(bend(recipe, {"run.folder": str(tmp_path / "other")}), groups)
     return bend(recipe, {"model.init_from": str(tmp_path / "other")})
@@ -109,7 +115,7 @@ def started(recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path) -> R
     ],
 )
 def test_weights_of_another_function_are_refused_by_key(
-    started: Recipe, key: str, value: object, said: str
+    started: ResolvedRecipe, key: str, value: object, said: str
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
         initial_checkpoint(bend(started, {f"model.{key}": value}), None)
@@ -118,14 +124,13 @@ def test_weights_of_another_function_are_refused_by_key(
     assert "\n" not in message
 
 
-def test_what_null_stands_for_is_no_other_function(started: Recipe) -> None:
-    assert started.model.head_dim is None
+def test_what_null_stands_for_is_no_other_function(started: ResolvedRecipe) -> None:
     changes = {"model.head_dim": 8, "model.init_std": 0.1, "model.max_positions": 1000}
     assert initial_checkpoint(bend(started, changes), None) is not None
 
 
 def test_a_table_of_positions_keeps_its_reach(
-    recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     pooled = bend(recipe, {"model.query": "anchor+prefix", "run.folder": str(tmp_path / "other")})
     save(pooled, groups)
@@ -149,7 +154,10 @@ def test_a_table_of_positions_keeps_its_reach(
     ],
 )
 def test_another_query_start_is_drawn_and_all_else_read(
-    started: Recipe, groups: ProcessGroupCollection, changes: dict[str, object], drawn: list[str]
+    started: ResolvedRecipe,
+    groups: ProcessGroupCollection,
+    changes: dict[str, object],
+    drawn: list[str],
 ) -> None:
     recipe = bend(started, {f"model.{key}": value for key, value in changes.items()})
     cpu, theirs = torch.device("cpu"), build(LLAMA, groups).parameters_by_name()
@@ -162,7 +170,9 @@ def test_another_query_start_is_drawn_and_all_else_read(
     assert set(drawn) <= set(found)
 
 
-def test_recompute_reaches_the_network(recipe: Recipe, groups: ProcessGroupCollection) -> None:
+def test_recompute_reaches_the_network(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+) -> None:
     again = bend(recipe, {"train.recompute": "full"})
     made = [
         build_network(r, None, groups=groups, device=torch.device("cpu")) for r in (recipe, again)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import BlendSource, Recipe
 from armd_scale.errors import OrderError, RecipeError, ShardError, TokenizerError
 from armd_scale.order.policies import LeftToRight, Strided
 from armd_scale.train.data import (
     check_tokenizers,
     open_held_out,
-    resolve_vocab_size,
+    resolve_from_shards,
     tokenizer_folder,
 )
 from tests.support.cli import VOCAB, tiny_recipe, write_text
@@ -39,21 +40,21 @@ def note(recipe: Recipe, name: str, *, vocab_size: int = VOCAB, fingerprint: str
 def test_the_vocabulary_comes_from_the_manifests(recipe: Recipe) -> None:
     note(recipe, "a", vocab_size=60)
     note(recipe, "b", vocab_size=62)
-    assert resolve_vocab_size(recipe).model.vocab_size == 62
+    assert resolve_from_shards(recipe).model.vocab_size == 62
     larger = bend(recipe, {"model.vocab_size": 70})
-    assert resolve_vocab_size(larger) == larger
+    assert resolve_from_shards(larger) == resolve(larger)
     with pytest.raises(TokenizerError, match=r"must fit model\.vocab_size=61, and has 62 tokens"):
-        resolve_vocab_size(bend(recipe, {"model.vocab_size": 61}))
+        resolve_from_shards(bend(recipe, {"model.vocab_size": 61}))
 
 
 def test_without_a_manifest_it_must_be_given(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        resolve_vocab_size(recipe)
+        resolve_from_shards(recipe)
     assert "model.vocab_size must be given" in str(caught.value)
     assert f"{tmp_path / 'a'}.json does not exist" in str(caught.value)
     (tmp_path / "a.bin").unlink()
     with pytest.raises(ShardError, match=r"a\.bin does not exist"):
-        resolve_vocab_size(recipe)
+        resolve_from_shards(recipe)
 
 
 def test_all_data_come_from_one_tokenizer(recipe: Recipe) -> None:
@@ -75,8 +76,9 @@ def test_the_tokenizer_lies_beside_the_data(recipe: Recipe, tmp_path: Path) -> N
 
 
 def test_held_out_data_are_opened_where_they_are_scored(recipe: Recipe) -> None:
+    recipe = resolve(recipe, vocab_size=VOCAB)
     assert open_held_out(recipe) is None
-    scored = bend(recipe, {"eval.every_steps": 1, "eval.orders": ("l2r", "strided:2")})
+    scored = bend(recipe, {"eval.every_steps": 1, "eval.orders": ("l2r", "strided-ar:2")})
     held_out = open_held_out(scored)
     assert held_out is not None
     assert held_out.orders == (LeftToRight(), Strided((2,), joint=False))

@@ -7,20 +7,13 @@ import pytest
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.config.schema import (
-    CheckpointConfig,
-    ModelConfig,
-    OptimConfig,
-    ProgressiveConfig,
-    RandomConfig,
-    Recipe,
-    StridedConfig,
-    TrainConfig,
-)
+from armd_scale.config.resolve import resolve_model
+from armd_scale.config.schema import CheckpointConfig, ModelConfig, OptimConfig, Recipe, TrainConfig
+from armd_scale.order.policies import Progressive, RandomPermutation, Strided
 from tests.support.cli import VOCAB, write_text
 from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
 from tests.support.networks import build
-from tests.support.recipes import SMALL, bend
+from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.spawn import run_on_ranks
 
 # Four layers, two of them two-stream, so that four stages and two interleaved ones cut them every
@@ -32,9 +25,9 @@ MODEL = ModelConfig(
 )  # fmt: skip
 ORDERS = {
     # Left to right on one stream, then shuffled on two: the number of rows changes on the way.
-    "progressive": ProgressiveConfig(ar_steps=3, ramp_end=8, rho=8),
-    "strided": StridedConfig(streams=(1, 2, 4), joint=True),
-    "random": RandomConfig(),
+    "progressive": Progressive(ar_steps=3, ramp_end=8, rho=8),
+    "strided": Strided(streams=(1, 2, 4), joint=True),
+    "random": RandomPermutation(),
 }
 DROPOUT = 0.1
 # Dropout, which must be the same everywhere, joins in the progressive order of one and two streams.
@@ -54,7 +47,7 @@ def recipes(
     train = TrainConfig(steps=40, micro_batch=1, global_batch=4, precision="fp32")
     optim = OptimConfig(warmup_steps=2, schedule="constant", lr=3e-3)
     base = replace(
-        bend(SMALL, {"data.train": text, "data.valid": None, "data.seq_length": 16}),
+        bend(SMALL_RESOLVED, {"data.train": text, "data.valid": None, "data.seq_length": 16}),
         train=train,
         optim=optim,
         checkpoint=CheckpointConfig(every_steps=1000),
@@ -64,7 +57,10 @@ def recipes(
         query, qk_norm = ("anchor", "head") if tied else (MODEL.query, MODEL.qk_norm)
         model = replace(MODEL, tie_embeddings=tied, query=query, qk_norm=qk_norm)
         start = folder / f"start {tied}"
-        recipe = bend(replace(base, model=model), {"eval.every_steps": 0, "data.workers": 0})
+        recipe = bend(
+            replace(base, model=resolve_model(model, max_positions=17)),
+            {"eval.every_steps": 0, "data.workers": 0},
+        )
         if not start.exists():
             CheckpointSave(
                 start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,

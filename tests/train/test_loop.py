@@ -19,7 +19,7 @@ from armd_scale.train.loss_guard import RollbackRequest
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 from tests.support.networks import LLAMA, build
-from tests.support.recipes import SMALL, bend
+from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.windows import draw_windows
 
 
@@ -44,7 +44,7 @@ class Witness:
 def parts(groups: ProcessGroupCollection) -> TrainerComponents:
     """Six steps of two micro-batches of two samples."""
     changes = {"train.steps": 6, "train.micro_batch": 2, "train.global_batch": 4}
-    recipe = bend(SMALL, {"model": LLAMA, "optim.warmup_steps": 2, **changes})
+    recipe = bend(SMALL_RESOLVED, {"model": LLAMA, "optim.warmup_steps": 2, **changes})
     network = build(LLAMA, groups)
     engine = ZeroEngine(ModelChunks([network]), recipe.optim, precision="fp32", groups=groups)
     return TrainerComponents(

@@ -13,8 +13,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.config.schema import LeftToRightConfig, LossGuardConfig, Recipe
+from armd_scale.config.schema import LossGuardConfig, Recipe
 from armd_scale.errors import TrainingError
+from armd_scale.order.policies import LeftToRight
 from armd_scale.train.data import open_samples
 from armd_scale.train.loss_guard import (
     RollbackRequest,
@@ -215,7 +216,7 @@ def test_a_spike_is_left_out(tmp_path: Path) -> None:
     text = write_pair(tmp_path / "pair", documents)
     recipe = tiny_recipe(
         tmp_path, text, train__steps=150, train__micro_batch=1, train__global_batch=1,
-        order=LeftToRightConfig(), train__guard=LossGuardConfig(spike_factor=1.8, window_steps=16),
+        order=LeftToRight(), train__guard=LossGuardConfig(spike_factor=1.8, window_steps=16),
         optim__lr=3e-2, checkpoint__every_steps=0,
     )  # fmt: skip
     lines = train(recipe, tmp_path)

@@ -27,7 +27,7 @@ LENGTHS = [(17,), (8, 6, 3), (1, 2, 3, 1, 2, 3, 1, 4), (9, 8)]
 
 def windows(numbers: Sequence[int]) -> ArmdBatch:
     """Packed windows, by number, as one micro-batch."""
-    drawn = [draw_windows("strided:2", LENGTHS[i], count=1, seed=i) for i in numbers]
+    drawn = [draw_windows("strided-ar:2", LENGTHS[i], count=1, seed=i) for i in numbers]
     tokens, block = (
         torch.cat([torch.from_numpy(getattr(w, name)) for w in drawn]).numpy()
         for name in ("tokens", "block")

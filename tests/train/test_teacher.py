@@ -11,18 +11,13 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config import derived as derive
-from armd_scale.config.schema import (
-    DistillationConfig,
-    OptimConfig,
-    Recipe,
-    StridedConfig,
-    TrainConfig,
-)
+from armd_scale.config.schema import DistillationConfig, OptimConfig, Recipe, TrainConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.data.sample_stream import collate
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.loss_spec import LossSpec
+from armd_scale.order.policies import Strided
 from armd_scale.train.data import open_samples
 from armd_scale.train.teacher import Teacher, open_teacher
 from tests.support.cli import VOCAB, tiny_recipe, train, write_text
@@ -60,7 +55,7 @@ def gradients(network: ArmdModel, loss: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("lengths", [DOCUMENTS, (13,)])
 def test_samples_in_text_order_are_told_from_the_others(lengths: tuple[int, ...]) -> None:
-    batch = mixed("l2r", "strided:2", "strided-joint:1", "groups:2", lengths=lengths)
+    batch = mixed("l2r", "strided-ar:2", "strided:1", "groups:2", lengths=lengths)
     samples, part = batch.left_to_right_subset()
     assert samples.tolist() == [True, False, True, False]
     alone = mixed("l2r", "l2r", lengths=lengths)
@@ -81,7 +76,7 @@ def test_the_network_puts_out_its_divergence_where_both_read_forward(
     monkeypatch.setattr(derive, "LOGITS_ON_CPU", per_chunk)
     parent = build(theirs, groups, dtype=torch.float64, seed=5)
     network = build(LLAMA, groups, dtype=torch.float64)
-    batch = mixed("strided-joint:2", "l2r", "random")
+    batch = mixed("strided:2", "l2r", "random")
     weights = torch.stack((torch.zeros_like(batch.is_target), batch.is_target)).double()
     loss, nats = network(batch, LossSpec(weights, Teacher(parent, 1.0).reference(batch)))
     torch.testing.assert_close(nats[0], network(batch).detach(), atol=1e-13, rtol=1e-13)
@@ -102,7 +97,7 @@ def test_the_parent_runs_on_left_to_right_samples_alone(groups: ProcessGroupColl
     rows: list[int] = []
     network.layers["0"].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
     parent = Teacher(network, 1.0)
-    assert parent.reference(mixed("strided:2", "random")).rows.shape[1] == 0
+    assert parent.reference(mixed("strided-ar:2", "random")).rows.shape[1] == 0
     assert rows == []
     parent.reference(mixed("l2r", "random", "l2r"))
     assert rows == [2]
@@ -114,7 +109,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollect
     folder = tmp_path_factory.mktemp("parent")
     text = write_text(folder / "text")
     base = tiny_recipe(
-        folder, text, order=StridedConfig(streams=(1, 2, 4)), model=MODEL, data__valid=None,
+        folder, text, order=Strided(streams=(1, 2, 4)), model=MODEL, data__valid=None,
         optim=OptimConfig(warmup_steps=1, schedule="constant", lr=3e-3),
         train=TrainConfig(steps=40, micro_batch=1, global_batch=4, precision="fp32"),
     )  # fmt: skip

@@ -74,7 +74,7 @@ def losses(lines: list[dict[str, Any]]) -> list[float]:
 def test_a_run_leaves_what_it_promises_and_repeats_exactly(
     recipe_in: Callable[..., Recipe],
 ) -> None:
-    changes = {"eval__every_steps": 4, "eval__orders": ("l2r", "strided:2"), "eval__samples": 3}
+    changes = {"eval__every_steps": 4, "eval__orders": ("l2r", "strided-ar:2"), "eval__samples": 3}
     one, other = recipe_in("one", **changes), recipe_in("other", data__workers=2, **changes)
     lines = trained(one)
     assert trained(other) == lines
@@ -85,7 +85,7 @@ def test_a_run_leaves_what_it_promises_and_repeats_exactly(
     assert [line["learning_rate"] for line in steps[:5]] == [2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2]
     assert losses(steps)[-1] < losses(steps)[0] - 0.1
     assert [(line["step"], line["eval_order"]) for line in evaluations] == [
-        (4, "l2r"), (4, "strided:2"), (8, "l2r"), (8, "strided:2"),
+        (4, "l2r"), (4, "strided-ar:2"), (8, "l2r"), (8, "strided-ar:2"),
     ]  # fmt: skip
     folder = folder_of(one)
     assert load_recipe(folder / "recipe.yaml") == one

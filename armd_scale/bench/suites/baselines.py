@@ -10,15 +10,15 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import random
 
-from armd_scale.config.derived import kv_heads
-from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.config.resolve import ResolvedModel
+from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.spec import transformer_config
 from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
 
 
 def llama_step(
-    model: ModelConfig, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
+    model: ResolvedModel, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], None]:
     """Forward and backward pass of `transformers`' Llama, with its SDPA attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,7 +30,7 @@ def llama_step(
         "intermediate_size": model.ffn_hidden,
         "num_hidden_layers": model.layers,
         "num_attention_heads": model.heads,
-        "num_key_value_heads": kv_heads(model),
+        "num_key_value_heads": model.kv_heads,
         "max_position_embeddings": length + 1,
         "tie_word_embeddings": model.tie_embeddings,
         "attn_implementation": "sdpa",
@@ -47,13 +47,12 @@ def llama_step(
 
 
 def megatron_step(
-    model: ModelConfig, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
+    model: ResolvedModel, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], None]:
     """Forward and backward pass of megatron-core's GPTModel, from its local modules."""
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
     config.use_te_activation_func = False  # which asks for a spec's own activation, and it has none
     length = batch.labels.shape[1]
-    assert model.vocab_size is not None
     with _without_cuda_random_numbers():
         network = GPTModel(
             config,

@@ -21,11 +21,11 @@ from armd_scale.bench.disk import Disk, summarize
 from armd_scale.bench.table import Row
 from armd_scale.checkpoint.load import load_optimizer, load_weights, open_checkpoint
 from armd_scale.config.derived import num_parameters
+from armd_scale.config.resolve import ResolvedModel, ResolvedRecipe, resolve, resolve_model
 from armd_scale.config.schema import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
-    LeftToRightConfig,
     LogConfig,
     ModelConfig,
     OptimConfig,
@@ -36,6 +36,7 @@ from armd_scale.config.schema import (
 )
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.optim.zero_engine import MOMENTS
+from armd_scale.order.policies import LeftToRight
 from armd_scale.parallel.environment import DistributedEnv, read_environment
 from armd_scale.parallel.process_groups import process_groups
 from armd_scale.train.build import TrainerComponents, build_network, make_schedule_chunks
@@ -44,8 +45,10 @@ from armd_scale.train.state import TrainState
 from armd_scale.train.step import train_step
 from armd_scale.train.trainer import build_optimizer
 
-MODEL = ModelConfig(
-    layers=8, hidden=768, ffn_hidden=2048, heads=12, vocab_size=16384, two_stream_layers=2
+MODEL = resolve_model(
+    ModelConfig(
+        layers=8, hidden=768, ffn_hidden=2048, heads=12, vocab_size=16384, two_stream_layers=2
+    )
 )
 SEQ_LENGTH = 64
 Stage = Literal[0, 1, 2, 3]
@@ -56,7 +59,7 @@ def compare_saves(
     saves: int = 5,
     parallel: ParallelConfig | None = None,
     zero_stage: Stage = 1,
-    model: ModelConfig = MODEL,
+    model: ResolvedModel = MODEL,
     folder: Path | None = None,
 ) -> dict[str, Any]:
     """Trains and saves, in turn waited for and in the background, on all processes of the job.
@@ -92,7 +95,7 @@ def compare_saves(
             "tensor": parallel.tensor,
             "pipeline": parallel.pipeline,
             "zero_stage": zero_stage,
-            "parameters": num_parameters(model, model.vocab_size or 0),
+            "parameters": num_parameters(model, model.vocab_size),
             "checkpoint_bytes": disk.checkpoint_bytes,
             "first_stall_seconds": {name: save.stall_seconds for name, save in first.items()},
             **_summary(**timed),
@@ -183,7 +186,7 @@ class _Job:
     STEPS_BETWEEN = 3
 
     def __init__(
-        self, recipe: Recipe, environment: DistributedEnv, groups: ProcessGroupCollection
+        self, recipe: ResolvedRecipe, environment: DistributedEnv, groups: ProcessGroupCollection
     ) -> None:
         network = build_network(recipe, None, groups=groups, device=environment.device)
         engine, _, self._state = build_optimizer(recipe, network, None)
@@ -242,12 +245,12 @@ class _Job:
 
 
 def _recipe(
-    folder: Path, model: ModelConfig, parallel: ParallelConfig, *, zero_stage: Stage, size: int
-) -> Recipe:
-    return Recipe(
+    folder: Path, model: ResolvedModel, parallel: ParallelConfig, *, zero_stage: Stage, size: int
+) -> ResolvedRecipe:
+    recipe = Recipe(
         run=RunConfig(name="saves", folder=str(folder)),
         data=DataConfig(train="none", seq_length=SEQ_LENGTH),
-        order=LeftToRightConfig(),
+        order=LeftToRight(),
         model=model,
         parallel=parallel,
         optim=OptimConfig(warmup_steps=0, schedule="constant", zero_stage=zero_stage),
@@ -256,10 +259,10 @@ def _recipe(
         eval=EvalConfig(every_steps=0, orders=(), samples=1),
         log=LogConfig(every_steps=1),
     )
+    return resolve(recipe)
 
 
-def _batch(recipe: Recipe) -> ArmdBatch:
-    assert recipe.model.vocab_size is not None
+def _batch(recipe: ResolvedRecipe) -> ArmdBatch:
     length = recipe.data.seq_length + 1
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab_size, size=(1, length))
     block = np.arange(length)[None]

@@ -19,7 +19,7 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.loader import PREFETCH_FACTOR, DataParallelShare, MicroBatchLoader
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
-from armd_scale.train.data import open_samples, resolve_vocab_size
+from armd_scale.train.data import open_samples, resolve_from_shards
 
 
 def compare_loading(*, recipe: Path, seconds: float = 2, runs: int = 5) -> list[Row]:
@@ -39,7 +39,7 @@ def compare_loading(*, recipe: Path, seconds: float = 2, runs: int = 5) -> list[
         the same process does both in turn, and the inverse of the ratio is what loading adds to the
         time of training.
     """
-    asked = resolve_vocab_size(load_recipe(recipe))
+    asked = resolve_from_shards(load_recipe(recipe))
     train, data = asked.train, asked.data
     shape = Shape(model=asked.model, seq_length=data.seq_length, micro_batch=train.micro_batch)
     tokens = shape.micro_batch * shape.seq_length

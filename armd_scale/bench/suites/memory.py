@@ -22,6 +22,7 @@ from torch import Tensor
 from armd_scale.bench.launch import run_on_ranks
 from armd_scale.bench.table import Row
 from armd_scale.config.derived import num_parameters, padded_vocab_size
+from armd_scale.config.resolve import ResolvedModel, resolve_model
 from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd_model import ArmdModel
@@ -35,8 +36,10 @@ ZeroStage = Literal[0, 1, 2, 3]
 STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
 # Every matrix has over 100,000 elements: DeepSpeed keeps smaller parameters whole at stage 3, as
 # it does norms of real models, of which they are a thousandth.
-MODEL = ModelConfig(
-    layers=2, hidden=512, ffn_hidden=1536, heads=8, vocab_size=4096, two_stream_layers=1
+MODEL = resolve_model(
+    ModelConfig(
+        layers=2, hidden=512, ffn_hidden=1536, heads=8, vocab_size=4096, two_stream_layers=1
+    )
 )
 SEQ_LENGTH = 32
 MICRO_BATCHES = 2
@@ -79,7 +82,10 @@ def measure_memory(ranks: int) -> list[Row]:
 
 
 def table(
-    by_rank: Sequence[Sequence[MemoryBreakdown]], *, model: ModelConfig, stages: Sequence[ZeroStage]
+    by_rank: Sequence[Sequence[MemoryBreakdown]],
+    *,
+    model: ResolvedModel,
+    stages: Sequence[ZeroStage],
 ) -> list[Row]:
     """A row for each stage: the largest figure of all ranks, the paper's, and their ratio.
 
@@ -88,9 +94,8 @@ def table(
         model: whose weights they are.
         stages: of ZeRO.
     """
-    assert model.vocab_size is not None
     stored = padded_vocab_size(model.vocab_size, 1)
-    weights = num_parameters(model, stored, max_positions=SEQ_LENGTH + 1)
+    weights = num_parameters(model, stored)
     rows = []
     for stage, held in zip(stages, zip(*by_rank, strict=True), strict=True):
         precision = _precision(stage)
@@ -113,7 +118,7 @@ def held_by_stage(
     environment: DistributedEnv,
     groups: ProcessGroupCollection,
     *,
-    model: ModelConfig,
+    model: ResolvedModel,
     stages: Sequence[ZeroStage],
 ) -> list[MemoryBreakdown]:
     """What this process holds at each stage, one engine after another."""
@@ -123,7 +128,7 @@ def held_by_stage(
 def _measure(
     environment: DistributedEnv,
     groups: ProcessGroupCollection,
-    model: ModelConfig,
+    model: ResolvedModel,
     stage: ZeroStage,
 ) -> MemoryBreakdown:
     batch = _batch(model, seed=environment.rank).to(environment.device)
@@ -173,11 +178,11 @@ def _live_tensors() -> Iterator[Tensor]:
 def _start(
     environment: DistributedEnv,
     groups: ProcessGroupCollection,
-    model: ModelConfig,
+    model: ResolvedModel,
     stage: ZeroStage,
 ) -> ZeroEngine:
     config = transformer_config(model, ParallelConfig())
-    part = ArmdModel(model, config, groups=groups, max_positions=SEQ_LENGTH + 1)
+    part = ArmdModel(model, config, groups=groups)
     init_weights(part, seed=0)
     return ZeroEngine(
         ModelChunks([part]).to(environment.device),
@@ -187,9 +192,8 @@ def _start(
     )
 
 
-def _batch(model: ModelConfig, *, seed: int) -> ArmdBatch:
+def _batch(model: ResolvedModel, *, seed: int) -> ArmdBatch:
     """One window of random tokens, left to right."""
-    assert model.vocab_size is not None
     size = (1, SEQ_LENGTH + 1)
     return make_batch(
         np.random.default_rng(seed).integers(0, model.vocab_size, size=size),

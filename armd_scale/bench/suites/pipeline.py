@@ -15,6 +15,7 @@ from armd_scale.bench.launch import run_on_ranks
 from armd_scale.bench.suites.step import Shape, Step, batch_under, compute_dtype, mean_of_targets
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import wait
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.loss_spec import TrainMicroBatch
@@ -27,7 +28,9 @@ from armd_scale.parallel.pipeline.schedule import run_micro_batches
 from armd_scale.train.build import make_chunks_for
 
 # Many small layers, so that four stages cost the same to 4 %, the head included.
-_LAYERS = ModelConfig(layers=16, hidden=256, ffn_hidden=1024, heads=4, vocab_size=4096)
+_LAYERS = resolve_model(
+    ModelConfig(layers=16, hidden=256, ffn_hidden=1024, heads=4, vocab_size=4096)
+)
 SHAPE = Shape(model=_LAYERS, seq_length=128, micro_batch=1)
 
 
@@ -39,7 +42,7 @@ def scheduled_step(
     dtype, length = compute_dtype(device), shape.seq_length
     config = transformer_config(shape.model, parallel, dtype=dtype)
     (stage,) = stages_of_rank(shape.model, parallel, seq_length=length, rank=groups.pp.rank())
-    part = ArmdModel(shape.model, config, groups=groups, max_positions=length + 1, stage=stage)
+    part = ArmdModel(shape.model, config, groups=groups, stage=stage)
     init_weights(part, seed=0)
     network = ModelChunks([part]).to(device)
     batch = batch_under("random", shape).to(device)

@@ -18,7 +18,8 @@ from armd_scale.bench.operators import ATTENTION, PRODUCTS, profile_operators, t
 from armd_scale.bench.suites.baselines import llama_step, megatron_step
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import ratio, time_interleaved
-from armd_scale.config.derived import model_flops_per_token
+from armd_scale.config.flops import model_flops_per_token
+from armd_scale.config.resolve import ResolvedModel, resolve_model
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd_model import ArmdModel
@@ -26,7 +27,7 @@ from armd_scale.model.loss_spec import LossSpec
 from armd_scale.model.spec import transformer_config
 from armd_scale.model.weight_init import init_weights
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import parse_spec
+from armd_scale.order.spec import parse_spec
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
 from armd_scale.train.device_metrics import peak_flops
@@ -38,25 +39,24 @@ Step = Callable[[], None]
 class Shape:
     """A model and the micro-batch that it is timed on."""
 
-    model: ModelConfig
+    model: ResolvedModel
     seq_length: int
     micro_batch: int
 
     @property
     def vocab_size(self) -> int:
         """Tokens of the vocabulary."""
-        assert self.model.vocab_size is not None
         return self.model.vocab_size
 
-    def flops_per_token(self, model: ModelConfig | None = None) -> int:
+    def flops_per_token(self, model: ResolvedModel | None = None) -> int:
         """Operations of forward and backward pass for each target."""
         return model_flops_per_token(model or self.model, self.seq_length, self.vocab_size)
 
 
 def _llama(
     layers: int, hidden: int, ffn_hidden: int, *, heads: int, kv_heads: int, vocab_size: int = 50304
-) -> ModelConfig:
-    return ModelConfig(
+) -> ResolvedModel:
+    model = ModelConfig(
         layers=layers,
         hidden=hidden,
         ffn_hidden=ffn_hidden,
@@ -64,6 +64,7 @@ def _llama(
         kv_heads=kv_heads,
         vocab_size=vocab_size,
     )
+    return resolve_model(model)
 
 
 # Llama-like throughout, so that every rival can be built to the same sizes.
@@ -163,11 +164,11 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def network(
-    model: ModelConfig, shape: Shape, groups: ProcessGroupCollection, *, dtype: torch.dtype
+    model: ResolvedModel, shape: Shape, groups: ProcessGroupCollection, *, dtype: torch.dtype
 ) -> ArmdModel:
     """A network with drawn weights."""
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
-    made = ArmdModel(model, config, groups=groups, max_positions=shape.seq_length + 1)
+    made = ArmdModel(model, config, groups=groups)
     init_weights(made, seed=0)
     return made
 

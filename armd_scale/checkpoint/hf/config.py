@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from armd_scale.checkpoint.hf.families import FAMILIES, UNSUPPORTED, Family
-from armd_scale.config.derived import head_dim, kv_heads
+from armd_scale.config.resolve import ResolvedModel, resolve_head_dim, resolve_kv_heads
 from armd_scale.config.schema import ModelConfig, RopeScaling
 from armd_scale.errors import CheckpointError
 
@@ -155,8 +155,8 @@ def _rotary(known: Any, family: Family, path: Path) -> dict[str, Any]:
         scaling = RopeScaling(
             rope_type="yarn",
             factor=rope["factor"],
-            low_freq_factor=rope.get("beta_slow") or 1.0,
-            high_freq_factor=rope.get("beta_fast") or 32.0,
+            beta_slow=rope.get("beta_slow") or 1.0,
+            beta_fast=rope.get("beta_fast") or 32.0,
             original_max_position_embeddings=original,
         )
     elif kind == "yarn":
@@ -167,7 +167,7 @@ def _rotary(known: Any, family: Family, path: Path) -> dict[str, Any]:
     return {**keys, "rope_scaling": scaling}
 
 
-def hf_config_from_model(model: ModelConfig, *, max_positions: int) -> dict[str, Any]:
+def hf_config_from_model(model: ResolvedModel, *, max_positions: int) -> dict[str, Any]:
     """A config.json of the first family that is this network's left-to-right function.
 
     Raises:
@@ -196,7 +196,7 @@ def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
     """Keys on which the left-to-right functions of two model sections may differ."""
     ours, theirs = (
         dataclasses.asdict(model)
-        | {"head_dim": head_dim(model), "kv_heads": kv_heads(model), "activation": model.activation}
+        | {"head_dim": resolve_head_dim(model), "kv_heads": resolve_kv_heads(model)}
         for model in (one, other)
     )
     kept = {*ARMD_FIELDS.values(), "max_positions", "init_std", "init_from"}
@@ -206,11 +206,10 @@ def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
 
 
 def _to_hf_config(
-    kind: str, family: Family, model: ModelConfig, *, max_positions: int
+    kind: str, family: Family, model: ResolvedModel, *, max_positions: int
 ) -> dict[str, Any]:
     """The family's config.json with what it can say of a model section."""
-    resolved = dataclasses.replace(model, head_dim=head_dim(model), kv_heads=kv_heads(model))
-    config = {name: getattr(resolved, key) for key, name in family.config_keys.items()}
+    config = {name: getattr(model, key) for key, name in family.config_keys.items()}
     names = [name for name, ours in family.activations.items() if ours == model.activation]
     config[family.activation_key] = (names or [next(iter(family.activations))])[0]
     rows = "n_positions" if kind == "gpt2" else "max_position_embeddings"
@@ -218,12 +217,9 @@ def _to_hf_config(
     if family.has_partial_rotation:
         rope["partial_rotary_factor"] = model.partial_rotary_factor
     if scaling := model.rope_scaling:
-        rope |= {"rope_type": scaling.rope_type, "factor": scaling.factor}
-        bounds = ("beta_slow", "beta_fast") if scaling.rope_type == "yarn" else _LLAMA3_BOUNDS
-        values = (scaling.low_freq_factor, scaling.high_freq_factor)
-        if scaling.rope_type != "linear":
-            rope |= dict(zip(bounds, values, strict=True))
-            rope["original_max_position_embeddings"] = scaling.original_max_position_embeddings
+        # Our names are those of config.json; a key that a type does not have is null.
+        values = dataclasses.asdict(scaling)
+        rope |= {key: value for key, value in values.items() if value is not None}
     named = {"architectures": [family.architecture], "model_type": kind, rows: max_positions}
     turned = (
         {}
@@ -232,9 +228,6 @@ def _to_hf_config(
     )
     windows = {"sliding_window": None} if kind == "mistral" else {}
     return {**named, **config, **turned, **windows}
-
-
-_LLAMA3_BOUNDS = ("low_freq_factor", "high_freq_factor")
 
 
 def _unsupported(path: Path, got: str) -> str:

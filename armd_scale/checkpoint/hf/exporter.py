@@ -35,8 +35,7 @@ from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.checkpoint.save import WEIGHTS
 from armd_scale.checkpoint.store import verify
 from armd_scale.checkpoint.streaming_io import StreamedWeights
-from armd_scale.config.derived import head_dim, max_positions, two_stream_layers
-from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.config.resolve import ResolvedModel, resolve_max_positions
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import CheckpointError
 from armd_scale.log import ProgressBar
@@ -75,7 +74,9 @@ def export(
     """
     refuse_existing(output, marker=CONFIG, overwrite=overwrite)
     weights = StreamedWeights(checkpoint.folder / WEIGHTS)
-    model = _resolved(checkpoint.recipe)
+    # A config.json names a longest text even where the network has no limit: that of training.
+    max_positions = resolve_max_positions(checkpoint.recipe)
+    model = dataclasses.replace(checkpoint.recipe.model, max_positions=max_positions)
     if as_ar and not is_ar_exact(model, weights.read):
         raise CheckpointError(
             f"--as-ar needs a checkpoint that is an AR model left to right, and the query start "
@@ -86,12 +87,11 @@ def export(
     own = model_tensors(build_meta_model(model, groups))
     wanted = pieces(own)
     held = family_tensors(
-        FAMILIES[config["model_type"]], wanted, layers=model.layers, head_dim=head_dim(model)
+        FAMILIES[config["model_type"]], wanted, layers=model.layers, head_dim=model.head_dim
     )
     if not as_ar:
         held += armd_tensors(wanted)
-        armd = {**dataclasses.asdict(model), "two_stream_layers": two_stream_layers(model)}
-        config[ARMD] = {key: armd[field] for key, field in ARMD_FIELDS.items()}
+        config[ARMD] = {key: getattr(model, field) for key, field in ARMD_FIELDS.items()}
     with _appearing(output) as folder:
         dtype = _write_weights(folder, held, own, weights, shard_bytes)
         for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:
@@ -101,11 +101,7 @@ def export(
         (folder / "README.md").write_text(_model_card(checkpoint, config, as_ar=as_ar))
 
 
-def _resolved(recipe: Recipe) -> ModelConfig:
-    return dataclasses.replace(recipe.model, max_positions=max_positions(recipe))
-
-
-def _config(checkpoint: Checkpoint, model: ModelConfig) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint, model: ResolvedModel) -> dict[str, Any]:
     """The source's config.json while it still describes the network, else one made for it."""
     source = _source_config_dir(checkpoint)
     if source is not None:

@@ -21,12 +21,12 @@ from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIG
 from armd_scale.checkpoint.store import MANIFEST, commit, create_partial
 from armd_scale.checkpoint.streaming_io import write_streamed
 from armd_scale.config.load import dump_recipe
+from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
-    LeftToRightConfig,
     LogConfig,
     OptimConfig,
     ParallelConfig,
@@ -36,6 +36,7 @@ from armd_scale.config.schema import (
 )
 from armd_scale.errors import CheckpointError
 from armd_scale.log import ProgressBar, get_logger
+from armd_scale.order.policies import LeftToRight
 
 SOURCE = "source"
 SOURCE_FILES = ("config.json", "generation_config.json")
@@ -98,16 +99,16 @@ def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> No
 
 def recipe_for(
     source: HfCheckpoint, name: Path, *, parallel: ParallelConfig, dtype: str = "keep"
-) -> Recipe:
+) -> ResolvedRecipe:
     """A recipe with the folder's model and modest defaults for everything else."""
     assert source.model.max_positions is not None
     kept = DTYPES.get(dtype, source.dtype)
-    return Recipe(
+    recipe = Recipe(
         run=RunConfig(name=name.name, folder=str(name), seed=source.settings.seed),
         data=DataConfig(
             train="unset", seq_length=min(source.model.max_positions - 1, DEFAULT_SEQ_LENGTH)
         ),
-        order=LeftToRightConfig(),
+        order=LeftToRight(),
         model=source.model,
         parallel=parallel,
         optim=OptimConfig(lr=1e-5, min_lr=1e-6, warmup_steps=100, schedule="cosine"),
@@ -122,6 +123,7 @@ def recipe_for(
         eval=EvalConfig(every_steps=0, orders=("l2r",), samples=64),
         log=LogConfig(every_steps=10),
     )
+    return resolve(recipe)
 
 
 def refuse_existing(output: Path, *, marker: str, overwrite: bool) -> None:

@@ -13,7 +13,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from armd_scale.config.derived import head_dim
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.tensor.partition import tensor_partition
 
@@ -88,7 +87,7 @@ def model_tensors(network: ArmdModel) -> list[PackedTensor]:
         elif ".linear_kv." in name:
             half = (shape[0] // 2, *shape[1:])
             pieces = {name.replace("linear_kv", f"linear_{part}"): half for part in "kv"}
-            tensors.append(PackedTensor(name, pieces, "heads", head_dim(network.model)))
+            tensors.append(PackedTensor(name, pieces, "heads", network.model.head_dim))
         elif name in _PADDED:
             piece = {name: (network.vocab_size, *shape[1:])}
             tensors.append(PackedTensor(name, piece, "padded", shape[0]))

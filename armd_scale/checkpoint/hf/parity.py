@@ -23,7 +23,7 @@ from armd_scale.checkpoint.hf.source import build_empty_model
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.checkpoint.save import WEIGHTS
 from armd_scale.checkpoint.streaming_io import StreamedWeights
-from armd_scale.config.schema import ModelConfig
+from armd_scale.config.resolve import ResolvedModel
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import CheckpointError
@@ -108,7 +108,7 @@ def check_parity(
     reference = (layerwise_logits if by_layer else whole_logits)(hf, tokens)[:, :-1]
     batch = _left_to_right(tokens)
     exact = is_ar_exact(model, weights.read)
-    runs: list[tuple[Literal["two streams", "one stream"], ModelConfig, ArmdBatch]]
+    runs: list[tuple[Literal["two streams", "one stream"], ResolvedModel, ArmdBatch]]
     if exact and model.two_stream_layers != 0:
         both = dataclasses.replace(batch, is_left_to_right=False)
         runs = [("two streams", model, both), ("one stream", model, batch)]
@@ -126,14 +126,14 @@ def check_parity(
     )
 
 
-def is_ar_exact(model: ModelConfig, read: Callable[[str], Tensor]) -> bool:
+def is_ar_exact(model: ResolvedModel, read: Callable[[str], Tensor]) -> bool:
     """Whether the network, run left to right, is an AR model of its own weights."""
     if model.query == "anchor+prefix":
         return not read("query_start.prefix.scale").any()
     return model.query == "anchor"
 
 
-def content_path(model: ModelConfig) -> ModelConfig:
+def content_path(model: ResolvedModel) -> ResolvedModel:
     """The plain AR stack of the same weights."""
     return dataclasses.replace(model, query="anchor", two_stream_layers=0)
 
@@ -141,7 +141,6 @@ def content_path(model: ModelConfig) -> ModelConfig:
 def _tokens(checkpoint: Checkpoint, text: str | None) -> Tensor:
     """A window of the text in the checkpoint's tokens; random ones where it has no tokenizer."""
     model = checkpoint.recipe.model
-    assert model.vocab_size is not None
     assert model.max_positions is not None
     length = min(MAX_PARITY_TOKENS, model.max_positions)
     folder = checkpoint.tokenizer_folder
@@ -170,7 +169,7 @@ def _left_to_right(tokens: Tensor) -> ArmdBatch:
 
 @torch.no_grad()
 def _logits(
-    model: ModelConfig,
+    model: ResolvedModel,
     weights: StreamedWeights,
     batch: ArmdBatch,
     *,
@@ -196,7 +195,7 @@ def _logits(
 
 
 def _part(
-    model: ModelConfig,
+    model: ResolvedModel,
     weights: StreamedWeights,
     stage: PipelineStage,
     *,

@@ -31,8 +31,8 @@ from armd_scale.checkpoint.hf.families import (
 )
 from armd_scale.checkpoint.hf.packing import PackedTensor, Repacker, model_tensors, pieces
 from armd_scale.checkpoint.hf.tensors import HfTensors
-from armd_scale.config.derived import head_dim
-from armd_scale.config.schema import ModelConfig, ParallelConfig, QueryKind
+from armd_scale.config.resolve import ResolvedModel, resolve_model
+from armd_scale.config.schema import ParallelConfig, QueryKind
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
@@ -82,7 +82,7 @@ class HfCheckpoint:
         prefixed = any(name.startswith(family.base) for name in self.files.tensors)
         return family if prefixed else dataclasses.replace(family, base="")
 
-    def _model(self) -> ModelConfig:
+    def _model(self) -> ResolvedModel:
         kept: dict[str, Any] = dict(self.config.get(ARMD, {}))
         if kept and sorted(kept) != sorted(ARMD_FIELDS):
             raise CheckpointError(
@@ -105,7 +105,7 @@ class HfCheckpoint:
         if kept and table is not None and asked is None:
             asked = table.shape[0]
         model = model_config_from_hf(self.config, source=self.path, max_positions=asked)
-        return dataclasses.replace(model, **given)
+        return resolve_model(dataclasses.replace(model, **given))
 
 
 class HfWeights:
@@ -126,7 +126,7 @@ class HfWeights:
         model, own = folder.model, model_tensors(build_meta_model(folder.model, groups))
         wanted = pieces(own)
         source_tensors = family_tensors(
-            folder.family, wanted, layers=model.layers, head_dim=head_dim(model)
+            folder.family, wanted, layers=model.layers, head_dim=model.head_dim
         )
         if ARMD in folder.config:
             source_tensors += armd_tensors(wanted)
@@ -222,14 +222,14 @@ def _check_others(folder: HfCheckpoint, names: set[str]) -> None:
             )
 
 
-def build_meta_model(model: ModelConfig, groups: ProcessGroupCollection) -> ArmdModel:
+def build_meta_model(model: ResolvedModel, groups: ProcessGroupCollection) -> ArmdModel:
     """The whole network without its numbers."""
     with torch.device("meta"):
         return build_empty_model(model, groups, dtype=torch.float32)
 
 
 def build_empty_model(
-    model: ModelConfig,
+    model: ResolvedModel,
     groups: ProcessGroupCollection,
     *,
     dtype: torch.dtype,
@@ -238,12 +238,11 @@ def build_empty_model(
     """The network, or a stage of it, with numbers yet to be filled in.
 
     Args:
-        model: with every derived number.
+        model: a resolved model section.
         groups: of a layout without tensor parallelism.
         dtype: of the weights.
         stage: which part; the whole by default.
     """
-    assert model.max_positions is not None
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
     config = dataclasses.replace(config, use_cpu_initialization=True)
-    return ArmdModel(model, config, groups=groups, max_positions=model.max_positions, stage=stage)
+    return ArmdModel(model, config, groups=groups, stage=stage)

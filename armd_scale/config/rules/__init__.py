@@ -1,1 +1,1 @@
-"""Checks that types cannot express, one function a rule."""
+"""Checks of what types cannot express: one small function per rule, `check` to apply all of them."""

@@ -1,143 +1,135 @@
-"""What the network's sizes and parts must hold among themselves."""
+"""Rules of the network's sizes and parts."""
 
-from armd_scale.config import derived as derive
 from armd_scale.config.messages import raise_rule_error
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import (
+    resolve_head_dim,
+    resolve_kv_heads,
+    resolve_max_positions,
+    resolve_two_stream_layers,
+)
+from armd_scale.config.schema import Recipe, RopeScaling
+
+# The keys that bound the ramp between scaled and unscaled wavelengths, lower bound first.
+_SCALING_BOUNDS = {
+    "linear": (),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+    "yarn": ("beta_slow", "beta_fast"),
+}
 
 
 def check_kv_heads_divide(recipe: Recipe) -> None:
     """Every key/value head serves the same number of query heads."""
-    kv_heads = derive.kv_heads(recipe.model)
+    kv_heads = resolve_kv_heads(recipe.model)
     if recipe.model.heads % kv_heads:
-        must = f"be a multiple of model.kv_heads ({kv_heads})"
-        raise_rule_error(
-            "model.heads", recipe.model.heads, requirement=must, hint="change one of them"
-        )
+        requirement = f"be a multiple of model.kv_heads = {kv_heads}"
+        raise_rule_error("model.heads", recipe.model.heads, requirement=requirement)
 
 
 def check_head_dim(recipe: Recipe) -> None:
-    """The width of a head is given or follows from the residual stream."""
+    """The width of a head is set or follows from the width of the residual stream."""
     model = recipe.model
     if model.head_dim is None and model.hidden % model.heads:
-        must = f"be a multiple of model.heads ({model.heads})"
-        raise_rule_error(
-            "model.hidden", model.hidden, requirement=must, hint="change one or give model.head_dim"
-        )
+        requirement = f"be a multiple of model.heads = {model.heads}"
+        hint = "or set model.head_dim"
+        raise_rule_error("model.hidden", model.hidden, requirement=requirement, hint=hint)
 
 
 def check_rotary(recipe: Recipe) -> None:
-    """Rotary embedding turns channels of a head two by two, all of them or the first ones."""
+    """Rotary embedding rotates channels of a head in pairs, all of them or the first ones."""
     model = recipe.model
     if model.position_embedding != "rope":
         for key, default in (("rope_scaling", None), ("partial_rotary_factor", 1.0)):
             if getattr(model, key) != default:
-                must = f"be rotary when model.{key} is given"
-                raise_rule_error(
-                    "model.position_embedding",
-                    model.position_embedding,
-                    requirement=must,
-                    hint="change one of them",
-                )
+                value, requirement = model.position_embedding, f"be rope when model.{key} is set"
+                raise_rule_error("model.position_embedding", value, requirement=requirement)
         return
-    width = derive.head_dim(model)
-    if not 0 < model.partial_rotary_factor <= 1:
-        key, value, must = (
-            "model.partial_rotary_factor",
-            model.partial_rotary_factor,
-            "lie above 0, at most 1",
-        )
-        raise_rule_error(key, value, requirement=must, hint="leave it out to turn whole heads")
-    if model.partial_rotary_factor == 1 and width % 2:
-        must = "be even with rotary positions"
-        raise_rule_error("model.head_dim", width, requirement=must, hint="change it or model.heads")
-    turned = derive.rotary_dim(model)
-    if turned == 0 or turned % 2:
-        must = f"turn an even number of a head's {width} channels"
-        raise_rule_error(
-            "model.partial_rotary_factor",
-            model.partial_rotary_factor,
-            requirement=must,
-            hint="change it",
-        )
+    head_dim, fraction = resolve_head_dim(model), model.partial_rotary_factor
+    if not 0 < fraction <= 1:
+        raise_rule_error("model.partial_rotary_factor", fraction, requirement="be > 0 and <= 1")
+    if fraction == 1 and head_dim % 2:
+        requirement = "be even with rotary positions"
+        raise_rule_error("model.head_dim", head_dim, requirement=requirement)
+    num_rotated = int(head_dim * fraction)
+    if num_rotated == 0 or num_rotated % 2:
+        requirement = f"rotate an even number of a head's {head_dim} channels"
+        raise_rule_error("model.partial_rotary_factor", fraction, requirement=requirement)
 
 
 def check_rope_scaling(recipe: Recipe) -> None:
-    """Rotary scaling has a factor that stretches, and two bounds unless it stretches all."""
+    """Scaling stretches wavelengths, and has the bounds of its type and no others."""
     scaling = recipe.model.rope_scaling
     if scaling is None:
         return
     if scaling.factor < 1:
-        raise_rule_error(
-            "model.rope_scaling.factor",
-            scaling.factor,
-            requirement="be at least 1",
-            hint="raise it",
-        )
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        key = "model.rope_scaling.factor"
+        raise_rule_error(key, scaling.factor, requirement="be >= 1")
+    _check_scaling_keys(scaling)
     original = scaling.original_max_position_embeddings
-    bounds = {
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
-    is_linear = scaling.rope_type == "linear"
-    for name, value in bounds.items():
-        if (value is None) != is_linear:
-            must = f"{'be null' if is_linear else 'be given'} for kind {scaling.rope_type}"
-            advice = "leave it out" if is_linear else "copy it from the model's configuration"
-            raise_rule_error(f"model.rope_scaling.{name}", value, requirement=must, hint=advice)
-    if low is not None and high is not None and not 0 < low < high:
-        must = f"lie between 0 and high_freq_factor ({high})"
-        raise_rule_error(
-            "model.rope_scaling.low_freq_factor", low, requirement=must, hint="lower it"
-        )
     if original is not None and original < 1:
         key = "model.rope_scaling.original_max_position_embeddings"
-        raise_rule_error(key, original, requirement="be at least 1", hint="raise it")
+        raise_rule_error(key, original, requirement="be >= 1")
+    bounds = _SCALING_BOUNDS[scaling.rope_type]
+    if bounds:
+        low, high = (getattr(scaling, name) for name in bounds)
+        if not 0 < low < high:
+            requirement = f"be between 0 and {bounds[1]} = {high}"
+            raise_rule_error(f"model.rope_scaling.{bounds[0]}", low, requirement=requirement)
+
+
+def _check_scaling_keys(scaling: RopeScaling) -> None:
+    bounds = _SCALING_BOUNDS[scaling.rope_type]
+    required = {*bounds, "original_max_position_embeddings"} if bounds else set[str]()
+    optional = dict.fromkeys(key for keys in _SCALING_BOUNDS.values() for key in keys)
+    for name in (*optional, "original_max_position_embeddings"):
+        value = getattr(scaling, name)
+        if (value is not None) != (name in required):
+            state = "be set" if name in required else "be null"
+            hint = "copy it from the model's config.json" if name in required else ""
+            raise_rule_error(
+                f"model.rope_scaling.{name}",
+                value,
+                requirement=f"{state} for rope_type {scaling.rope_type}",
+                hint=hint,
+            )
 
 
 def check_two_stream_layers(recipe: Recipe) -> None:
-    """Two-stream layers are some of the layers."""
-    layers, count = recipe.model.layers, derive.two_stream_layers(recipe.model)
+    """There are at most as many two-stream layers as layers."""
+    layers, count = recipe.model.layers, resolve_two_stream_layers(recipe.model)
     if not 0 <= count <= layers:
-        must = f"lie between 0 and model.layers ({layers})"
-        raise_rule_error(
-            "model.two_stream_layers", count, requirement=must, hint="leave it out for half of them"
-        )
+        requirement = f"be between 0 and model.layers = {layers}"
+        raise_rule_error("model.two_stream_layers", count, requirement=requirement)
 
 
 def check_ar_model_query_init(recipe: Recipe) -> None:
-    """Without two-stream layers the only way in for a token is the start of a query row."""
+    """With two_stream_layers=0 tokens enter only through the query initialization: the anchor."""
     model = recipe.model
-    if derive.two_stream_layers(model) == 0 and model.query != "anchor":
-        must = "be anchor when model.two_stream_layers is 0"
-        raise_rule_error("model.query", model.query, requirement=must, hint="change one of them")
+    if resolve_two_stream_layers(model) == 0 and model.query != "anchor":
+        requirement = "be anchor when model.two_stream_layers is 0"
+        raise_rule_error("model.query", model.query, requirement=requirement)
 
 
 def check_max_positions(recipe: Recipe) -> None:
-    """Tables of positions have a row for every token of a sample, the given one included."""
+    """Position tables have a row for every token of a sample, the given one included."""
     model, needed = recipe.model, recipe.data.seq_length + 1
-    if derive.has_position_table(model) and derive.max_positions(recipe) < needed:
-        must = f"be at least data.seq_length + 1 ({needed})"
-        advice = "raise it or shorten the samples"
-        raise_rule_error("model.max_positions", model.max_positions, requirement=must, hint=advice)
+    if model.has_position_table and resolve_max_positions(recipe) < needed:
+        requirement = f"be >= data.seq_length + 1 = {needed}"
+        raise_rule_error("model.max_positions", model.max_positions, requirement=requirement)
 
 
 def check_qk_norm_type(recipe: Recipe) -> None:
     """The norm over all heads of a projection is an RMSNorm."""
     model = recipe.model
     if model.qk_norm == "projection" and model.norm != "rmsnorm":
-        must, advice = "be rmsnorm when model.qk_norm is projection", "change one of them"
-        raise_rule_error("model.norm", model.norm, requirement=must, hint=advice)
+        requirement = "be rmsnorm when model.qk_norm is projection"
+        raise_rule_error("model.norm", model.norm, requirement=requirement)
 
 
 def check_dropout(recipe: Recipe) -> None:
     """Dropout is a probability, and cannot drop everything."""
-    rate = recipe.model.dropout
-    if not 0 <= rate < 1:
-        raise_rule_error(
-            "model.dropout", rate, requirement="be at least 0 and below 1", hint="try 0.1"
-        )
+    dropout = recipe.model.dropout
+    if not 0 <= dropout < 1:
+        raise_rule_error("model.dropout", dropout, requirement="be >= 0 and < 1")
 
 
 MODEL_RULES = (

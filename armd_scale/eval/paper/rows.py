@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.config.derived import two_stream_layers
-from armd_scale.config.schema import ParallelConfig, ProgressiveConfig, Recipe
+from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import ArmdError
 from armd_scale.eval.data import require_tokenizer
 from armd_scale.eval.evaluate import EvalRequest, evaluate_checkpoint
@@ -19,10 +18,11 @@ from armd_scale.eval.tasks.generative_perplexity import (
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
 from armd_scale.generation import Sampling, Strategy, generate
 from armd_scale.generation.text import encode_prompt, text_records
+from armd_scale.order.policies import Progressive
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.process_groups import process_groups
 
-ORDERS = ("l2r", "strided:2", "strided:4", "random")
+ORDERS = ("l2r", "strided-ar:2", "strided-ar:4", "random")
 
 
 def benchmark_texts(named: Sequence[str]) -> dict[str, Path]:
@@ -131,9 +131,9 @@ def ablation_row(
 
 def _ablation_label(recipe: Recipe, of: str) -> str:
     if of == "ablation-two-stream":
-        return f"{two_stream_layers(recipe.model)} of {recipe.model.layers} layers two-stream"
+        return f"{recipe.model.two_stream_layers} of {recipe.model.layers} layers two-stream"
     order = recipe.order
-    return f"rho {order.rho}" if isinstance(order, ProgressiveConfig) else f"order {order.policy}"
+    return f"rho {order.rho}" if isinstance(order, Progressive) else f"order {order.policy}"
 
 
 def _perplexity(request: EvalRequest, environment: DistributedEnv) -> float:

@@ -24,7 +24,7 @@ from armd_scale.generation import TO_GENERATE, GenerationSpec, Sampling, generat
 from armd_scale.generation.text import encode_prompt
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import Order
+from armd_scale.order.policies import OrderPolicy
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def run_infill(
     gaps: Sequence[InfillExample],
     tokenizer: Tokenizer,
     *,
-    order: Order,
+    order: OrderPolicy,
     sampling: Sampling,
     micro_batch: int,
     groups: ProcessGroupCollection,
@@ -136,7 +136,7 @@ def run_infill(
 
 
 def _summary(
-    scores: Float64[Tensor, "passages 3"], order: Order, *, num_tokens: int
+    scores: Float64[Tensor, "passages 3"], order: OrderPolicy, *, num_tokens: int
 ) -> InfillResult:
     means = scores.mean(dim=0).tolist()
     errors: list[float | None] = [None, None, None]
@@ -157,7 +157,7 @@ def _summary(
 
 
 def example_spec(
-    text: Int64[np.ndarray, " P"], order: Order, *, seed: int, number: int
+    text: Int64[np.ndarray, " P"], order: OrderPolicy, *, seed: int, number: int
 ) -> GenerationSpec:
     """The passage with its middle's tokens in the blocks of a document of their number."""
     is_hole = text == TO_GENERATE

@@ -14,7 +14,7 @@ from armd_scale.config.load import load_recipe
 from armd_scale.errors import TrainingError
 from armd_scale.experiments.adaptation.train_llama import score_llama
 
-ORDERS = ("l2r", "strided:2", "strided:4", "random")
+ORDERS = ("l2r", "strided-ar:2", "strided-ar:4", "random")
 RUNS = {
     "anchor": "converted, anchor query",
     "learned": "converted, learned query",
@@ -41,7 +41,7 @@ class Findings:
     parity_nats: float
     """Left to right, before any training: converted less parent. At most 1e-5 in size."""
     level_nats: float
-    """strided:4 of the anchor after `level_tokens`."""
+    """strided-ar:4 of the anchor after `level_tokens`."""
     level_tokens: int
     """Tokens of the last evaluation within a tenth of what the parent was trained on."""
     learned_tokens: float | None
@@ -85,13 +85,13 @@ def compute_findings(
     """The claims that follow from the curves, whether they come out as hoped or not."""
     anchor = curves["anchor"]
     reached = [point for point in anchor if point.tokens <= SHARE * parent_tokens][-1]
-    level = reached.nats["strided:4"]
+    level = reached.nats["strided-ar:4"]
     return Findings(
         parity_nats=anchor[0].nats["l2r"] - parent_nats,
         level_nats=level,
         level_tokens=reached.tokens,
-        learned_tokens=tokens_to(curves["learned"], "strided:4", level),
-        scratch_tokens=tokens_to(curves["scratch"], "strided:4", level),
+        learned_tokens=tokens_to(curves["learned"], "strided-ar:4", level),
+        scratch_tokens=tokens_to(curves["scratch"], "strided-ar:4", level),
         worst_l2r_nats=max(point.nats["l2r"] for point in anchor) - parent_nats,
     )
 
@@ -115,7 +115,7 @@ def table(results: Results) -> str:
     claims, share = results.claims, results.claims.level_tokens / results.parent_tokens
     lines = [
         f"* converted less parent, left to right, untrained: {claims.parity_nats:.1e} nats",
-        f"* anchor, strided:4 after {claims.level_tokens:,} tokens ({share:.0%} of the parent's): "
+        f"* anchor, strided-ar:4 after {claims.level_tokens:,} tokens ({share:.0%} of the parent's): "
         f"{claims.level_nats:.3f} nats",
         f"* the same level, learned query: {_multiple(results, 'learned')}",
         f"* the same level, from scratch: {_multiple(results, 'scratch')}",
@@ -159,7 +159,7 @@ def draw(results: Results, path: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     start = min(p.tokens for curve in results.curves.values() for p in curve if p.tokens) / 2
     for panel, order, title in zip(
-        panels, ("strided:4", "l2r"), ("four streams at once (strided:4)", "left to right"),
+        panels, ("strided-ar:4", "l2r"), ("four streams at once (strided-ar:4)", "left to right"),
         strict=True,
     ):  # fmt: skip
         for name, curve in results.curves.items():

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from armd_scale.config.derived import kv_heads, tokens_per_step
-from armd_scale.config.schema import LeftToRightConfig, Recipe
+from armd_scale.config.derived import tokens_per_step
+from armd_scale.config.resolve import resolve_kv_heads
+from armd_scale.config.schema import Recipe
 from armd_scale.data.sample_stream import SampleStream, open_sample_stream
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import TrainingError
 from armd_scale.log import ProgressBar
+from armd_scale.order.policies import LeftToRight
 
 EOD = "<|endoftext|>"
 BETAS, WEIGHT_DECAY, CLIP_GRAD = (0.9, 0.95), 0.1, 1.0
@@ -68,7 +70,7 @@ def train_llama(
     _narrow_residual(network)
     optimizer = torch.optim.AdamW(_groups(network), lr=learning_rate, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    samples = open_sample_stream(recipe.data, order=LeftToRightConfig(), seed=recipe.run.seed)
+    samples = open_sample_stream(recipe.data, order=LeftToRight(), seed=recipe.run.seed)
     with ProgressBar("training a Llama", steps, unit="steps") as track:
         for step in range(steps):
             tokens = _batch(samples, recipe.train.global_batch, step)
@@ -117,7 +119,7 @@ def _config(recipe: Recipe, *, vocab_size: int):
         intermediate_size=model.ffn_hidden,
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
-        num_key_value_heads=kv_heads(model),
+        num_key_value_heads=resolve_kv_heads(model),
         max_position_embeddings=recipe.data.seq_length + 1,
         rms_norm_eps=model.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},

@@ -8,7 +8,8 @@ stage, which sets the pace of the pipeline.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from armd_scale.config.derived import head_flops, layer_flops
+from armd_scale.config.flops import head_flops, layer_flops
+from armd_scale.config.resolve import ResolvedModel
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 
 
@@ -30,7 +31,7 @@ def single_stage(model: ModelConfig) -> PipelineStage:
 
 
 def stages_of_rank(
-    model: ModelConfig, parallel: ParallelConfig, *, seq_length: int, rank: int
+    model: ResolvedModel, parallel: ParallelConfig, *, seq_length: int, rank: int
 ) -> list[PipelineStage]:
     """The chunks of a pipeline rank, in the order in which data passes them.
 
@@ -41,7 +42,7 @@ def stages_of_rank(
 
 
 def all_stages(
-    model: ModelConfig, parallel: ParallelConfig, *, seq_length: int
+    model: ResolvedModel, parallel: ParallelConfig, *, seq_length: int
 ) -> list[PipelineStage]:
     """All stages in the order of data flow, cut so that the costliest is as cheap as can be."""
     count = parallel.pipeline * parallel.virtual_pipeline
@@ -52,9 +53,8 @@ def all_stages(
     ]
 
 
-def layer_costs(model: ModelConfig, seq_length: int) -> list[int]:
+def layer_costs(model: ResolvedModel, seq_length: int) -> list[int]:
     """Forward FLOPs per target of each layer, the head's added to the last one's."""
-    assert model.vocab_size is not None
     costs = list(layer_flops(model, seq_length))
     costs[-1] += head_flops(model, model.vocab_size)
     return costs

@@ -10,7 +10,6 @@ from armd_scale.eval.likelihood import evaluate
 from armd_scale.log import ProgressBar, get_logger
 from armd_scale.metrics.writer import MetricsWriter
 from armd_scale.optim.lr_schedule import learning_rate_at
-from armd_scale.order.curriculum import order_at_step
 from armd_scale.plan.compute import (
     can_run_one_stream,
     hardware_flops_per_target,
@@ -68,7 +67,7 @@ class ProgressLogger:
         self._seconds += result.seconds
         self._tokens += result.tokens
         self._steps += 1
-        order = order_at_step(recipe.order, state.step - 1)
+        order = recipe.order.at_step(state.step - 1)
         one_stream = can_run_one_stream(recipe.model, order)
         self._model_flops_done += result.tokens * self._model_flops[one_stream]
         self._hardware_flops_done += result.tokens * self._hardware_flops[one_stream]

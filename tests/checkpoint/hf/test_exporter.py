@@ -93,7 +93,7 @@ def test_an_interchange_folder_is_the_network(groups, tmp_path, query):
     assert extra == {name: shape for name, shape in shapes.items() if name[5:].startswith(wanted)}
     assert "arXiv 2601.16971" in (tmp_path / "hf" / "README.md").read_text()
 
-    batch = draw_windows("strided:4", (20,)).batch()
+    batch = draw_windows("strided-ar:4", (20,)).batch()
     direct = HfWeights(HfCheckpoint(tmp_path / "hf", ArmdSettings()), groups).load(torch.float32)
     assert torch.equal(direct(batch), network(batch))
     again = convert_to(tmp_path / "again", tmp_path / "hf", groups)

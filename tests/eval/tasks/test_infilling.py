@@ -14,7 +14,7 @@ from armd_scale.eval.tasks.infilling import InfillExample, example_spec, read_ex
 from armd_scale.eval.text_metrics import words
 from armd_scale.generation import TO_GENERATE, Sampling, Strategy, infill
 from armd_scale.order.draw import sample_blocks
-from armd_scale.order.policies import parse_spec
+from armd_scale.order.spec import parse_spec
 from tests.support.networks import LLAMA, build
 from tests.support.spawn import run_on_ranks
 
@@ -63,7 +63,7 @@ def test_a_hole_has_as_many_tokens_as_the_middle(place):
 
 @pytest.mark.parametrize(
     ("spec", "strategy"),
-    [("l2r", {}), ("groups:3", {"group": 3}), ("strided-joint:2", {"streams": 2})],
+    [("l2r", {}), ("groups:3", {"group": 3}), ("strided:2", {"streams": 2})],
 )
 def test_rouge_of_what_the_sampler_fills_in(groups, place, spec, strategy):
     network, tokenizer = model(groups, place)

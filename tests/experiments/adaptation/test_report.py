@@ -19,9 +19,9 @@ from armd_scale.experiments.adaptation.report import (
 
 
 def curve(*points: tuple[int, float, float]) -> list[Point]:
-    """From tokens, nats left to right and nats of strided:4."""
+    """From tokens, nats left to right and nats of strided-ar:4."""
     others = dict.fromkeys(ORDERS, 9.0)
-    return [Point(t, {**others, "l2r": l2r, "strided:4": four}) for t, l2r, four in points]
+    return [Point(t, {**others, "l2r": l2r, "strided-ar:4": four}) for t, l2r, four in points]
 
 
 CURVES = {
@@ -48,9 +48,9 @@ def test_claims_are_read_from_the_curves(results: Results) -> None:
 
 def test_a_level_is_reached_between_evaluations_or_never() -> None:
     falling = CURVES["anchor"]
-    assert tokens_to(falling, "strided:4", 1.7) == 0
-    assert tokens_to(falling, "strided:4", 1.625) == pytest.approx(65)
-    assert tokens_to(falling, "strided:4", 1.4) is None
+    assert tokens_to(falling, "strided-ar:4", 1.7) == 0
+    assert tokens_to(falling, "strided-ar:4", 1.625) == pytest.approx(65)
+    assert tokens_to(falling, "strided-ar:4", 1.4) is None
 
 
 def test_the_table_says_what_was_not_reached(results: Results) -> None:
@@ -68,7 +68,7 @@ def test_the_picture_is_small_and_repeats(results: Results, tmp_path: Path) -> N
     assert (tmp_path / "adaptation.svg").read_bytes() == first
     assert len(first) < 150_000
     texts = "".join(ElementTree.fromstring(first).itertext())
-    for words in ("held-out nats per byte", "strided:4", "from scratch", "learned query"):
+    for words in ("held-out nats per byte", "strided-ar:4", "from scratch", "learned query"):
         assert words in texts
     assert {path.name for path in tmp_path.iterdir()} == {
         "results.json", "results.md", "adaptation.svg",

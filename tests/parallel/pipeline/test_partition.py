@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.config.derived import head_flops, layer_flops
+from armd_scale.config.flops import head_flops, layer_flops
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.parallel.pipeline.partition import (
     PipelineStage,
@@ -20,8 +21,10 @@ from armd_scale.parallel.pipeline.partition import (
     stages_of_rank,
 )
 
-MODEL = ModelConfig(
-    layers=24, hidden=512, ffn_hidden=2048, heads=8, vocab_size=1024, two_stream_layers=12
+MODEL = resolve_model(
+    ModelConfig(
+        layers=24, hidden=512, ffn_hidden=2048, heads=8, vocab_size=1024, two_stream_layers=12
+    )
 )
 PLAIN = dataclasses.replace(MODEL, two_stream_layers=0)
 LAYOUTS = [

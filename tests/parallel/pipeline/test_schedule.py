@@ -5,12 +5,13 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.spec import transformer_config
 from armd_scale.parallel.pipeline.schedule import ScheduledChunk, run_micro_batches
 from tests.support.networks import LLAMA
 
-CONFIG = transformer_config(LLAMA, ParallelConfig())
+CONFIG = transformer_config(resolve_model(LLAMA), ParallelConfig())
 
 
 def squares(output: Tensor, batch: Tensor) -> tuple[Tensor, float]:

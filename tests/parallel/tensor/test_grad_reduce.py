@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.model_chunks import ModelChunks
@@ -24,11 +25,10 @@ N = 16
 
 def chunks_of(model, groups, parallel):
     """This rank's part of a network whose weights do not depend on the layout."""
-    model = dataclasses.replace(model, init_std=0.3)
+    model = resolve_model(dataclasses.replace(model, init_std=0.3), max_positions=N + 1)
     config = transformer_config(model, parallel)
     stages = stages_of_rank(model, parallel, seq_length=N, rank=groups.pp.rank())
-    fixed = {"groups": groups, "max_positions": N + 1}
-    chunks = ModelChunks([ArmdModel(model, config, stage=stage, **fixed) for stage in stages])
+    chunks = ModelChunks([ArmdModel(model, config, stage=stage, groups=groups) for stage in stages])
     for part in chunks.models:
         init_weights(part, seed=3)
     return chunks
