@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NoReturn, Union, cast
+from typing import Any, Literal, Union, cast
 
 from armd_scale.config.messages import describe_type, did_you_mean, format_value, join
 from armd_scale.config.renamed_keys import RENAMED_VALUES, present_key
@@ -64,14 +64,14 @@ class DataclassDecoder:
         # Not isinstance: true is an int in Python, but it is not a number of layers.
         if type(value) is not kind:
             quotable = kind is str and not isinstance(value, Mapping | list | None)
-            self._raise_type_error(kind, value, path, "; put it in quotes" if quotable else "")
+            raise self._type_error(kind, value, path, "; put it in quotes" if quotable else "")
         return value
 
-    def _raise(self, path: str, problem: str) -> NoReturn:
-        raise RecipeError(f"{self._origin_of(path)}: {path or 'a recipe'} {problem}")
+    def _error(self, path: str, problem: str) -> RecipeError:
+        return RecipeError(f"{self._origin_of(path)}: {path or 'a recipe'} {problem}")
 
-    def _raise_type_error(self, kind: Any, value: object, path: str, hint: str = "") -> NoReturn:
-        self._raise(path, f"must be {describe_type(kind)} (got {format_value(value)}){hint}")
+    def _type_error(self, kind: Any, value: object, path: str, hint: str = "") -> RecipeError:
+        return self._error(path, f"must be {describe_type(kind)} (got {format_value(value)}){hint}")
 
     def _decode_float(self, value: object, path: str) -> float:
         # YAML 1.1 reads 3e-4 as text, because it has no dot.
@@ -82,7 +82,7 @@ class DataclassDecoder:
             except (ValueError, OverflowError):
                 number = math.nan
         if not math.isfinite(number):
-            self._raise_type_error(float, value, path)
+            raise self._type_error(float, value, path)
         return number
 
     def _decode_literal(self, kind: Any, value: object, path: str) -> Any:
@@ -92,17 +92,17 @@ class DataclassDecoder:
                 return choice
         renamed = RENAMED_VALUES.get((path.rpartition(".")[2], str(value)))
         hint = f"; {value} is now called {renamed}" if renamed else did_you_mean(value, choices)
-        self._raise_type_error(kind, value, path, hint)
+        raise self._type_error(kind, value, path, hint)
 
     def _decode_tuple(self, kind: Any, value: object, path: str) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
-            self._raise_type_error(kind, value, path)
+            raise self._type_error(kind, value, path)
         items = cast("list[object]", value)
         kinds = typing.get_args(kind)
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(items)
         if len(kinds) != len(items):
-            self._raise_type_error(kind, items, path)
+            raise self._type_error(kind, items, path)
         pairs = enumerate(zip(kinds, items, strict=True))
         return tuple(self._decode(item_kind, item, join(path, i)) for i, (item_kind, item) in pairs)
 
@@ -117,7 +117,7 @@ class DataclassDecoder:
         for member in members:
             if isinstance(value, list if typing.get_origin(member) is tuple else member):
                 return self._decode(member, value, path)
-        self._raise_type_error(kind, value, path)
+        raise self._type_error(kind, value, path)
 
     def _decode_variant(
         self, kind: Any, value: object, path: str, sibling_keys: tuple[str, ...]
@@ -126,10 +126,10 @@ class DataclassDecoder:
         mapping = self._require_mapping(dict, value, path)
         tag_path = join(path, DISCRIMINATOR)
         if DISCRIMINATOR not in mapping:
-            self._raise(tag_path, f"is missing: set it to one of {', '.join(by_tag)}")
+            raise self._error(tag_path, f"is missing: set it to one of {', '.join(by_tag)}")
         tag = mapping[DISCRIMINATOR]
         if not isinstance(tag, str) or tag not in by_tag:
-            self._raise_type_error(Literal[*by_tag], tag, tag_path, did_you_mean(tag, by_tag))
+            raise self._type_error(Literal[*by_tag], tag, tag_path, did_you_mean(tag, by_tag))
         rest = {key: item for key, item in mapping.items() if key != DISCRIMINATOR}
         return self._decode_dataclass(
             by_tag[tag], rest, path, sibling_keys=(DISCRIMINATOR, *sibling_keys)
@@ -156,12 +156,13 @@ class DataclassDecoder:
             if name in mapping:
                 arguments[name] = self._decode(hints[name], mapping[name], join(path, name))
             elif is_required(fields[name]):
-                self._raise(join(path, name), f"is missing: set it to {describe_type(hints[name])}")
+                required = describe_type(hints[name])
+                raise self._error(join(path, name), f"is missing: set it to {required}")
         return kind(**arguments)
 
     def _require_mapping(self, kind: Any, value: object, path: str) -> Mapping[object, object]:
         if not isinstance(value, Mapping):
-            self._raise_type_error(kind, value, path)
+            raise self._type_error(kind, value, path)
         return cast("Mapping[object, object]", value)
 
     def _refuse_unknown(
@@ -177,11 +178,11 @@ class DataclassDecoder:
                 continue
             renamed = present_key(key, known)
             if renamed is not None:
-                self._raise(join(path, key), f"is now called {renamed}: rename it")
+                raise self._error(join(path, key), f"is now called {renamed}: rename it")
             elsewhere = [p for p in key_paths(self._root) if p.split(".")[-1] == key]
             hint = did_you_mean(key, known) or did_you_mean(key, elsewhere, cutoff=0.0)
             hint = hint or f"; known here: {', '.join(known)}"
-            self._raise(join(path, key), f"is not a known key{hint}")
+            raise self._error(join(path, key), f"is not a known key{hint}")
 
 
 def is_flattened(field: dataclasses.Field[Any]) -> bool:

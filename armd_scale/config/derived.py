@@ -8,9 +8,9 @@ from armd_scale.config.schema import ModelConfig, ParallelConfig, Recipe, TrainC
 # Matrix units run fastest on multiples of 64. As a multiple of the usual tensor parallel sizes it
 # also gives one padded size, and so one shape in checkpoints, under all of them.
 VOCAB_MULTIPLE = 64
-# At most this many logits of a rank exist at a time: enough to fill a GPU's matrix units (2^26), or
-# few enough to stay in a CPU's caches (2^22). A chunk never has fewer rows than the minimum, because
-# every chunk reads all weights of the head again.
+# At most this many logits of a rank exist at a time: enough to fill a GPU's matrix units (2^26),
+# or few enough to stay in a CPU's caches (2^22). A chunk never has fewer rows than the minimum,
+# because every chunk reads all weights of the head again.
 MAX_LOGITS_PER_CHUNK_CUDA, MAX_LOGITS_PER_CHUNK_CPU, MIN_ROWS_PER_CHUNK = 1 << 26, 1 << 22, 256
 REDUCE_BUCKET_SIZE = 50_000_000
 """Gradients that ZeRO reduces in one message; stage 3 keeps a buffer of this size permanently."""

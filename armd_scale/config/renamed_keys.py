@@ -1,4 +1,4 @@
-"""Former names of recipe keys and values, so that an old recipe is refused with the present name."""
+"""Former names of recipe keys and values: an old recipe is refused with the present name."""
 
 from collections.abc import Iterable
 

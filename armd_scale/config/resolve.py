@@ -25,7 +25,7 @@ class ResolvedModel(ModelConfig):
     vocab_size: int = field()
     two_stream_layers: int = field()
     max_positions: int | None = field()
-    """Longest text in tokens; None only where positions have no table, so that there is no limit."""
+    """Longest text in tokens; None, no limit, only where positions have no table."""
 
     @property
     def position_table_rows(self) -> int:

@@ -94,10 +94,10 @@ class ModelConfig:
     two_stream_layers: int | None = None
     """Number of lower layers that run both streams; null: half of all; 0: a plain AR stack."""
     query: QueryKind = "anchor"
-    """Initialization of query rows: `anchor`, the nearest visible token on the left; `prefix`, a mean
-    of all visible tokens; `learned`, one vector; `anchor+prefix`, the sum of the first two."""
+    """Initialization of query rows: `anchor`, the nearest visible token on the left; `prefix`, a
+    mean of all visible tokens; `learned`, one vector; `anchor+prefix`, the sum of the first two."""
     upper_visibility: Literal["block", "self"] = "block"
-    """What a query row of the upper layers sees of its own block: all (the paper), or only itself."""
+    """What a query row of the upper layers sees of its own block: all (the paper), or itself."""
     max_anchor_gap: int = 64
     """K, the largest gap to the anchor with an embedding of its own; the table has K + 1 rows."""
     prefix_width: int = 128

@@ -29,7 +29,7 @@ class RecipeSource:
         return default
 
     def merge_from(self, upper: "RecipeSource") -> None:
-        """Merge the values of `upper` into this source: mappings are merged, all else is replaced."""
+        """Merge the values of `upper` into this source; what is not a mapping is replaced."""
         for key, value in upper.values.items():
             self._put(self.values, "", key, value, upper.origins)
 

@@ -1,7 +1,7 @@
 """Sort windows by generation order, once, before they reach the model.
 
 `order.spans` explains what a slot is and which rows see which slots. Besides the spans, a query row
-needs its anchor: the nearest visible token to the left of its label, whose embedding it starts from.
+needs its anchor, the nearest visible token to the left of its label: it starts from that embedding.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class SortedWindows:
     """Whether all spans are [0, i + 1): one document of singleton blocks after one given token."""
     document_rows: tuple[tuple[int, ...], ...] | None
     """Numbers of rows of each window's documents, if within its document every row with a target
-    sees exactly the rows up to itself (singleton blocks, one given token per document); else None."""
+    sees exactly the rows up to itself (singleton blocks, one given token each); else None."""
     left_to_right: bool
     """Whether nothing moved: every document has one given token, then ever later blocks."""
 
@@ -104,8 +104,8 @@ def find_anchors(
 
     Most anchors are the left neighbor and are resolved in one comparison. The others must search to
     the left, and one position at a time is too slow: the head of the second of two streams has
-    N / 2 later tokens on its left. The search therefore jumps by powers of two, longest first, using
-    minima over 2^k positions: it jumps by 2^k where no block in that range is earlier than its own.
+    N / 2 later tokens on its left. The search therefore jumps by powers of two, longest first,
+    using minima over 2^k positions: by 2^k where no block in that range is earlier than its own.
     Every search ends after log2(P) comparisons, whatever the order.
     """
     num_slots = block.shape[1]

@@ -44,7 +44,7 @@ ArrayT = TypeVar("ArrayT")
 
 @dataclass(frozen=True, eq=False)
 class KeySpans(Generic[ArrayT]):
-    """The keys that each row attends to: start <= j < stop. NumPy arrays here, tensors in batches."""
+    """The keys that each row attends to: start <= j < stop; NumPy arrays, or tensors in batches."""
 
     start: Int32[ArrayT, "b rows"]
     stop: Int32[ArrayT, "b rows"]

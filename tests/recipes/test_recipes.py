@@ -186,3 +186,8 @@ def test_the_7b_recipe_fits_one_node_with_the_overrides_it_names() -> None:
     line = "parallel.pipeline=1 parallel.virtual_pipeline=1 optim.zero_stage=2"
     assert line in text
     rules.check_world(load("pretrain_7b", *line.split()), 8)
+
+
+def test_the_page_of_recipes_names_every_recipe() -> None:
+    page = (FOLDER / "README.md").read_text()
+    assert all(f"`{name}`" in page for name in NAMES)

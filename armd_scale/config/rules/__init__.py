@@ -1,1 +1,1 @@
-"""Checks of what types cannot express: one small function per rule, `check` to apply all of them."""
+"""Checks of what types cannot express: one small function per rule; `check` applies them all."""

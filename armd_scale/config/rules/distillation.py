@@ -22,7 +22,7 @@ def check_teacher(recipe: Recipe) -> None:
 
 
 def check_teacher_without_pipeline(recipe: Recipe) -> None:
-    """There is no pipeline: the teacher runs where the loss is, and no stage holds all its layers."""
+    """There is no pipeline: the teacher runs where the loss is, and needs all its layers there."""
     pipeline = recipe.parallel.pipeline
     if recipe.train.distillation is not None and pipeline > 1:
         requirement = "be 1 with train.distillation, because the teacher runs where the loss is"

@@ -115,8 +115,8 @@ def table(results: Results) -> str:
     claims, share = results.claims, results.claims.level_tokens / results.parent_tokens
     lines = [
         f"* converted less parent, left to right, untrained: {claims.parity_nats:.1e} nats",
-        f"* anchor, strided-ar:4 after {claims.level_tokens:,} tokens ({share:.0%} of the parent's): "
-        f"{claims.level_nats:.3f} nats",
+        f"* anchor, strided-ar:4 after {claims.level_tokens:,} tokens ({share:.0%} of the "
+        f"parent's): {claims.level_nats:.3f} nats",
         f"* the same level, learned query: {_multiple(results, 'learned')}",
         f"* the same level, from scratch: {_multiple(results, 'scratch')}",
         f"* anchor, worst loss left to right on the way: {claims.worst_l2r_nats:.3f} nats",

@@ -35,7 +35,7 @@ class Violation:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecForm:
-    """One way to write a policy as a SPEC: a name, and whole numbers of at least 1 after a colon."""
+    """One way to write a policy as a SPEC: a name and, after a colon, whole numbers >= 1."""
 
     name: str
     build: "Callable[[tuple[int, ...]], OrderPolicy]"
@@ -101,7 +101,7 @@ class OrderPolicy(ABC):
         yield from ()
 
     def violations(self, seq_length: int) -> Iterator[Violation]:
-        """Yield the rules that this policy's own keys break, for windows of `seq_length` targets."""
+        """Yield the rules that this policy's own keys break, in windows of `seq_length` targets."""
         yield from ()
 
     @classmethod

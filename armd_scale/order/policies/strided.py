@@ -54,7 +54,7 @@ class Strided(OrderPolicy):
 
     @classmethod
     def spec_forms(cls) -> tuple[SpecForm, ...]:
-        """Return `strided:S` (joint, what `--streams S` samples) and `strided-ar:S` (chain rule)."""
+        """Return `strided:S` (joint, as `--streams S` samples) and `strided-ar:S` (chain rule)."""
         return (
             SpecForm(
                 name="strided",

@@ -68,11 +68,11 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"model.hidden": 36}, "model.head_dim must be even with rotary positions (got 9)"),
     (
         {"model.rope_scaling": scaling(), **LEARNED},
-        "model.position_embedding must be rope when model.rope_scaling is set (got 'learned_absolute')",
+        "model.position_embedding must be rope when model.rope_scaling is set",
     ),
     (
         {"model.partial_rotary_factor": 0.5, **LEARNED},
-        "model.position_embedding must be rope when model.partial_rotary_factor is set (got 'learned_absolute')",
+        "model.position_embedding must be rope when model.partial_rotary_factor is set",
     ),
     (
         {"model.partial_rotary_factor": 0.0},
@@ -104,7 +104,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
                 rope_type="yarn", factor=8.0, beta_slow=1.0, beta_fast=32.0
             )
         },
-        "model.rope_scaling.original_max_position_embeddings must be set for rope_type yarn (got null)",
+        "model.rope_scaling.original_max_position_embeddings must be set for rope_type yarn",
     ),
     (
         {"model.rope_scaling": scaling(rope_type="linear")},
@@ -216,12 +216,13 @@ BROKEN_TEACHERS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"train.distillation": TEACHER, "parallel.pipeline": 2},
-        "parallel.pipeline must be 1 with train.distillation, because the teacher runs where the loss",
+        "parallel.pipeline must be 1 with train.distillation, because the teacher runs",
     ),
     *(
         (
             {"train.distillation": TEACHER, "order": order},
-            f"order.policy must draw some samples left to right with train.distillation (got '{name}')",
+            "order.policy must draw some samples left to right with train.distillation "
+            f"(got '{name}')",
         )
         for name, order in {
             "random": RANDOM,
