@@ -1,16 +1,17 @@
-"""Errors that a user can cause, and the one place where a command turns them into an exit status.
+"""User-facing exceptions, and how a command turns them into a message and an exit status.
 
-Every message is one sentence that says what must hold, what was got (file, line or key) and what to
-do.
+Every message is one sentence that says what must hold, what was found (with file, line or key) and
+what to do.
 """
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 
 class ArmdError(Exception):
-    """Base of every error that the user, not the program, has to mend."""
+    """Base class of errors that the user can fix; anything else is a bug."""
 
 
 class RecipeError(ArmdError):
@@ -34,19 +35,61 @@ class ShardError(ArmdError):
 
 
 class CheckpointError(ArmdError):
-    """A checkpoint that is missing, damaged, half-written or of another model."""
+    """A checkpoint or model folder that is missing, damaged, incomplete or of another model."""
 
 
 class TrainingError(ArmdError):
-    """A run that cannot go on: non-finite loss, unwritable folder, lost process."""
+    """A run that cannot continue: non-finite loss, unwritable folder, lost process."""
 
 
 class GenerationError(ArmdError):
-    """A request to the sampler that the model cannot serve."""
+    """A generation request that the model cannot serve."""
+
+
+def refuse_renamed_options(parser: argparse.ArgumentParser, renamed: Mapping[str, str]) -> None:
+    """Make `parser` refuse the former names of options, with a message that gives the current name.
+
+    Args:
+        parser: parser of a command that runs under `run_command`.
+        renamed: current name (or other advice that fits after "use") by former name, both with
+            their dashes.
+
+    Raises:
+        ArmdError: by `parser.parse_args`, if a former name is used.
+    """
+    for old, new in renamed.items():
+        parser.add_argument(old, action=_RenamedOption, new=new)
+
+
+class _RenamedOption(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, *, new: str) -> None:
+        # SUPPRESS keeps the option out of --help, and its destination out of the parsed arguments.
+        # With `nargs="?"` both `--old` and `--old VALUE` get here instead of failing to parse.
+        super().__init__(
+            option_strings,
+            argparse.SUPPRESS,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+        self._new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        raise ArmdError(f"{self.option_strings[0]} has been renamed: use {self._new}")
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command's `main` and exits: with its status, 2 for a user's error, 130 for Ctrl-C."""
+    """Run the `main` function of a command, and exit with its status.
+
+    The status is what `main` returns (None: 0), 2 for an `ArmdError`, whose message goes to stderr,
+    130 for Ctrl-C, and 141 if the reader of the output has closed the pipe, as shells report it.
+    """
     try:
         status = main() or 0
     except ArmdError as error:

@@ -1,4 +1,4 @@
-"""Log lines and progress, with and without a terminal."""
+"""Tests of log lines and progress, with and without a terminal."""
 
 import io
 import logging
@@ -17,8 +17,8 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def _undo():
-    """Gives the package's logger back as it was."""
+def _restore_logger():
+    """Restore the package's logger after each test."""
     root = logging.getLogger("armd_scale")
     before = (root.handlers[:], root.level, root.propagate)
     yield
@@ -27,13 +27,13 @@ def _undo():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass when told to."""
+    """A clock that only the test advances."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
-def test_lines_go_to_stderr_with_time_and_prefix(capsys):
+def test_log_lines_go_to_stderr_with_time_and_prefix(capsys):
     log.configure(prefix="[rank 3] ")
     log.get_logger("armd_scale.data.loader").info("read %d shards", 2)
     log.get_logger("armd_scale.data.loader").debug("not shown")
@@ -50,12 +50,12 @@ def test_configuring_again_does_not_double_the_lines(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_without_a_terminal_a_line_every_few_seconds(capsys, clock):
+def test_without_a_terminal_progress_is_logged_every_few_seconds(capsys, clock):
     log.configure()
-    with log.ProgressBar("encoding", 40.0, unit="MB") as track:
+    with log.ProgressBar("encoding", 40.0, unit="MB") as progress:
         for _ in range(25):
             clock[0] += 1
-            track.advance(note="1.5 MB/s" if clock[0] < 5 else "")
+            progress.advance(note="1.5 MB/s" if clock[0] < 5 else "")
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
         "encoding 10/40 MB 1.5 MB/s",
@@ -63,22 +63,22 @@ def test_without_a_terminal_a_line_every_few_seconds(capsys, clock):
     ]
 
 
-def test_on_a_terminal_a_bar_and_no_lines(monkeypatch, clock):
+def test_on_a_terminal_progress_is_a_bar_without_log_lines(monkeypatch, clock):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     log.configure()
-    with log.ProgressBar("training", 4.0, unit="steps") as track:
+    with log.ProgressBar("training", 4.0, unit="steps") as progress:
         for _ in range(3):
             clock[0] += 60
-            track.advance(note="loss 2.50")
-    drawn = terminal.getvalue()
+            progress.advance(note="loss 2.50")
+    output = terminal.getvalue()
     for part in ("training", "3/4", "steps", "loss 2.50"):
-        assert part in drawn
-    assert not re.search(r"\d\d:\d\d:\d\d training", drawn)
+        assert part in output
+    assert not re.search(r"\d\d:\d\d:\d\d training", output)
 
 
-def test_an_error_passes_through_and_the_bar_ends(monkeypatch):
+def test_an_error_passes_through_and_stops_the_bar(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")

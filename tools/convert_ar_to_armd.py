@@ -1,4 +1,7 @@
-"""A pretrained AR model of Hugging Face to an ARMD checkpoint: the same function, left to right."""
+"""Convert a pretrained Hugging Face AR model to an ARMD checkpoint, and check that it is the same.
+
+Left to right the checkpoint computes what the AR model computes; the command prints the figures.
+"""
 
 import argparse
 import signal
@@ -9,7 +12,7 @@ from armd_scale.checkpoint.hf.convert import ParityCheck, convert_and_check
 from armd_scale.checkpoint.hf.importer import ConversionRequest
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.errors import run_command
+from armd_scale.errors import refuse_renamed_options, run_command
 from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
 
@@ -20,42 +23,43 @@ exit status 1: converted, but the two models differ by more than rounding"""
 
 
 def main() -> int:
-    """Converts, compares, prints the figures; 1 where they fail."""
+    """Run the command; return 1 if the two models differ."""
     args = _parser().parse_args()
     configure()
-    # SIGTERM, as schedulers send it, leaves as Ctrl-C does: with nothing half-written.
+    # Handle SIGTERM, which schedulers send, like Ctrl-C: the exception removes partial output.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    wanted = ConversionRequest(
+    request = ConversionRequest(
         **{name: getattr(args, name) for name in ("hf", "output", "dtype", "overwrite")},
         settings=ArmdSettings(
             **{field.name: getattr(args, field.name) for field in fields(ArmdSettings)}
         ),
         parallel=ParallelConfig(tensor=args.tp, pipeline=args.pp),
     )
-    check = ParityCheck(mode=args.verify, text=args.text, json=args.json)
-    return int(not convert_and_check(wanted, check, read_environment()))
+    check = ParityCheck(mode=args.check, text=args.text, json=args.json)
+    return int(not convert_and_check(request, check, read_environment()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, choices = parser.add_argument, ("anchor", "prefix", "learned", "anchor+prefix")
-    add("--hf", required=True, type=Path, metavar="FOLDER", help="as save_pretrained wrote it")
-    add("--output", required=True, type=Path, metavar="CHECKPOINT", help="folder to be made")
-    add("--query", choices=choices, help="start of a query row (default: anchor, which is exact)")
+    add, queries = parser.add_argument, ("anchor", "prefix", "learned", "anchor+prefix")
+    add("--hf", required=True, type=Path, metavar="FOLDER", help="folder from save_pretrained")
+    add("--output", required=True, type=Path, metavar="CHECKPOINT", help="folder to create")
+    add("--query", choices=queries, help="query initialization (default: anchor, which is exact)")
     add("--two-stream-layers", type=int, metavar="N", help="lower layers (default: half of them)")
     add("--upper-visibility", choices=("block", "self"), help="default: block")
-    add("--max-positions", type=int, metavar="N", help="longest text (default: the folder's)")
-    add("--tp", type=int, default=1, metavar="N", help="tensor parallel size it is meant for")
-    add("--pp", type=int, default=1, metavar="N", help="pipeline parallel size it is meant for")
-    add("--dtype", choices=("keep", *DTYPES), default="keep", help="of the weights")
-    add("--seed", type=int, default=1234, metavar="K", help="of tensors that an AR model lacks")
-    add("--verify", choices=("logits", "layers", "none"), default="logits",
-        help="compare with transformers: in memory, one layer at a time, or not")  # fmt: skip
-    add("--text", type=Path, metavar="FILE", help="text to compare on (default: a short one)")
-    add("--json", type=Path, metavar="FILE", help="where to write the figures")
+    add("--max-positions", type=int, metavar="N", help="maximum text length (default: config.json)")
+    add("--tp", type=int, default=1, metavar="N", help="tensor parallel size to train with (1)")
+    add("--pp", type=int, default=1, metavar="N", help="pipeline parallel size to train with (1)")
+    add("--dtype", choices=("keep", *DTYPES), default="keep", help="type of the weights (keep)")
+    add("--seed", type=int, default=1234, metavar="K", help="for tensors that an AR model lacks")
+    add("--check", choices=("logits", "layers", "none"), default="logits",
+        help="compare with transformers: whole (default), layer by layer, or not")  # fmt: skip
+    add("--text", type=Path, metavar="FILE", help="text to compare on (default: a built-in one)")
+    add("--json", type=Path, metavar="FILE", help="write the figures of the comparison here")
     add("--overwrite", action="store_true", help="replace a checkpoint at --output")
+    refuse_renamed_options(parser, {"--verify": "--check"})
     return parser
 
 

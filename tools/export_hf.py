@@ -1,4 +1,4 @@
-"""A checkpoint to a Hugging Face folder: an ARMD to exchange, or the plain AR model in it."""
+"""Export a checkpoint to a Hugging Face folder: an ARMD, or the plain AR model in it."""
 
 import argparse
 import signal
@@ -15,15 +15,16 @@ from armd_scale.parallel.process_groups import process_groups
 _EXAMPLE = """example:
   python tools/export_hf.py --checkpoint runs/adapted --output models/llama-armd
   python tools/export_hf.py --checkpoint runs/adapted --output models/llama-ar --as-ar
---as-ar gives a folder for transformers.AutoModelForCausalLM with the logits that the ARMD has left
-to right; it is refused where there is no such model, as under query starts other than anchor."""
+--as-ar writes a folder for transformers.AutoModelForCausalLM that has the logits of the ARMD left
+to right. It is refused if there is no such model, as with other query initializations than anchor.
+"""
 
 
 def main() -> None:
-    """Exports."""
+    """Run the command."""
     args = _parser().parse_args()
     configure()
-    # SIGTERM, as schedulers send it, leaves as Ctrl-C does: with nothing half-written.
+    # Handle SIGTERM, which schedulers send, like Ctrl-C: the exception removes partial output.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     checkpoint = open_checkpoint(args.checkpoint)
     options = {"as_ar": args.as_ar, "overwrite": args.overwrite}
@@ -39,9 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="a checkpoint, or a run folder: its newest one")
-    add("--output", required=True, type=Path, metavar="FOLDER", help="folder to be made")
-    add("--as-ar", action="store_true", help="leave out what an AR model has not")
+    add("--checkpoint", required=True, help="checkpoint, or run folder (its newest checkpoint)")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="folder to create")
+    add("--as-ar", action="store_true", help="leave out what a plain AR model does not have")
     add("--overwrite", action="store_true", help="replace a folder at --output")
     return parser
 

@@ -10,8 +10,9 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import run_command
+from armd_scale.files import require_parent_dir
 from armd_scale.generation import ConfidenceSchedule, Sampling, Strategy, generate_from_specs
-from armd_scale.generation.cli import build_specs, check_files, check_layout, print_and_write
+from armd_scale.generation.cli import build_specs, check_layout, print_and_write
 from armd_scale.generation.live_view import live_progress
 from armd_scale.generation.text import JSON_HELP
 from armd_scale.log import configure
@@ -31,7 +32,8 @@ def main() -> None:
     strategy = Strategy(**{name: getattr(args, name) for name in STRATEGY})
     sampling = Sampling(**{name: getattr(args, name) for name in SAMPLING})
     check_layout(args.tp, here.world_size)
-    check_files(args.json, args.html)
+    require_parent_dir(args.json, "--json")
+    require_parent_dir(args.html, "--html")
     checkpoint = open_checkpoint(args.checkpoint)
     folder = checkpoint.tokenizer_folder
     tokenizer = None if folder is None else load_tokenizer(folder)

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from armd_scale.errors import run_command
-from armd_scale.eval.output import require_parent_dir, write_text
 from armd_scale.eval.paper.rows import ablation_row, benchmark_texts, generative_rows, zero_shot_row
 from armd_scale.eval.paper.tables import ablation, generative, zero_shot
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
+from armd_scale.files import atomic_write_text, require_parent_dir
 from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
 
@@ -38,7 +38,7 @@ def main() -> None:
         rows = [ablation_row(c, args.data, here, **how) for c in args.checkpoint]
         table = ablation(f"Held-out perplexity, {args.table}", rows)
     if args.markdown is not None:
-        write_text(args.markdown, table.markdown())
+        atomic_write_text(args.markdown, table.markdown())
     if args.picture is not None:
         table.draw(args.picture)
     print(table.markdown(), end="")

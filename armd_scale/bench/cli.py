@@ -6,7 +6,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from armd_scale.bench.table import Row, markdown, require_writable, write_json
+from armd_scale.bench.table import Row, markdown
+from armd_scale.files import atomic_write_json, require_writable
 from armd_scale.parallel.environment import read_environment
 
 
@@ -34,14 +35,13 @@ def run_bench(args: argparse.Namespace) -> None:
     """
     options = vars(args).copy()
     bench, file = BENCHES[options.pop("bench")], options.pop("json")
-    if file is not None:
-        require_writable(file)
+    require_writable(file, "--json")
     here = read_environment()  # before the import: DeepSpeed reads it then
     rows: list[Row] = resolve_name(bench.function)(**options)
     if not here.is_rank0:
         return
     if file is not None:
-        write_json(rows, file)
+        atomic_write_json(file, rows, indent=2)
     print(markdown(rows))
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint folders: whole or absent, checked when read, free of the layout that wrote them."""
+"""Checkpoints: atomic folders, verified on reading, independent of the layout that wrote them."""

@@ -1,11 +1,11 @@
-"""Work in a thread of its own, and how all processes learn of its end without waiting for it.
+"""Background tasks, and collectives that tell whether they have finished on all ranks.
 
-A thread, not a process. A forked writer has its snapshot of memory for nothing, but the next
-optimizer step then pays for every page that it touches: for 1.28 GB on two cores the fork took
-0.05 s and the step after it 2.07 s instead of 0.13 s, where a copy into host memory that is used
-again takes 0.09 s. Writing and hashing release the GIL; steps beside them took at most 1.6 times as
-long on cores that they share. And a thread ends with its process: no writer outlives a trainer that
-was killed, to write into the folder that the next one clears.
+A background task is a thread, not a forked process. A forked writer gets its snapshot of memory for
+free, but the next optimizer step then pays for every page that it touches: for 1.28 GB on two cores
+the fork took 0.05 s and the step after it 2.07 s instead of 0.13 s. A copy into host memory that is
+reused takes 0.09 s. Writing and hashing release the GIL; steps that run beside them took at most
+1.6 times as long on cores that they share. And a thread ends with its process: no writer outlives a
+killed trainer and writes into the folder that the next trainer clears.
 """
 
 import threading
@@ -19,10 +19,10 @@ from armd_scale.errors import CheckpointError
 
 
 class BackgroundTask:
-    """A function of no arguments, running.
+    """A running function of no arguments; started by the constructor.
 
     Args:
-        work: the function; an OSError or CheckpointError is its way to say that it failed.
+        work: the function. It reports a failure by raising OSError or CheckpointError.
     """
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -34,24 +34,30 @@ class BackgroundTask:
 
     @property
     def is_done(self) -> bool:
-        """Whether the function has come to its end."""
+        """Whether the function has returned or raised."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Returns when the function has come to its end."""
+        """Block until the function has returned or raised."""
         self._thread.join()
 
     def _run(self) -> None:
         try:
             self.result = self._work()
-        except Exception as error:
+        except Exception as error:  # raised again in the main thread, by `gather_results`
             self.error = error
 
 
 def all_ranks_done(task: BackgroundTask, device: torch.device) -> bool:
-    """Whether every process's task has ended, or some task failed (collective, a few bytes)."""
+    """Whether the tasks of all ranks have finished, or any has failed (collective, 8 bytes).
+
+    Args:
+        task: this rank's task.
+        device: a device that the default process group can reduce on.
+    """
     has_ended = task.is_done
     has_failed = has_ended and task.error is not None
+    # A failure counts at once: the ranks must not train on until the slowest writer finishes.
     any_rank = torch.tensor([not has_ended, has_failed], dtype=torch.int32, device=device)
     dist.all_reduce(any_rank, op=dist.ReduceOp.MAX)
     is_running, has_failed = any_rank.tolist()
@@ -61,28 +67,31 @@ def all_ranks_done(task: BackgroundTask, device: torch.device) -> bool:
 def gather_results(
     task: BackgroundTask, to_user_error: Callable[[OSError], CheckpointError]
 ) -> list[Any]:
-    """What all tasks returned, on the first process; an empty list on others (collective).
+    """Gather the results of all tasks on rank 0 (collective).
 
     Args:
-        task: this process's, of which `all_are_done` is true.
-        sentence: says a failure to the user.
+        task: this rank's task, for which `all_ranks_done` has returned True.
+        to_user_error: converts an OSError into the error for the user.
+
+    Returns:
+        The results by rank on rank 0; an empty list on the other ranks.
 
     Raises:
-        CheckpointError: some task failed; the same one on every process.
+        CheckpointError: a task failed; the same message on every rank.
     """
     error = task.error if task.is_done else None
     if isinstance(error, OSError):
         error = to_user_error(error)
     if error is not None and not isinstance(error, CheckpointError):
-        raise error  # our own mistake, with its traceback; the others learn that this process ended
+        raise error  # a bug: keep its traceback; the peer monitor stops the other ranks
     is_main = dist.get_rank() == 0
     outcomes: list[Any] = [None] * dist.get_world_size() if is_main else []
-    said = None if error is None else str(error)
-    dist.gather_object((said, task.result), outcomes if is_main else None)
-    failure = [next((said for said, _ in outcomes if said is not None), None)]
+    message = None if error is None else str(error)
+    dist.gather_object((message, task.result), outcomes if is_main else None)
+    failure = [next((message for message, _ in outcomes if message is not None), None)]
     dist.broadcast_object_list(failure)
     if failure[0] is not None:
-        # Whoever tries again clears the folder, in which by then nobody may be writing.
+        # The caller may retry, and a retry clears the folder: no thread may still be writing then.
         task.wait()
         dist.barrier()
         raise CheckpointError(failure[0])

@@ -1,4 +1,4 @@
-"""Opens a checkpoint, and rebuilds from it the network or the whole training state."""
+"""Open a native checkpoint, and load from it the network or the optimizer state."""
 
 import json
 from collections.abc import Callable
@@ -24,15 +24,17 @@ from armd_scale.model.spec import transformer_config
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk, its small files read."""
+    """A verified checkpoint on disk whose small files are read."""
 
     folder: Path
     recipe: ResolvedRecipe
     state: dict[str, Any]
+    """The training state that was saved; `step` is among its keys."""
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The tokenizer that came with the training data or the folder, where there was one."""
+        """Folder with the tokenizer of the training data; None if the data had none."""
+        # A Hugging Face folder, opened as a checkpoint, has the tokenizer's files at its top.
         for folder in (self.folder / TOKENIZER, self.folder):
             if any((folder / name).is_file() for name in (HF_FILE, SENTENCEPIECE_FILE)):
                 return folder
@@ -40,22 +42,24 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkpoint:
-    """Opens a checkpoint folder, or the newest sound one of a run folder or its checkpoints folder.
+    """Open a checkpoint, or the newest valid checkpoint of a run.
 
     Args:
-        path: a checkpoint, a run folder, or a folder of checkpoints.
-        with_optimizer: check the optimizer's files against the manifest too, not the weights alone.
+        path: a checkpoint (`step_...`), a run folder, or a folder of checkpoints.
+        with_optimizer: also verify the optimizer's files, not only those needed for the weights.
 
     Raises:
-        CheckpointError: there is none, or the one that was named is damaged.
+        CheckpointError: there is no valid checkpoint, the one that `path` names is damaged, or it
+            has another format version.
     """
     path = Path(path)
-    needed = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, WEIGHTS)
-    folder = _resolve(path, needed)
+    # The optimizer's files are several times as large as the weights: hash them only if needed.
+    prefix = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, WEIGHTS)
+    folder = _resolve(path, prefix)
     if folder is None:
         raise CheckpointError(
-            f"{path} must be a checkpoint, or a folder that holds one, and holds none that is "
-            "sound: give the path of a checkpoint (step_...) or of a run"
+            f"no valid checkpoint in {path}: give a checkpoint (step_...), a run folder or its "
+            "checkpoints folder"
         )
     return Checkpoint(
         folder=folder,
@@ -64,14 +68,15 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     )
 
 
-def _resolve(path: Path, needed: str | tuple[str, ...]) -> Path | None:
-    """The checkpoint that is meant, once what is needed of it has been read and found sound."""
+def _resolve(path: Path, prefix: str | tuple[str, ...]) -> Path | None:
+    """The checkpoint that `path` stands for, once its files with `prefix` are verified."""
+    # A partial folder has no manifest yet, but deserves `verify`'s message about interrupted saves.
     if path.name.endswith(".partial") or (path / MANIFEST).is_file():
-        verify(path, inside=needed)
+        verify(path, prefix=prefix)
         return path
     for checkpoints in (path, path / "checkpoints"):
         if list_checkpoints(checkpoints):
-            return latest_valid(checkpoints, prefix=needed)
+            return latest_valid(checkpoints, prefix=prefix)
     return None
 
 
@@ -82,14 +87,22 @@ def load_network(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> ArmdModel:
-    """The network of a checkpoint, for evaluation and decoding.
+    """Build the network of a checkpoint and load its weights, for evaluation and decoding.
 
     Args:
         checkpoint: from `open_checkpoint`.
         groups: the process groups of the layout to load into, which may differ from the writer's.
-        dtype: of the weights.
+        dtype: type of the weights in memory.
         device: where the network lives.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        CheckpointError: the weights do not fit the recipe of the checkpoint.
     """
+    # Of the layout only the tensor-parallel size shapes the network: it is loaded whole otherwise,
+    # without pipeline stages, whatever layout it was trained under.
     recipe = checkpoint.recipe
     parallel = ParallelConfig(tensor=groups.tp.size())
     network = ArmdModel(
@@ -107,25 +120,26 @@ def load_weights(
     network: Network,
     *,
     groups: ProcessGroupCollection,
-    may_lack: Callable[[str], bool] = lambda name: False,
+    allow_missing: Callable[[str], bool] = lambda name: False,
 ) -> list[str]:
-    """Copies a checkpoint's weights into the network, converting their type where it differs.
+    """Copy the weights of a checkpoint into a network, converting their type if it differs.
 
     Args:
         checkpoint: from `open_checkpoint`.
-        network: what to fill.
+        network: the network to fill.
         groups: the process groups of the network's layout.
-        may_lack: which parameters the checkpoint may not have, or may have in another shape.
+        allow_missing: by name, whether a parameter may be missing from the checkpoint or have
+            another shape there.
 
     Returns:
-        The names of those, left as they were.
+        The names of the parameters that were missing; they keep their values.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
     folder = checkpoint.folder / WEIGHTS
     sections = read_sections(
-        ["weights"], folder, network=network, groups=groups, allow_missing=may_lack
+        ["weights"], folder, network=network, groups=groups, allow_missing=allow_missing
     )
     parameters = network.parameters_by_name()
     for name, tensor in sections["weights"].items():
@@ -136,7 +150,16 @@ def load_weights(
 def load_optimizer(
     checkpoint: Checkpoint, names: list[str], *, network: Network, groups: ProcessGroupCollection
 ) -> dict[str, dict[str, Tensor]]:
-    """The named sections of the optimizer's tensors.
+    """Read sections of the optimizer state.
+
+    Args:
+        checkpoint: from `open_checkpoint(..., with_optimizer=True)`.
+        names: of the sections, such as `master`, `exp_avg`, `exp_avg_sq`.
+        network: the network whose parameters the optimizer updates.
+        groups: the process groups of the network's layout.
+
+    Returns:
+        For each section, this rank's part of each tensor by parameter name, on the CPU.
 
     Raises:
         CheckpointError: the checkpoint has no optimizer state, or is of another model.
@@ -144,7 +167,7 @@ def load_optimizer(
     folder = checkpoint.folder / OPTIMIZER
     if not any(folder.iterdir()):
         raise CheckpointError(
-            f"a run resumes from a checkpoint with optimizer state, and {checkpoint.folder} has "
-            "none: start from its weights instead, with model.init_from"
+            f"a run can resume only from a checkpoint with optimizer state, and "
+            f"{checkpoint.folder} has none: start from its weights instead, with model.init_from"
         )
     return read_sections(names, folder, network=network, groups=groups)

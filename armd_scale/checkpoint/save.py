@@ -1,4 +1,4 @@
-"""Writes a checkpoint: weights, optimizer, training state, recipe and tokenizer in one folder."""
+"""Save a checkpoint: weights, optimizer state, training state, recipe and tokenizer."""
 
 import json
 import shutil
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.checkpoint.async_task import BackgroundTask, all_ranks_done, gather_results
@@ -28,30 +27,36 @@ WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
 
 class CheckpointSave:
-    """A checkpoint on its way to disk; every process makes one and calls its methods in step.
+    """A checkpoint that is being written; all ranks create one and call its methods together.
 
-    Making it agrees who writes what. Files are then written, flushed and hashed in a thread of each
-    process; once all have done so, a thread of the first writes index and manifest, renames the
-    folder and removes old checkpoints. What the threads came to, the main threads tell one another,
-    in small collectives on the training's own groups and in its own order. A group of their own
-    would let the threads do so without a step in between, but then two threads of a process start
-    collectives in no agreed order, which NCCL may answer with a deadlock.
+    `CheckpointSave(...).wait()` saves synchronously. For an asynchronous save, keep the object and
+    call `poll` after each training step. The checkpoint appears complete or not at all. Errors are
+    raised on all ranks alike, by the constructor and by every method: CheckpointError if something
+    cannot be written.
 
-    `Saving(...).wait()` saves at once. The checkpoint exists whole or not at all. Errors too are
-    raised by all processes alike: CheckpointError where something cannot be written, by the
-    constructor and every method.
+    The constructor plans which rank writes what. Then a thread of each rank writes, flushes and
+    hashes its files; once all ranks have done so, a thread of rank 0 writes index and manifest,
+    renames the folder and removes old checkpoints.
+
+    The main threads exchange the results of these threads in small collectives on the training
+    groups, between training steps. A process group of their own would let the threads exchange them
+    without waiting for a step, but then two threads of a process would start collectives in no
+    fixed order, which can deadlock NCCL.
 
     Args:
-        checkpoints: the folder that holds a run's checkpoints.
+        checkpoints: folder with the checkpoints of the run.
         step: optimizer steps done.
-        network: whose parameters say which tensors there are and how they are split.
-        recipe: with every derived number that rebuilds the network, such as the vocabulary.
-        state: what else survives a restart; JSON values.
-        optimizer: sections of the optimizer's tensors; empty for a checkpoint to start others from.
-        tokenizer: folder of the tokenizer, copied along; None where the data has none.
-        groups: the process groups of the layout.
-        weights: by parameter name; None: the network's own, which must then hold them whole. All
-            tensors must keep their values until this is done.
+        network: network whose parameters define the tensors and how they are split.
+        recipe: recipe with all derived values that rebuild the network, such as the vocabulary
+            size.
+        state: what else must survive a restart; JSON values.
+        optimizer: sections of the optimizer's tensors; empty for a checkpoint that others start
+            from (`model.init_from`).
+        tokenizer: folder of the tokenizer, copied along; None if the data has none.
+        weights: weights by parameter name; None: the network's parameters, which must then be
+            whole (not partitioned by ZeRO 3).
+
+    All tensors must keep their values until the save is done.
     """
 
     def __init__(
@@ -64,85 +69,104 @@ class CheckpointSave:
         state: Mapping[str, Any],
         optimizer: StateDicts,
         tokenizer: Path | None,
-        groups: ProcessGroupCollection,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.folder = checkpoints / folder_name(step)
         self._device = next(network.parameters()).device
         self._recipe, self._tokenizer = recipe, tokenizer
+        # Serialized now: the caller's state goes on changing while a thread writes the files.
         self._text_files = {RECIPE: dump_recipe(recipe), STATE: json.dumps(state, indent=1)}
-        partial = self._begin(step)
-        named = {
+        partial = self._create_partial(step)
+        # Weights and optimizer are separate folders, so that evaluation reads and verifies a part.
+        subfolders = {
             WEIGHTS: {"weights": weights or network.parameters_by_name()},
             OPTIMIZER: optimizer,
         }
-        files = {
-            name: plan_sections(sections, partial / name, network=network, groups=groups)
-            for name, sections in named.items()
+        writers = {
+            name: plan_sections(sections, partial / name, network=network, groups=network.groups)
+            for name, sections in subfolders.items()
             if sections
         }
-        self._stages = self._phases(partial, files)
-        self._task: BackgroundTask | None = next(self._stages)
+        self._tasks = self._run_phases(partial, writers)
+        self._task: BackgroundTask | None = next(self._tasks)
 
     def poll(self) -> bool:
-        """Goes on with what all processes are ready for, without waiting; whether all is done."""
+        """Start the next phase if all ranks have finished the present one; never block.
+
+        Returns:
+            Whether the checkpoint is complete.
+        """
+        # All ranks see the same value of `all_ranks_done`, so all start the next phase, with its
+        # collectives, after the same training step.
         while self._task is not None and all_ranks_done(self._task, self._device):
-            self._task = next(self._stages, None)
+            self._task = next(self._tasks, None)
         return self._task is None
 
     def wait(self) -> Path:
-        """The checkpoint's folder, once it is there."""
+        """Block until the checkpoint is complete; return its folder."""
         while not self.poll():
             assert self._task is not None
             self._task.wait()
         return self.folder
 
     def cancel(self) -> None:
-        """Returns when this process writes no more; the folder stays unfinished."""
+        """Block until this rank writes no more; the folder stays incomplete."""
         if self._task is not None:
             self._task.wait()
 
-    def _begin(self, step: int) -> Path:
-        """The folder to write into, which the first process makes."""
+    def _create_partial(self, step: int) -> Path:
+        """Let rank 0 create the folder to write into, and return its path on all ranks."""
         checkpoints = self.folder.parent
-        begun = self._rank0_task(
+        task = self._rank0_task(
             lambda: create_partial(checkpoints, step, subfolders=(WEIGHTS, OPTIMIZER))
         )
-        begun.wait()
-        gather_results(begun, self._write_error)
+        task.wait()
+        gather_results(task, self._write_error)
         return partial_folder(checkpoints, step)
 
-    def _phases(
-        self, partial: Path, files: Mapping[str, ShardedWriter]
+    def _run_phases(
+        self, partial: Path, writers: Mapping[str, ShardedWriter]
     ) -> Iterator[BackgroundTask]:
-        """What is to be done, each task yielded as it starts and left once all have ended it."""
-        task = BackgroundTask(lambda: {name: section.write() for name, section in files.items()})
+        """Yield the task of each phase as it starts; resume only when all ranks have finished it.
+
+        Written as a generator so that the order of phases, with the collective between them, reads
+        from top to bottom, although `poll` runs it in pieces between training steps.
+        """
+        task = BackgroundTask(lambda: {name: writer.write() for name, writer in writers.items()})
         yield task
-        written = gather_results(task, self._write_error)
-        task = self._rank0_task(lambda: self._commit(partial, files, written))
+        results = gather_results(task, self._write_error)
+        task = self._rank0_task(lambda: self._commit(partial, writers, results))
         yield task
         gather_results(task, self._write_error)
 
     def _commit(
         self,
         partial: Path,
-        files: Mapping[str, ShardedWriter],
-        written: Sequence[Mapping[str, Any]],
+        writers: Mapping[str, ShardedWriter],
+        results: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Adds all that is not a tensor and makes the folder a checkpoint."""
+        """Add the files that are not tensors, and turn the folder into a checkpoint.
+
+        Args:
+            partial: the folder.
+            writers: by subfolder.
+            results: of `ShardedWriter.write`, by rank and subfolder.
+        """
+        # `commit` hashes these few small files itself; the large ones were hashed as they were
+        # written, by the rank that wrote them.
         for name, text in self._text_files.items():
             (partial / name).write_text(text)
         if self._tokenizer is not None:
             shutil.copytree(self._tokenizer, partial / TOKENIZER)
         hashed = {}
-        for name, section in files.items():
-            section.finish([rank[name].results for rank in written])
-            for rank in written:
-                hashed |= {f"{name}/{file}": entry for file, entry in rank[name].entries.items()}
+        for name, writer in writers.items():
+            writer.finish([rank[name].results for rank in results])
+            for rank in results:
+                hashed |= {f"{name}/{file}": record for file, record in rank[name].files.items()}
         commit(partial, keep=self._recipe.checkpoint.keep, hashed=hashed)
 
     def _rank0_task(self, work: Callable[[], Any]) -> BackgroundTask:
-        """The first process's task; the others have nothing to do meanwhile."""
+        """Run `work` on rank 0, and a task that does nothing on the other ranks."""
         return BackgroundTask(work if dist.get_rank() == 0 else lambda: None)
 
     def _write_error(self, error: OSError) -> CheckpointError:

@@ -1,9 +1,9 @@
-"""Tensors by parameter name, as shards of full tensors that any layout can read back.
+"""Tensors by parameter name, stored as shards of full tensors that any layout can read.
 
 A section is a set of tensors with one entry per parameter: the weights, the optimizer's master
-copy, each of its moments. megatron-core's `dist_checkpointing` plans which process writes what into
-which file, and reads whatever part another layout asks for. It plans on shapes alone: the values
-are first looked at by `SectionFiles.write`, which needs no other process and may run in a thread.
+copy, each of its moments. megatron-core's `dist_checkpointing` plans which rank writes what into
+which file, and reads whatever part another layout needs. It plans on shapes alone: the values are
+first read by `ShardedWriter.write`, which needs no other rank and may run in a thread.
 """
 
 import hashlib
@@ -35,63 +35,72 @@ from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
 from armd_scale.parallel.tensor.partition import tensor_partition
 
 StateDicts = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by section and parameter name."""
 Network = ArmdModel | ModelChunks
 BACKEND = ("torch_dist", 1)
 
 
 class WriteResults(NamedTuple):
-    """What a process wrote."""
+    """What one rank has written."""
 
     results: list[WriteResult]
-    """Where each tensor lies."""
-    entries: dict[str, dict[str, Any]]
-    """Size and SHA-256 of each file by its name."""
+    """Location of each tensor, for the index."""
+    files: dict[str, dict[str, Any]]
+    """`{"bytes", "sha256"}` by file name."""
 
 
 class ShardedWriter:
-    """This process's files of some sections: planned, and written when it suits.
+    """This rank's part of some sections: planned together with all ranks, written on its own.
 
     Args:
-        folder: for the files of all processes; it exists and is empty.
-        parts: this process's tensors by key.
-        strategy: has planned who writes what.
-        common: what belongs to no tensor, in megatron-core's keeping.
+        folder: for the files of all ranks; exists and is empty.
+        tensors: this rank's tensors by key.
+        strategy: the plan: which rank writes which tensor into which file.
+        common: state that belongs to no tensor, as megatron-core wants it stored.
     """
 
     def __init__(
         self,
         folder: Path,
-        parts: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         strategy: "_PlanOnlySaveStrategy",
         common: dict,
     ) -> None:
-        self._folder, self._parts, self._strategy = folder, parts, strategy
+        self._folder, self._tensors, self._strategy = folder, tensors, strategy
         self._common = common
 
     def write(self) -> WriteResults:
-        """Brings this process's files to disk.
+        """Write this rank's files and flush them to disk; not collective.
 
         Raises:
             OSError: a file cannot be written.
         """
         results: list[WriteResult] = []
-        entries: dict[str, dict[str, Any]] = {}
+        files: dict[str, dict[str, Any]] = {}
+        # A bucket is one file: its path, its name in the index, and the items planned for it. Byte
+        # items (the part before `planned`) do not occur: all our values are tensors.
         for path, name, (_, planned) in self._strategy.writer.write_buckets or []:
             with Path(path).open("wb") as file:
-                hashed = _HashingFile(file)
+                hashing_file = _HashingFile(file)
                 for item, _ in planned:
                     assert item.index.fqn is not None
-                    part = _own_storage_on_cpu(self._parts[item.index.fqn].detach())
+                    tensor = _own_storage_on_cpu(self._tensors[item.index.fqn].detach())
                     transforms = self._strategy.writer.transforms
                     kind = SerializationFormat.TORCH_SAVE
-                    results.append(_write_item(transforms, hashed, part, item, name, kind))  # pyright: ignore[reportArgumentType]
+                    results.append(
+                        _write_item(transforms, hashing_file, tensor, item, name, kind)  # pyright: ignore[reportArgumentType]
+                    )
                 file.flush()
                 os.fsync(file.fileno())
-                entries[name] = {"bytes": file.tell(), "sha256": hashed.sha256.hexdigest()}
-        return WriteResults(results, entries)
+                files[name] = {"bytes": file.tell(), "sha256": hashing_file.sha256.hexdigest()}
+        return WriteResults(results, files)
 
     def finish(self, results: Sequence[list[WriteResult]]) -> None:
-        """Writes the index of all files; for the first process, with the results of all."""
+        """Write the index of all files; call on rank 0, with the results of all ranks.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
         TorchCommonSaveStrategy(*BACKEND).save_common(self._common, self._folder)
         self._strategy.writer.finish(self._strategy.index, list(results))
         save_config(CheckpointingConfig(*BACKEND), str(self._folder))
@@ -100,41 +109,47 @@ class ShardedWriter:
 def plan_sections(
     sections: StateDicts, folder: Path, *, network: Network, groups: ProcessGroupCollection
 ) -> ShardedWriter:
-    """Agrees which process writes what into `folder` (collective).
+    """Plan which rank writes what into `folder` (collective).
 
     Args:
-        sections: tensors that must keep their values until they are written. Those that
-            `is_written_here` denies may be on the meta device.
+        sections: tensors, which must keep their values until they are written. Those for which
+            `is_main_replica` is false may be on the meta device.
         folder: an empty folder.
-        network: whose parameters say how the tensors are split.
+        network: network whose parameters define how the tensors are split.
         groups: the process groups of the layout.
     """
-    parts: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     shards: dict[str, ShardedTensor] = {}
-    for section, tensors in sections.items():
-        for key, shard in _shards(section, tensors, network=network, groups=groups).items():
+    for section, named in sections.items():
+        for key, shard in _shards(section, named, network=network, groups=groups).items():
             assert shard.data is not None
-            parts[key] = shard.data
-            # Given values, the planner would copy every tensor that is a part of another.
+            tensors[key] = shard.data
+            # The planner copies every tensor that is a view of another one. With meta tensors it
+            # copies nothing, and the values are read at the time of writing.
             shard.data = shard.data.to("meta")
             shards[key] = shard
-    # megatron-core's own writers would hand their results over through a manager process, started
-    # with the plan: it imports everything again (seconds) and outlives a trainer that is killed.
+    # megatron-core's own writers pass their results through a manager process, started at planning
+    # time: it imports everything again (seconds), and outlives a trainer that is killed. We write
+    # with threads, so an ordinary queue in its place is enough.
     filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore[reportAttributeAccessIssue]
     strategy = _PlanOnlySaveStrategy(*BACKEND)
     sharded, common = save_preprocess(shards)
     assert isinstance(sharded, dict)
     with patch_cuda_for_cpu():
         strategy.async_save(sharded, folder)
-    return ShardedWriter(folder, parts, strategy, common)
+    return ShardedWriter(folder, tensors, strategy, common)
 
 
 class _PlanOnlySaveStrategy(TorchDistSaveShardedStrategy):
-    """megatron-core's plan of a save, kept instead of made into its forked processes."""
+    """Keeps megatron-core's save plan instead of running it in forked processes.
+
+    `async_save` ends by calling `_get_save_and_finalize_callbacks`, which upstream turns the plan
+    into the function to fork. Overriding that private method is the only access to the plan.
+    """
 
     writer: FileSystemWriterAsync
     index: Any
-    """Where each tensor lies; on the first process, None on others."""
+    """Global plan of where each tensor is stored; None except on rank 0."""
 
     def _get_save_and_finalize_callbacks(
         self, writer: FileSystemWriterAsync, save_state_dict_ret: Sequence[Any]
@@ -144,7 +159,7 @@ class _PlanOnlySaveStrategy(TorchDistSaveShardedStrategy):
 
 
 class _HashingFile:
-    """A file that hashes what is written to it."""
+    """A file that hashes what is written to it, so that the manifest needs no second read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256 = file, hashlib.sha256()
@@ -155,14 +170,17 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _own_storage_on_cpu(part: Tensor) -> Tensor:
-    """The part on the CPU as a tensor of its own: all of a tensor's storage would be written."""
-    part = part.cpu()
-    return part if part.untyped_storage().nbytes() == part.nbytes else part.clone()
+def _own_storage_on_cpu(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, in a storage of its own size.
+
+    `torch.save` writes the whole storage: a view of one half would store the other half too.
+    """
+    tensor = tensor.cpu()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def is_main_replica(name: str, *, network: Network, groups: ProcessGroupCollection) -> bool:
-    """Whether this process, of all that hold a copy of a parameter, is the one that writes it."""
+    """Whether this rank is the one that writes a parameter, of all ranks that hold a copy."""
     return _replica_id(network.parameters_by_name()[name], groups) == (0, 0, 0)
 
 
@@ -174,17 +192,21 @@ def read_sections(
     groups: ProcessGroupCollection,
     allow_missing: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Reads this process's part of the named sections, in the types they were written in.
+    """Read this rank's part of some sections, in the types they were written in (collective).
 
     Args:
-        names: of the sections.
-        folder: that `write_sections` wrote.
-        network: whose parameters are wanted, and how they are split.
+        names: names of the sections.
+        folder: folder with the files of a `ShardedWriter`.
+        network: network whose parameters define which tensors to read and how they are split.
         groups: the process groups of the layout.
-        may_lack: which parameters are left out where the folder has none of that name and shape.
+        allow_missing: by name, whether a parameter is left out of the result if the folder has no
+            tensor of that name and shape.
+
+    Returns:
+        Tensors on the CPU by section and parameter name.
 
     Raises:
-        CheckpointError: a tensor is missing or has another shape: another model's checkpoint.
+        CheckpointError: a tensor is missing or has another shape: the folder is of another model.
     """
     stored = {
         key: tensor
@@ -192,21 +214,23 @@ def read_sections(
         if isinstance(tensor, ShardedTensor)
     }
     sections = {}
-    wanted: dict[str, ShardedTensor] = {}
+    requests: dict[str, ShardedTensor] = {}
     for section in names:
         empty = {
             name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
             for name, parameter in network.parameters_by_name().items()
-            if not allow_missing(name) or _holds(stored, f"{section}.{name}", parameter, groups)
+            if not allow_missing(name)
+            or _has_tensor(stored, f"{section}.{name}", parameter, groups)
         }
+        # The shards are views of the tensors in `empty`, so filling them fills the result.
         shards = _shards(section, empty, network=network, groups=groups)
         for key, shard in shards.items():
-            _check(key, shard, stored, folder)
-        wanted |= shards
+            _check_stored(key, shard, stored, folder)
+        requests |= shards
         sections[section] = empty
     with patch_cuda_for_cpu():
-        loaded: Any = dist_checkpointing.load(wanted, str(folder))
-    for key, shard in wanted.items():
+        loaded: Any = dist_checkpointing.load(requests, str(folder))
+    for key, shard in requests.items():
         assert shard.data is not None
         shard.data.copy_(loaded[key])
     return sections
@@ -219,56 +243,67 @@ def _shards(
     network: Network,
     groups: ProcessGroupCollection,
 ) -> dict[str, ShardedTensor]:
-    """Each tensor as megatron-core describes a part of a whole.
+    """Describe each tensor as megatron-core's part of a full tensor.
 
-    A tensor of stride 2 (gate and up halves of a gated MLP) is two wholes, each split by itself.
+    A tensor of stride 2 (the gate and up halves of a gated MLP, one below the other) is stored as
+    two full tensors `NAME.0` and `NAME.1`, each split on its own. Stored as one, the halves of
+    tensor-parallel ranks would interleave, and another number of ranks could not read them.
     """
     shards = {}
     for name, parameter in network.parameters_by_name().items():
         if name not in tensors:
             continue
-        split, copy = tensor_partition(parameter, groups.tp), _replica_id(parameter, groups)
+        split, replica_id = tensor_partition(parameter, groups.tp), _replica_id(parameter, groups)
         offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
-        for number, part in enumerate(tensors[name].detach().chunk(split.stride, split.dim or 0)):
-            key = f"{section}.{name}" + (f".{number}" if split.stride > 1 else "")
-            shards[key] = ShardedTensor.from_rank_offsets(key, part, *offsets, replica_id=copy)
+        halves = tensors[name].detach().chunk(split.stride, split.dim or 0)
+        for index, half in enumerate(halves):
+            key = f"{section}.{name}" + (f".{index}" if split.stride > 1 else "")
+            shards[key] = ShardedTensor.from_rank_offsets(
+                key, half, *offsets, replica_id=replica_id
+            )
     return shards
 
 
 def _replica_id(parameter: nn.Parameter, groups: ProcessGroupCollection) -> tuple[int, int, int]:
-    """Which of the equal copies over stages, tensor and data parallelism; that of zeros is kept."""
+    """Index of this rank's copy among all equal copies of a parameter's part.
+
+    The three components count copies over pipeline stages (a tied embedding), over tensor-parallel
+    ranks (parameters that are not split) and over data-parallel ranks. Copy (0, 0, 0) is written.
+    """
     split = tensor_partition(parameter, groups.tp)
     is_tied_copy = int(getattr(parameter, "is_tied_copy", False))
     return is_tied_copy, split.rank if split.dim is None else 0, groups.dp.rank()
 
 
-def _holds(
+def _has_tensor(
     stored: Mapping[str, ShardedTensor],
     key: str,
     parameter: nn.Parameter,
     groups: ProcessGroupCollection,
 ) -> bool:
-    """Whether a tensor of that name and whole shape is there; of parameters of stride 1."""
-    whole = tensor_partition(parameter, groups.tp).full_shape(parameter.shape)
-    return key in stored and tuple(stored[key].global_shape) == whole
+    """Whether a full tensor of that key and of the parameter's shape is stored (stride 1 only)."""
+    full_shape = tensor_partition(parameter, groups.tp).full_shape(parameter.shape)
+    return key in stored and tuple(stored[key].global_shape) == full_shape
 
 
 def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:
-    found = stored.get(key) or stored.get(f"{key}.0")
-    return torch.float32 if found is None else found.dtype
+    tensor = stored.get(key) or stored.get(f"{key}.0")
+    # The type of a missing tensor does not matter: `_check_stored` refuses it.
+    return torch.float32 if tensor is None else tensor.dtype
 
 
-def _check(
+def _check_stored(
     key: str, shard: ShardedTensor, stored: Mapping[str, ShardedTensor], folder: Path
 ) -> None:
+    """Refuse a checkpoint that lacks a tensor of the network, or has it in another shape."""
     if key not in stored:
         raise CheckpointError(
-            f"the checkpoint must hold the network's tensor {key}, and {folder} does not: "
+            f"the checkpoint must contain the network's tensor {key}, and {folder} does not: "
             "it is of another model; give the recipe that it was trained with"
         )
     if tuple(stored[key].global_shape) != tuple(shard.global_shape):
         raise CheckpointError(
-            f"the network's tensor {key} must have the shape {tuple(shard.global_shape)}, got "
-            f"{tuple(stored[key].global_shape)} in {folder}: it is of another model; give the "
+            f"the network's tensor {key} must have the shape {tuple(shard.global_shape)} (got "
+            f"{tuple(stored[key].global_shape)} in {folder}): it is of another model; give the "
             "recipe that it was trained with"
         )

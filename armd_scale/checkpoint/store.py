@@ -1,11 +1,10 @@
-"""Checkpoint folders on disk: committed by one rename, checked against their manifest.
+"""Checkpoint folders on disk: create, commit, list and verify.
 
-A checkpoint is written under a name that starts with a dot. Its manifest, which holds the size and
-SHA-256 of every file, is written last, and the folder is renamed after that: what has a
-checkpoint's name is whole, and a file that changed since is found out.
+A checkpoint is written under a temporary name that starts with a dot. Its manifest, which holds the
+size and SHA-256 of every file, is written last, and then the folder is renamed. So a folder with a
+checkpoint's name is complete, and a file that changed later is detected.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from armd_scale.errors import CheckpointError
+from armd_scale.files import partial_path, sha256_file
 from armd_scale.log import get_logger
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-_NAME = re.compile(r"step_\d{8}|\.step_\d{8}\.replaced")
+FORMAT = 2
+"""Version of the folder's layout, of the recipe's keys and of the tensor names in it."""
+_CHECKPOINT_NAME = re.compile(r"step_\d{8}|\.step_\d{8}\.replaced")
+
+
+class _FormatError(CheckpointError):
+    """A checkpoint of another format version, which is intact but cannot be read."""
 
 
 def folder_name(step: int) -> str:
@@ -28,12 +33,20 @@ def folder_name(step: int) -> str:
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it has its name."""
-    return checkpoints / f".{folder_name(step)}.partial"
+    """Folder in which the checkpoint of `step` is written before it gets its final name."""
+    return partial_path(checkpoints / folder_name(step))
 
 
 def create_partial(checkpoints: Path, step: int, *, subfolders: Sequence[str] = ()) -> Path:
-    """A folder to write a checkpoint into; leftovers of a broken save are removed.
+    """Create the folder to write a checkpoint into, and remove leftovers of interrupted saves.
+
+    Args:
+        checkpoints: folder with the checkpoints of a run; created if missing.
+        step: optimizer steps done.
+        subfolders: names of empty folders to create in it.
+
+    Returns:
+        The path of the new folder.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -41,11 +54,13 @@ def create_partial(checkpoints: Path, step: int, *, subfolders: Sequence[str] = 
     partial = partial_folder(checkpoints, step)
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
+        # A checkpoint still under its ".replaced" name belongs to a save that was killed between
+        # its two renames (see `commit`): it is the only complete one of its step, so restore it.
         for folder in list_checkpoints(checkpoints):
             if folder.name.startswith("."):
                 folder.rename(checkpoints / folder_name(_step_of(folder)))
-        for old in checkpoints.glob(".step_*"):
-            shutil.rmtree(old)
+        for leftover in checkpoints.glob(".step_*"):
+            shutil.rmtree(leftover)
         partial.mkdir()
         for name in subfolders:
             (partial / name).mkdir()
@@ -55,28 +70,26 @@ def create_partial(checkpoints: Path, step: int, *, subfolders: Sequence[str] = 
 
 
 def commit(partial: Path, *, keep: int, hashed: Mapping[str, Any] | None = None) -> Path:
-    """Makes what was written into a checkpoint, then removes all but the newest `keep`.
+    """Turn a written folder into a checkpoint, then remove all but the newest `keep` checkpoints.
 
     Args:
-        partial: from `begin`, filled.
-        keep: how many checkpoints stay; 0 for all of them.
-        hashed: size and SHA-256, by name, of files whose writers took them; the rest is read.
+        partial: from `create_partial`, with all files written.
+        keep: number of checkpoints to keep; 0 keeps all.
+        hashed: `{"bytes", "sha256"}` by file name, of files that were hashed while they were
+            written; the other files are read and hashed here.
+
+    Returns:
+        The path of the checkpoint.
 
     Raises:
-        CheckpointError: the folder cannot be written, or lacks a file that was.
+        CheckpointError: the folder cannot be written, or a file in `hashed` is missing.
     """
     step = _step_of(partial)
     final = partial.parent / folder_name(step)
-    hashed = hashed or {}
     try:
-        names = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
-        _require_all(partial, set(hashed) - set(names))
-        files = {name: hashed.get(name) or _file_record(partial / name) for name in names}
-        manifest = {"format": FORMAT, "step": step, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _flush(partial)
-        # A checkpoint of the same step is replaced: set aside first, because a rename cannot
-        # overwrite a folder.
+        write_manifest(partial, step=step, hashed=hashed or {})
+        # A rename cannot overwrite a folder. A checkpoint of the same step moves aside first, under
+        # a name that `list_checkpoints` still finds: a kill between the two renames loses nothing.
         replaced = _replaced_path(final)
         if final.exists():
             final.rename(replaced)
@@ -89,63 +102,103 @@ def commit(partial: Path, *, keep: int, hashed: Mapping[str, Any] | None = None)
     return final
 
 
-def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first.
+def write_manifest(folder: Path, *, step: int, hashed: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of all files in `folder`, and flush everything to disk.
 
-    One that was set aside counts where the save that was to replace it was killed.
+    Args:
+        folder: a checkpoint under its temporary name, with all files written.
+        step: optimizer steps done.
+        hashed: as of `commit`.
+
+    Raises:
+        CheckpointError: a file in `hashed` is missing.
+        OSError: a file cannot be read or written.
+    """
+    hashed = hashed or {}
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    _require_all_written(folder, set(hashed) - set(names))
+    files = {name: hashed.get(name) or _file_record(folder / name) for name in names}
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _fsync_tree(folder)
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first.
+
+    Includes a checkpoint under its ".replaced" name if the save that was to replace it was killed.
     """
     if not checkpoints.is_dir():
         return []
-    steps = {_step_of(path) for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)}
-    named = (checkpoints / folder_name(step) for step in sorted(steps))
-    return [folder if folder.exists() else _replaced_path(folder) for folder in named]
+    paths = checkpoints.iterdir()
+    steps = {_step_of(path) for path in paths if _CHECKPOINT_NAME.fullmatch(path.name)}
+    folders = (checkpoints / folder_name(step) for step in sorted(steps))
+    return [folder if folder.exists() else _replaced_path(folder) for folder in folders]
 
 
 def latest_valid(checkpoints: Path, *, prefix: str | tuple[str, ...] = "") -> Path | None:
-    """The newest checkpoint that `verify` passes; damaged ones are named and passed by."""
+    """Return the newest checkpoint that passes `verify`; log a warning for each that does not.
+
+    Args:
+        checkpoints: folder with the checkpoints of a run.
+        prefix: as of `verify`.
+
+    Returns:
+        The path of the checkpoint, or None if there is no valid one.
+
+    Raises:
+        CheckpointError: the newest undamaged checkpoint has another format version. Older ones have
+            that version too, and starting over without a checkpoint would surprise the user.
+    """
     for folder in reversed(list_checkpoints(checkpoints)):
         try:
-            verify(folder, inside=prefix)
+            verify(folder, prefix=prefix)
+        except _FormatError:
+            raise
         except CheckpointError as error:
-            get_logger(__name__).warning("%s; trying the one before it", error)
+            get_logger(__name__).warning("%s; falling back to the previous checkpoint", error)
             continue
         return folder
     return None
 
 
-def verify(folder: Path, *, inside: str | tuple[str, ...] = "") -> None:
-    """Compares files with the manifest: all of them, or those whose names begin with `inside`.
+def verify(folder: Path, *, prefix: str | tuple[str, ...] = "") -> None:
+    """Compare the files of a checkpoint with its manifest.
+
+    Args:
+        folder: the checkpoint.
+        prefix: check only files whose names start with this, or with one of these.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, or a file is missing, cut short or changed.
+        CheckpointError: the folder is not a checkpoint, or a file is missing, truncated or changed.
     """
     for name, expected in read_manifest(folder)["files"].items():
-        if not name.startswith(inside):
+        if not name.startswith(prefix):
             continue
         path = folder / name
         if not path.is_file():
             raise _damaged(path, "is missing")
         if path.stat().st_size != expected["bytes"]:
             raise _damaged(path, f"has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
-            raise _damaged(path, "has other contents than when it was written")
+        if sha256_file(path) != expected["sha256"]:
+            raise _damaged(path, "has changed since it was written (SHA-256 differs)")
 
 
-def read_manifest(folder: Path) -> dict:
-    """The manifest of a checkpoint.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint: `{"format", "step", "files"}`.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is no manifest, it cannot be read, or it has another format version.
     """
     if folder.name.endswith(".partial"):
         raise CheckpointError(
-            f"a checkpoint must be whole, and {folder} is a save that was interrupted: "
+            f"a checkpoint must be complete, and {folder} was left by an interrupted save: "
             "use an older checkpoint; the next save removes this one"
         )
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"a checkpoint folder must hold {MANIFEST}, and {folder} does not: "
+            f"a checkpoint folder must contain {MANIFEST}, and {folder} does not: "
             "give a checkpoint, a run folder, or its checkpoints folder"
         )
     try:
@@ -153,56 +206,58 @@ def read_manifest(folder: Path) -> dict:
     except ValueError as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} must have format {FORMAT}, got {manifest.get('format')}: "
-            "read it with the version of armd_scale that wrote it"
+        raise _FormatError(
+            f"{folder} must be a checkpoint of format {FORMAT} (got format "
+            f"{manifest.get('format')}): read it with the version of armd_scale that wrote it"
         )
     return manifest
 
 
+def write_error(folder: Path, error: OSError) -> CheckpointError:
+    """Return the error to raise when something in a folder of checkpoints cannot be written."""
+    return CheckpointError(
+        f"cannot write checkpoints to {folder} ({error.strerror or error}): free space or fix the "
+        "permissions there, then rerun the same command to resume"
+    )
+
+
 def _replaced_path(folder: Path) -> Path:
-    """Where a checkpoint waits while another of its step takes its name."""
+    """Name of a checkpoint while another one of the same step takes its place."""
     return folder.parent / f".{folder.name}.replaced"
 
 
 def _step_of(folder: Path) -> int:
+    """The step in any of the names: step_N, .step_N.partial, .step_N.replaced."""
     return int(folder.name.removeprefix(".")[len("step_") :].partition(".")[0])
 
 
-def _damaged(path: Path, how: str) -> CheckpointError:
+def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"a checkpoint must be as it was written, and {path} {how}: use another checkpoint"
+        f"a checkpoint must be as it was written, and {path} {reason}: use another checkpoint"
     )
 
 
-def _require_all(partial: Path, missing: set[str]) -> None:
+def _require_all_written(folder: Path, missing: set[str]) -> None:
+    # Rank 0 commits what all ranks wrote. If it does not see a file, the ranks write to different
+    # disks, and the checkpoint would be incomplete.
     if missing:
         raise CheckpointError(
-            f"all processes must write to one {partial.parent}, and the first sees no "
-            f"{partial / min(missing)} that another has written: put run.folder on a filesystem "
-            "that all machines share"
+            f"all ranks must write to the same folder {folder.parent}, and rank 0 does not see "
+            f"{folder / min(missing)}, which another rank has written: set run.folder to a "
+            "filesystem that all machines share"
         )
 
 
-def write_error(folder: Path, error: OSError) -> CheckpointError:
-    """The error for a folder of checkpoints that something could not be written to."""
-    return CheckpointError(
-        f"checkpoints must be written to {folder}, and that failed ({error.strerror or error}): "
-        "free space or mend permissions there, then start again to resume"
-    )
-
-
 def _file_record(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _fsync_tree(folder: Path) -> None:
+    """Flush all files and folders to disk.
 
-
-def _flush(folder: Path) -> None:
-    """Brings every file to disk, so that a power cut cannot leave a renamed but empty folder."""
+    A rename can reach the disk before the data does: without this, a power cut could leave a folder
+    with a checkpoint's name and empty files in it.
+    """
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Weights of a checkpoint written and read one tensor at a time, however large the model is.
+"""Read and write the weights of a checkpoint one tensor at a time, however large the model is.
 
-The files are those of `layout`: what is written here loads under any layout, and what any layout
-wrote is read here whole.
+The file format is that of `sharded_io`: weights written here load under any layout, and weights
+written under any layout are read here as whole tensors.
 """
 
 import warnings
@@ -26,48 +26,49 @@ SECTION = "weights"
 def write_streamed(
     tensors: Mapping[str, Tensor], folder: Path, *, get_tensor: Callable[[str], Tensor]
 ) -> None:
-    """Writes the weights into `folder`, which must be empty; the ranks share the tensors.
+    """Write the weights into an empty folder; the ranks share the tensors (collective).
 
     Args:
-        tensors: of the whole network by name, on the meta device: shapes and types.
-        folder: for the files.
-        make: gives one tensor by name, of the announced shape and type; called once for each, by
-            the rank that writes it.
+        tensors: shapes and types of the whole network's tensors, by name, on the meta device.
+        folder: the empty folder.
+        get_tensor: returns a tensor by name, with the shape and type in `tensors`; called once for
+            each tensor, on the rank that writes it.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    # Largest first, so that the ranks' shares differ by little.
+    # Dealing tensors out from the largest to the smallest gives all ranks nearly equal shares.
     names = sorted(tensors, key=lambda name: -tensors[name].nbytes)
-    mine = {f"{SECTION}.{name}": tensors[name] for name in names[rank::size]}
-    # A file that holds several tensors would hold them all in memory until it is finished.
+    own_share = {f"{SECTION}.{name}": tensors[name] for name in names[rank::size]}
+    # With one file per rank, DCP keeps all tensors of the file in memory until it is written.
     writer = FileSystemWriter(folder, single_file_per_rank=False)
     planner = _LazyPlanner(lambda key: get_tensor(key.removeprefix(f"{SECTION}.")))
-    save(mine, storage_writer=writer, planner=planner)
+    save(own_share, storage_writer=writer, planner=planner)
+    # `dist_checkpointing.load` also expects megatron-core's common state and its config file.
     get_default_save_common_strategy().save_common({}, str(folder))
     if rank == 0:
         save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
 class _LazyPlanner(DefaultSavePlanner):
-    """Plans with tensors on the meta device, and asks for each as its turn comes."""
+    """Plans with meta tensors, and fetches each tensor only when it is written."""
 
-    def __init__(self, make: Callable[[str], Tensor]) -> None:
+    def __init__(self, get_tensor: Callable[[str], Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._make = make
+        self._get_tensor = get_tensor
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        """The tensor of an item."""
+        """Return the tensor of a write item; DCP calls this just before writing it."""
         assert write_item.tensor_data is not None
-        made = self._make(write_item.index.fqn).contiguous()
-        assert made.shape == write_item.tensor_data.size, write_item.index.fqn
-        assert made.dtype == write_item.tensor_data.properties.dtype, write_item.index.fqn
-        return made
+        tensor = self._get_tensor(write_item.index.fqn).contiguous()
+        assert tensor.shape == write_item.tensor_data.size, write_item.index.fqn
+        assert tensor.dtype == write_item.tensor_data.properties.dtype, write_item.index.fqn
+        return tensor
 
 
 class StreamedWeights:
-    """The weights in a folder, by name.
+    """The weights in a folder, read by name.
 
     Args:
-        folder: the weights' folder in a checkpoint.
+        folder: the `weights` folder of a checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,12 +81,13 @@ class StreamedWeights:
             for key, tensor in stored.items()
             if isinstance(tensor, TensorStorageMetadata) and key.startswith(f"{SECTION}.")
         }
-        """Shape and type of each, on the meta device."""
+        """Shape and type of each tensor, on the meta device."""
 
     def read(self, name: str) -> Tensor:
-        """One tensor, whole."""
+        """Read one whole tensor."""
         tensor = torch.empty_like(self.tensors[name], device="cpu")
-        with warnings.catch_warnings():  # that it reads by itself is what is wanted
+        with warnings.catch_warnings():
+            # DCP warns that each rank loads on its own; that is intended here.
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             load({f"{SECTION}.{name}": tensor}, checkpoint_id=self._folder, no_dist=True)
         return tensor

@@ -95,14 +95,6 @@ def write_idx(path: Path, parts: Sequence[IndexedPart], *, dtype: np.dtype) -> s
     return _write(path, _index_chunks(parts, dtype))
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    for chunk in _chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _index_chunks(parts: Sequence[IndexedPart], dtype: np.dtype) -> Iterator[bytes]:
     num_documents = sum(part.num_documents for part in parts)
     yield HEADER.pack(MAGIC, 1, _CODES[dtype.type], num_documents, num_documents + 1)

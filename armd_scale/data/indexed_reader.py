@@ -7,10 +7,11 @@ from typing import final
 
 import numpy as np
 
-from armd_scale.data.indexed_format import HEADER, Header, read_header, sha256
+from armd_scale.data.indexed_format import HEADER, Header, read_header
 from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ShardError
+from armd_scale.files import sha256_file
 
 _CHUNK_TOKENS = 1 << 22
 _CHUNK_SEQUENCES = 1 << 19
@@ -78,7 +79,7 @@ def verify(prefix: str | Path) -> Manifest | None:
     manifest = load_manifest(prefix)
     if manifest is not None:
         for kind in ("idx", "bin"):
-            if sha256(Path(f"{prefix}.{kind}")) != manifest.sha256[kind]:
+            if sha256_file(Path(f"{prefix}.{kind}")) != manifest.sha256[kind]:
                 raise _corrupt_error(
                     f"{prefix}.{kind}", "its sha256 is not the one in the manifest"
                 )

@@ -11,16 +11,17 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import Checkpoint
-from armd_scale.checkpoint.pretrained import PretrainedModel, open_model
+from armd_scale.checkpoint.pretrained import ModelFolder, open_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import ArmdError
 from armd_scale.eval.data import Source, open_data, open_text, require_tokenizer
 from armd_scale.eval.held_out import check_max_positions
 from armd_scale.eval.likelihood import Likelihood, Scores, score_all_windows, summarize
 from armd_scale.eval.loglikelihood import ContextContinuation
-from armd_scale.eval.output import require_parent_dir, write_dump, write_json
+from armd_scale.eval.output import write_dump, write_json
 from armd_scale.eval.tasks.infilling import InfillExample, InfillResult, read_examples, run_infill
 from armd_scale.eval.tasks.lambada import LambadaResult, read_passages, score_last_words
+from armd_scale.files import require_parent_dir
 from armd_scale.generation import Sampling
 from armd_scale.log import ProgressBar
 from armd_scale.model.armd_model import ArmdModel
@@ -108,7 +109,7 @@ class PreparedEval:
 
     request: EvalRequest
     order: OrderPolicy
-    opened: PretrainedModel
+    opened: ModelFolder
     task: Source | LastWordTask | InfillTask
     """Windows to score, or a task."""
 
@@ -119,7 +120,9 @@ def prepare(request: EvalRequest) -> PreparedEval:
     require_parent_dir(request.json, "--json")
     require_parent_dir(request.dump, "--dump")
     _check_options(request, order)
-    opened = open_model(request.checkpoint, request.hf)
+    path = request.hf or request.checkpoint
+    assert path is not None
+    opened = open_model(path)
     work = _open_work(request, opened.checkpoint)
     return PreparedEval(request=request, order=order, opened=opened, task=work)
 
@@ -128,7 +131,7 @@ def run_prepared(
     ready: PreparedEval, groups: ProcessGroupCollection, device: torch.device
 ) -> EvalResult:
     """Loads the network and scores; every process of the groups must call this."""
-    network = ready.opened.network(groups, device)
+    network = ready.opened.load_network(groups=groups, device=device)
     match ready.task:
         case LastWordTask(pairs):
             return _run_lambada(ready, pairs, network, groups)

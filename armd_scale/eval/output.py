@@ -1,7 +1,6 @@
 """What an evaluation leaves behind: a JSON file for its figures, safetensors for every token's."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -11,26 +10,10 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from safetensors.torch import save_file
 
-from armd_scale.errors import ArmdError
 from armd_scale.eval.likelihood import Likelihood, Scores
 from armd_scale.eval.tasks.infilling import InfillResult
 from armd_scale.eval.tasks.lambada import LambadaResult
-
-
-def require_parent_dir(path: Path | None, flag: str) -> None:
-    """Makes sure, before the work is done, that its result can be put somewhere.
-
-    Args:
-        path: the file to be, or None where it was not asked for.
-        flag: the option that names it.
-
-    Raises:
-        ArmdError: the file's folder does not exist.
-    """
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ArmdError(
-            f"{flag} must name a file in a folder that exists, got {path}: make the folder first"
-        )
+from armd_scale.files import atomic_file, atomic_write_json
 
 
 def summary(found: Likelihood | LambadaResult | InfillResult) -> str:
@@ -86,17 +69,7 @@ def write_json(path: Path, found: Likelihood | LambadaResult | InfillResult) -> 
     Raises:
         ArmdError: the file cannot be written.
     """
-    text = json.dumps(asdict(found), indent=1) + "\n"
-    _write_whole(path, lambda unfinished: unfinished.write_text(text))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text; the file appears whole or not at all.
-
-    Raises:
-        ArmdError: the file cannot be written.
-    """
-    _write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    atomic_write_json(path, asdict(found), indent=1)
 
 
 def write_dump(path: Path, scores: Sequence[Scores], *, groups: ProcessGroupCollection) -> None:
@@ -119,17 +92,5 @@ def write_dump(path: Path, scores: Sequence[Scores], *, groups: ProcessGroupColl
         name: torch.cat([getattr(part, name) for part in in_order]).contiguous()
         for name in ("tokens", "block", "logprob")
     }
-    _write_whole(path, lambda unfinished: save_file(tensors, unfinished))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise ArmdError(
-            f"the result must be written to {path}, and that failed ({error.strerror or error}): "
-            "name a file in a folder that is writable and has space"
-        ) from error
+    with atomic_file(path) as partial:
+        save_file(tensors, partial)

@@ -30,20 +30,6 @@ def check_layout(tensor: int, world_size: int) -> None:
         )
 
 
-def check_files(*paths: Path | None) -> None:
-    """Refuses files that could not be written after all the work.
-
-    Raises:
-        GenerationError: a folder is missing.
-    """
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise GenerationError(
-                f"samples must be written into a folder that exists, got {path}: create "
-                f"{path.parent} or name another file"
-            )
-
-
 def build_specs(
     *,
     prompt: str | None,

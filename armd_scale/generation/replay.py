@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 from armd_scale.data.tokenizer import Tokenizer
+from armd_scale.errors import GenerationError
+from armd_scale.files import atomic_write_text
 from armd_scale.generation.result import GenerationOutput
-from armd_scale.generation.text import atomic_write_text, decode_incrementally
+from armd_scale.generation.text import decode_incrementally
 
 TEMPLATE = Path(__file__).with_name("replay.html")
 
@@ -23,4 +25,5 @@ def write_replay(path: Path, generation: GenerationOutput, tokenizer: Tokenizer 
     data = json.dumps({"rounds": generation.rounds, "samples": samples})
     # The page sets text by textContent, so all that could end the script is its closing tag.
     data = data.replace("<", "\\u003c")
-    atomic_write_text(path, TEMPLATE.read_text(encoding="utf-8").replace("DATA", data, 1))
+    page = TEMPLATE.read_text(encoding="utf-8").replace("DATA", data, 1)
+    atomic_write_text(path, page, error_class=GenerationError)

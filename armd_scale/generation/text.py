@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
+from armd_scale.files import atomic_write_text
 from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
 from armd_scale.generation.strategy import TO_GENERATE
 
@@ -127,25 +128,8 @@ def write_records(path: Path, records: Sequence[TextRecord]) -> None:
     Raises:
         GenerationError: the file cannot be written.
     """
-    atomic_write_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
-
-
-def atomic_write_text(path: Path, content: str) -> None:
-    """Writes a file that appears whole or not at all.
-
-    Raises:
-        GenerationError: it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.rename(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise GenerationError(
-            f"samples must be written to {path}, and that failed ({error.strerror}): name a file "
-            "in a folder that exists and has space"
-        ) from error
+    text = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    atomic_write_text(path, text, error_class=GenerationError)
 
 
 def _record(

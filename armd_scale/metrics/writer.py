@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
+from armd_scale.files import atomic_write_text
 from armd_scale.log import get_logger
 
 
@@ -76,9 +77,8 @@ def _truncate_after_step(path: Path, last_step: int) -> None:
             continue  # the line that a killed process was writing
         if values["step"] <= last_step:
             kept.append(line)
-    new = path.with_suffix(".new")
-    new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    new.replace(path)
+    text = "".join(line + "\n" for line in kept)
+    atomic_write_text(path, text, error_class=TrainingError)
 
 
 class WandbWriter:

@@ -4,8 +4,10 @@ megatron-core builds them; its `ProcessGroupCollection` is what modules take. A 
 has the same groups as a large one, each of size 1, so there is one code path.
 """
 
+import atexit
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -17,7 +19,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch._C._distributed_c10d import HashStore
 
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.parallel.environment import DistributedEnv
+from armd_scale.parallel.environment import DistributedEnv, read_environment
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 _SHARED_LOOP = "gloo_one_loop"
@@ -33,8 +35,38 @@ def process_groups(
         environment: this process's place in the job.
         parallel: the layout; data parallelism takes the ranks that tensor and pipeline leave over.
     """
+    if _is_single_process_job_running(environment):
+        # `current_process_groups` has joined already. All layouts of one process are the same.
+        yield ProcessGroupCollection.use_mpu_process_groups()
+        return
     with init_distributed(environment), model_parallel_groups(parallel) as groups:
         yield groups
+
+
+def current_process_groups(device: torch.device) -> ProcessGroupCollection:
+    """Return the process groups of this process, for library calls without any setup.
+
+    If no groups exist, the process joins its job, without tensor or pipeline parallelism, and
+    stays in it until it exits. Under a launcher all ranks must call this.
+
+    Args:
+        device: chooses the backend of new groups (NCCL or gloo).
+    """
+    if not parallel_state.model_parallel_is_initialized():
+        environment = dataclasses.replace(read_environment(), device=device)
+        stack = ExitStack()
+        stack.enter_context(process_groups(environment, ParallelConfig()))
+        atexit.register(stack.close)
+    return ProcessGroupCollection.use_mpu_process_groups()
+
+
+def _is_single_process_job_running(environment: DistributedEnv) -> bool:
+    return (
+        environment.world_size == 1
+        and dist.is_initialized()
+        and dist.get_world_size() == 1
+        and parallel_state.model_parallel_is_initialized()
+    )
 
 
 @contextmanager

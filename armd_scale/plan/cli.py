@@ -1,6 +1,5 @@
 """The planner as a command: a recipe file in, tables and JSON out."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from armd_scale.config.load import load_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import Recipe
 from armd_scale.data.manifest import load_manifest
+from armd_scale.files import atomic_write_json
 from armd_scale.plan.estimate import Estimate, plan_for
 from armd_scale.plan.fewest_gpus import require_fit, smallest_plan
 from armd_scale.plan.gpus import EFFICIENCY, GPUS
@@ -182,6 +182,4 @@ def _table(*columns: str) -> Table:
 
 def _write(path: Path | None, content: object) -> None:
     if path is not None:
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        new.replace(path)
+        atomic_write_json(path, content, indent=2)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from armd_scale.errors import TrainingError
+from armd_scale.files import atomic_write_text
 from armd_scale.report.page import render
 from armd_scale.report.run_folder import read_run
 
@@ -20,15 +21,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """
     page = render(_disambiguate_names([read_run(folder) for folder in folders]))
     path = output or folders[0] / "report.html"
-    new = path.with_name(path.name + ".new")
-    try:
-        new.write_text(page, encoding="utf-8")
-        new.replace(path)
-    except OSError as error:
-        raise TrainingError(
-            f"the report must be written to {path}, and that failed ({error.strerror}): give "
-            "another --output"
-        ) from error
+    atomic_write_text(path, page, error_class=TrainingError)
     return path
 
 

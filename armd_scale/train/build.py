@@ -107,7 +107,7 @@ def latest_checkpoint_before(recipe: ResolvedRecipe, step: int) -> Checkpoint | 
         try:
             checkpoint = open_checkpoint(folder, with_optimizer=True)
         except CheckpointError as error:
-            get_logger(__name__).warning("%s; trying the one before it", error)
+            get_logger(__name__).warning("%s; falling back to the previous checkpoint", error)
             continue
         if checkpoint.state["step"] < step:
             return checkpoint
@@ -197,7 +197,7 @@ def build_network(
             init_weights(part, seed=recipe.run.seed)
     else:
         new = load_weights(
-            weights, network, groups=groups, may_lack=lambda name: name.startswith(QUERY_START)
+            weights, network, groups=groups, allow_missing=lambda name: name.startswith(QUERY_START)
         )
         for part in network.models:
             init_weights(part, seed=recipe.run.seed, names=new)

@@ -1,4 +1,4 @@
-"""Whole checkpoints: written, opened, refused."""
+"""Tests of whole checkpoints: save, open, load, refuse."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,6 @@ def save(
         state={"step": step, "consumed_samples": 12},
         optimizer=sections if with_optimizer else {},
         tokenizer=tokenizer,
-        groups=groups,
     ).wait()
 
 
@@ -61,7 +60,7 @@ def refused(path: Path, **options: bool) -> str:
     return str(caught.value)
 
 
-def test_a_network_comes_back_to_the_last_bit(
+def test_a_network_round_trips_bit_exactly(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     (tmp_path / "tokenizer").mkdir()
@@ -78,12 +77,12 @@ def test_a_network_comes_back_to_the_last_bit(
     assert not loaded.training
     batch = draw_windows("diffusion:4", (20,)).batch()
     assert torch.equal(loaded(batch), network(batch))
-    halved = load_network(checkpoint, groups=groups, dtype=torch.bfloat16)
-    for name, parameter in halved.named_parameters():
+    half = load_network(checkpoint, groups=groups, dtype=torch.bfloat16)
+    for name, parameter in half.named_parameters():
         assert torch.equal(parameter, network.get_parameter(name).bfloat16())
 
 
-def test_the_optimizer_comes_back_by_name(
+def test_optimizer_state_round_trips_by_name(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     folder = save(tmp_path, network, groups, with_optimizer=True)
@@ -96,19 +95,19 @@ def test_the_optimizer_comes_back_by_name(
         assert torch.equal(read["exp_avg_sq"][name], torch.full(parameter.shape, 3.0))
 
 
-def test_weights_other_than_the_network_s_own_are_written_where_given(
+def test_given_weights_are_saved_in_place_of_the_networks_own(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
     folder = CheckpointSave(
         tmp_path, step=1, network=network, recipe=recipe_of(), state={}, optimizer={},
-        tokenizer=None, groups=groups, weights=zeros,
+        tokenizer=None, weights=zeros,
     ).wait()  # fmt: skip
     load_weights(open_checkpoint(folder), network, groups=groups)
     assert not any(p.any() for p in network.parameters())
 
 
-def test_a_checkpoint_without_optimizer_opens_runs_but_resumes_none(
+def test_a_checkpoint_without_optimizer_state_cannot_be_resumed(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(save(tmp_path, network, groups))
@@ -125,7 +124,7 @@ def test_weights_of_another_model_are_refused(
         load_weights(checkpoint, other, groups=groups)
 
 
-def test_the_newest_sound_checkpoint_is_taken(
+def test_the_newest_valid_checkpoint_is_opened(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     first, second = (save(tmp_path, network, groups, step=step) for step in (1, 2))
@@ -134,10 +133,10 @@ def test_the_newest_sound_checkpoint_is_taken(
     assert open_checkpoint(tmp_path).folder == first
     assert f"{second / 'state.json'} has 2 bytes instead of" in refused(second)
     shutil.rmtree(first)
-    assert "holds none that is sound" in refused(tmp_path)
+    assert "no valid checkpoint in" in refused(tmp_path)
 
 
-def test_a_file_is_read_once_to_be_found_sound(
+def test_each_file_is_read_once_to_verify_it(
     network: ArmdModel,
     groups: ProcessGroupCollection,
     tmp_path: Path,
@@ -159,14 +158,14 @@ def refused_save(groups: ProcessGroupCollection, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_folder_that_cannot_be_written_is_every_process_s_sentence(tmp_path: Path) -> None:
+def test_a_write_error_is_raised_on_every_rank(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     one, other = run_on_ranks(refused_save, 2, tmp_path / "file")
     assert one == other
-    assert f"checkpoints must be written to {tmp_path}/file/checkpoints, and that failed" in one
+    assert f"cannot write checkpoints to {tmp_path}/file/checkpoints (" in one
 
 
-def test_only_what_is_needed_is_checked(
+def test_optimizer_files_are_verified_only_if_needed(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     folder = save(tmp_path, network, groups, with_optimizer=True)
@@ -178,14 +177,13 @@ def test_only_what_is_needed_is_checked(
 
 def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        message = refused(path)
-        assert f"{path} must be a checkpoint, or a folder that holds one" in message
+        assert f"no valid checkpoint in {path}: give a checkpoint" in refused(path)
 
 
-def test_a_save_that_was_interrupted_is_refused(
+def test_an_interrupted_save_is_refused(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     folder = save(tmp_path, network, groups)
     partial = folder.rename(folder.parent / f".{folder.name}.partial")
-    assert f"{partial} is a save that was interrupted" in refused(partial)
-    assert "holds none that is sound" in refused(tmp_path)
+    assert f"{partial} was left by an interrupted save" in refused(partial)
+    assert "no valid checkpoint in" in refused(tmp_path)

@@ -1,4 +1,4 @@
-"""Tensors written and read back: to the last bit, by name, under another layout."""
+"""Tests of sharded tensors: bit-exact round trips by name, also under another layout."""
 
 import dataclasses
 import multiprocessing
@@ -26,11 +26,11 @@ def parameters(network: nn.Module) -> dict[str, Tensor]:
 def write_sections(
     sections: StateDicts, folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
 ) -> None:
-    files = plan_sections(sections, folder, network=network, groups=groups)
-    written = [None] * dist.get_world_size()
-    dist.all_gather_object(written, files.write().results)
+    writer = plan_sections(sections, folder, network=network, groups=groups)
+    results = [None] * dist.get_world_size()
+    dist.all_gather_object(results, writer.write().results)
     if dist.get_rank() == 0:
-        files.finish(written)
+        writer.finish(results)
     dist.barrier()
 
 
@@ -40,7 +40,7 @@ def new_folder(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
-def test_sections_come_back_to_the_last_bit(
+def test_sections_round_trip_bit_exactly(
     groups: ProcessGroupCollection, tmp_path: Path, model: ModelConfig
 ) -> None:
     network = build(model, groups)
@@ -58,14 +58,14 @@ def test_sections_come_back_to_the_last_bit(
 
 
 def test_writing_starts_no_process(groups: ProcessGroupCollection, tmp_path: Path) -> None:
-    """One would outlive a trainer that is killed."""
+    """A writer process would outlive a trainer that is killed."""
     network = build(LLAMA, groups)
     before = multiprocessing.active_children()
     write_sections({"weights": parameters(network)}, tmp_path, network=network, groups=groups)
     assert multiprocessing.active_children() == before
 
 
-def test_each_half_of_a_gated_mlp_is_a_tensor_of_its_own(
+def test_gate_and_up_halves_are_stored_as_two_tensors(
     groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     network = build(LLAMA, groups)
@@ -78,7 +78,7 @@ def test_each_half_of_a_gated_mlp_is_a_tensor_of_its_own(
     assert f"weights.{name}" not in stored
 
 
-def test_types_are_kept(groups: ProcessGroupCollection, tmp_path: Path) -> None:
+def test_tensors_keep_their_types(groups: ProcessGroupCollection, tmp_path: Path) -> None:
     network = build(LLAMA, groups, dtype=torch.bfloat16)
     sections = {
         "weights": parameters(network),
@@ -99,50 +99,50 @@ def refused(network: nn.Module, folder: Path, groups: ProcessGroupCollection) ->
     return str(caught.value)
 
 
-def test_another_model_is_refused_by_the_name_of_a_tensor(
+def test_a_checkpoint_of_another_model_is_refused_with_the_name_of_a_tensor(
     groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     network = build(LLAMA, groups)
     write_sections({"weights": parameters(network)}, tmp_path, network=network, groups=groups)
     deeper = build(dataclasses.replace(LLAMA, layers=5), groups)
     message = refused(deeper, tmp_path, groups)
-    assert "must hold the network's tensor weights.layers.4." in message
+    assert "must contain the network's tensor weights.layers.4." in message
     assert str(tmp_path) in message
     wider = build(dataclasses.replace(LLAMA, max_anchor_gap=9), groups)
     message = refused(wider, tmp_path, groups)
-    assert "weights.query_start.gap.weight must have the shape (10, 32), got (65, 32)" in message
+    assert "weights.query_start.gap.weight must have the shape (10, 32) (got (65, 32)" in message
 
 
-def write_own_part(groups: ProcessGroupCollection, folder: Path) -> None:
+def write_local_part(groups: ProcessGroupCollection, folder: Path) -> None:
     network = build_split(groups)
     write_sections({"weights": parameters(network)}, folder, network=network, groups=groups)
 
 
-def read_own_part(groups: ProcessGroupCollection, folder: Path) -> bool:
+def read_local_part(groups: ProcessGroupCollection, folder: Path) -> bool:
     network = build_split(groups)
     read = read_sections(["weights"], folder, network=network, groups=groups)["weights"]
     return all(torch.equal(read[name], p) for name, p in network.named_parameters())
 
 
 def build_split(groups: ProcessGroupCollection) -> nn.Module:
-    """A rank's part of the network that one process would build, tensor by tensor."""
+    """Build this rank's part of a network whose full tensors do not depend on the layout."""
     network = build(QWEN3, groups, parallel=ParallelConfig(tensor=groups.tp.size()))
     with torch.no_grad():
-        for number, (_, p) in enumerate(sorted(network.named_parameters())):
+        for seed, (_, p) in enumerate(sorted(network.named_parameters())):
             split = tensor_partition(p, groups.tp)
-            noise = torch.Generator().manual_seed(number)
+            noise = torch.Generator().manual_seed(seed)
             full = torch.randn(split.full_shape(p.shape), generator=noise)
             p.copy_(split.local_part(full))
     return network
 
 
-def test_what_two_tensor_ranks_write_one_process_reads_and_back(
+def test_two_tensor_parallel_ranks_and_one_process_read_each_other(
     groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     split = ParallelConfig(tensor=2)
     from_two, from_one = new_folder(tmp_path / "two"), new_folder(tmp_path / "one")
-    run_on_ranks(write_own_part, 2, from_two, parallel=split)
-    assert read_own_part(groups, from_two)
-    write_own_part(groups, from_one)
-    assert run_on_ranks(read_own_part, 2, from_one, parallel=split) == [True, True]
-    assert run_on_ranks(read_own_part, 2, from_two) == [True, True]  # data parallel ranks
+    run_on_ranks(write_local_part, 2, from_two, parallel=split)
+    assert read_local_part(groups, from_two)
+    write_local_part(groups, from_one)
+    assert run_on_ranks(read_local_part, 2, from_one, parallel=split) == [True, True]
+    assert run_on_ranks(read_local_part, 2, from_two) == [True, True]  # data parallel ranks

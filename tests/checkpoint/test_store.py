@@ -1,4 +1,4 @@
-"""Checkpoint folders: whole or not there, and every change since is found."""
+"""Tests of checkpoint folders: they appear complete or not at all, and changes are detected."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from tests.support.cli import contents
 
 
 def write(checkpoints: Path, step: int, *, content: str = "x", keep: int = 9) -> Path:
-    """A checkpoint of two small files."""
+    """Write a checkpoint of two small files."""
     partial = create_partial(checkpoints, step)
     (partial / "weights").mkdir()
     (partial / "weights" / "a.bin").write_text(f"weights {content}")
@@ -32,14 +32,14 @@ def write(checkpoints: Path, step: int, *, content: str = "x", keep: int = 9) ->
     return commit(partial, keep=keep)
 
 
-def refused(folder: Path, **inside: str) -> str:
+def refused(folder: Path, **options: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        verify(folder, **inside)
+        verify(folder, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_checkpoint_is_there_once_it_is_committed(tmp_path: Path) -> None:
+def test_a_checkpoint_appears_when_it_is_committed(tmp_path: Path) -> None:
     partial = create_partial(tmp_path, 7)
     (partial / "file").write_text("content")
     assert list_checkpoints(tmp_path) == []
@@ -52,7 +52,7 @@ def test_a_checkpoint_is_there_once_it_is_committed(tmp_path: Path) -> None:
     verify(folder)
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (100, 20, 3, 400):
         write(tmp_path, step, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000100", "step_00000400"]
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def die_in_a_save(checkpoints: Path) -> None:
+def die_during_a_save(checkpoints: Path) -> None:
     partial = create_partial(checkpoints, 2)
     (partial / "state.json").write_text("hal")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -87,8 +87,8 @@ def die_before_the_rename(checkpoints: Path) -> None:
     write(checkpoints, 2)
 
 
-@pytest.mark.parametrize("die", [die_in_a_save, die_before_the_rename])
-def test_a_killed_save_leaves_the_checkpoint_before_it(
+@pytest.mark.parametrize("die", [die_during_a_save, die_before_the_rename])
+def test_a_killed_save_leaves_the_previous_checkpoint_intact(
     tmp_path: Path, die: Callable[[Path], None]
 ) -> None:
     first = write(tmp_path, 1)
@@ -119,8 +119,8 @@ def die_between_the_renames(checkpoints: Path) -> None:
     write(checkpoints, 2, content="new")
 
 
-def test_replacing_never_leaves_less_than_one_whole_checkpoint(tmp_path: Path) -> None:
-    """Killed after the old one was set aside: it is put back."""
+def test_a_replaced_checkpoint_is_restored_if_the_save_is_killed(tmp_path: Path) -> None:
+    """The save is killed between its two renames, when only the old checkpoint is complete."""
     write(tmp_path, 2, content="old")
     process = multiprocessing.get_context("fork").Process(
         target=die_between_the_renames, args=(tmp_path,)
@@ -136,37 +136,46 @@ def test_replacing_never_leaves_less_than_one_whole_checkpoint(tmp_path: Path) -
     assert (both[0] / "state.json").read_text() == "state old"
 
 
-def test_a_changed_byte_is_named(tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     file = folder / "weights" / "a.bin"
     content = bytearray(file.read_bytes())
     content[3] ^= 1
     file.write_bytes(content)
-    assert f"{file} has other contents than when it was written" in refused(folder)
-    verify(folder, inside="state.json")  # the rest is still sound
+    assert f"{file} has changed since it was written" in refused(folder)
+    verify(folder, prefix="state.json")  # the other file is intact
 
 
-def test_truncation_is_named(tmp_path: Path) -> None:
+def test_truncation_is_detected(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder / "state.json").write_text("st")
     assert f"{folder / 'state.json'} has 2 bytes instead of 7" in refused(folder)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_detected(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder / "state.json").unlink()
     assert f"{folder / 'state.json'} is missing" in refused(folder)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    assert f"must hold {MANIFEST}, and {tmp_path} does not" in refused(tmp_path)
+def test_a_folder_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    assert f"must contain {MANIFEST}, and {tmp_path} does not" in refused(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
     assert "cannot be read" in refused(tmp_path)
-    (tmp_path / MANIFEST).write_text(json.dumps({"format": 99, "files": {}}))
-    assert "must have format 1, got 99" in refused(tmp_path)
 
 
-def test_damaged_checkpoints_are_passed_by_with_a_warning(
+def test_another_format_version_is_refused_and_never_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    folder = write(tmp_path, 2)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
+    expected = f"{folder} must be a checkpoint of format 2 (got format 1): read it with the version"
+    assert expected in refused(folder)
+    with pytest.raises(CheckpointError, match="must be a checkpoint of format 2"):
+        latest_valid(tmp_path)
+
+
+def test_damaged_checkpoints_are_skipped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("armd_scale"), "propagate", True)
@@ -175,12 +184,12 @@ def test_damaged_checkpoints_are_passed_by_with_a_warning(
         (folder / "weights" / "a.bin").write_text("cut")
     assert latest_valid(tmp_path) == first
     assert [str(later[1]) in r.getMessage() for r in caplog.records] == [True, False]
-    assert "trying the one before it" in caplog.text
+    assert "falling back to the previous checkpoint" in caplog.text
     (first / "state.json").unlink()
     assert latest_valid(tmp_path) is None
 
 
-def test_a_file_that_the_committing_process_cannot_see_is_named(tmp_path: Path) -> None:
+def test_a_file_that_rank_0_does_not_see_is_named(tmp_path: Path) -> None:
     partial = create_partial(tmp_path, 1)
     with pytest.raises(CheckpointError, match="a filesystem that all machines share") as caught:
         commit(partial, keep=1, hashed={"weights/a.bin": {"bytes": 1, "sha256": ""}})
@@ -188,14 +197,14 @@ def test_a_file_that_the_committing_process_cannot_see_is_named(tmp_path: Path) 
     assert list_checkpoints(tmp_path) == []
 
 
-def test_there_may_be_no_checkpoints_yet(tmp_path: Path) -> None:
+def test_a_new_run_has_no_checkpoints(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "none") == []
     assert latest_valid(tmp_path) is None
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_write_error_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"checkpoints must be written to .*file/x") as caught:
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoints to .*file/x") as caught:
         create_partial(tmp_path / "file" / "x", 1)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "in the way"

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from armd_scale.data.indexed_format import IndexedPart, dtype_for, sha256, write_bin, write_idx
+from armd_scale.data.indexed_format import IndexedPart, dtype_for, write_bin, write_idx
 from armd_scale.data.indexed_reader import open_shards, verify
 from armd_scale.data.manifest import load_manifest
 from armd_scale.data.preprocess.options import PreprocessOptions
 from armd_scale.data.preprocess.pipeline import preprocess
 from armd_scale.data.tokenizer import train_sentencepiece
 from armd_scale.errors import ShardError
+from armd_scale.files import sha256_file
 
 DOCUMENTS = [[5, 6, 7], [1], [], [9, 65_498, 2, 4], [3, 3]]
 
@@ -99,7 +100,7 @@ def test_files_equal_those_of_megatrons_builder(
     for suffix, digest in zip((".bin", ".idx"), digests, strict=True):
         ours, theirs = folder / f"ours{suffix}", folder / f"theirs{suffix}"
         assert ours.read_bytes() == theirs.read_bytes()
-        assert sha256(ours) == digest
+        assert sha256_file(ours) == digest
 
 
 def test_pair_from_elsewhere_is_one_stream(pair: Path):
@@ -144,7 +145,7 @@ def test_manifest_counts_what_is_there(built: Path):
     assert manifest is not None
     assert (manifest.documents, manifest.tokens) == (30, shards.num_tokens)
     assert manifest.text_bytes == sum(source.size for source in manifest.sources)
-    assert manifest.sha256["bin"] == sha256(Path(f"{built}.bin"))
+    assert manifest.sha256["bin"] == sha256_file(Path(f"{built}.bin"))
     assert manifest.tokenizer_folder(built) == Path(f"{built}.tokenizer")
     dataset = IndexedDataset(str(built))
     assert all(dataset[i][-1] == manifest.eod for i in range(len(dataset)))

@@ -93,10 +93,10 @@ def test_how_middles_are_drawn(place, monkeypatch):
     [
         ({"order": "stride:2"}, "an order must be one of .* the nearest is strided:S"),
         ({"order": "strided-ar:0"}, "numbers of order strided-ar must be whole numbers >= 1"),
-        ({"checkpoint": "nothing"}, "nothing must be a checkpoint"),
+        ({"checkpoint": "nothing"}, "no valid checkpoint in nothing"),
         ({"data": "nothing"}, "nothing.bin does not exist"),
         ({"seq_length": 17}, "must fit the positions of the model, .* --seq-length 16 or less"),
-        ({"json": Path("no/found.json")}, "--json must name a file in a folder that exists"),
+        ({"json": Path("no/found.json")}, "--json must name a file in an existing folder"),
         ({"data": None}, "one of --data, --text and --task must be given"),
         ({"text": Path("text")}, "one of --data, --text and --task must be given"),
         ({"stride": 3, "order": "random"}, "--stride needs --order l2r"),
@@ -118,7 +118,7 @@ def test_how_middles_are_drawn(place, monkeypatch):
         ({**INFILL, "task": ("infill", Path("none"))}, "none must be a file of JSON lines"),
         ({"data": None, "text": Path("none")}, "--text must be a file in UTF-8, and none cannot"),
         ({"data": None, "text": Path("empty")}, "--text must hold some text, and empty is"),
-        ({"dump": Path("no/dump")}, "--dump must name a file in a folder that exists"),
+        ({"dump": Path("no/dump")}, "--dump must name a file in an existing folder"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(place, monkeypatch, capsys, changes, sentence):

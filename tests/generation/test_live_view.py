@@ -44,7 +44,7 @@ def test_of_a_long_text_the_surroundings_of_the_first_hole_show():
 
 
 def test_without_a_terminal_progress_is_told(caplog, monkeypatch):
-    monkeypatch.setattr("armd_scale.log.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("armd_scale.log.LINE_INTERVAL_SECONDS", 0.0)
     logger = logging.getLogger("armd_scale")
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logger, "level", logging.INFO)

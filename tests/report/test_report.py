@@ -122,7 +122,7 @@ def test_the_tool_writes_into_the_run_and_refuses_what_is_no_run(
 
 
 def test_a_page_that_cannot_be_written_is_a_sentence(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"must be written to .*--output"):
+    with pytest.raises(TrainingError, match=r"cannot write .*choose another path"):
         write_report(runs, tmp_path / "missing" / "page.html")
 
 

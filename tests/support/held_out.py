@@ -64,7 +64,6 @@ def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int
         state={},
         optimizer={},
         tokenizer=folder / "tokenizer",
-        groups=groups,
     ).wait()
     prefix = write_documents(folder / "valid")
     fingerprint = load_tokenizer(folder / "tokenizer").fingerprint

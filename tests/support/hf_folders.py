@@ -79,7 +79,7 @@ def write_folder(folder: Path, name: str, **options: Any) -> Path:
     """The model of a configuration, as save_pretrained writes it.
 
     Args:
-        folder: to be made.
+        folder: folder to create.
         name: of the configuration.
         options: of save_pretrained.
     """

@@ -35,7 +35,6 @@ def checkpoint(groups, tmp_path_factory):
         state={"step": 3},
         optimizer={},
         tokenizer=run / "tokenizer",
-        groups=groups,
     ).wait()
     return run
 
@@ -131,7 +130,7 @@ def test_tensor_parallel_ranks_are_as_many_as_were_asked_for(checkpoint, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "no/such/run"], "no/such/run must be a checkpoint"),
+        (["--checkpoint", "no/such/run"], "no valid checkpoint in no/such/run"),
         (["--streams", "9", "--tokens", "8"], "between 1 and the 8 tokens to generate, got 9"),
         (["--tokens", "0"], "number of tokens must be at least 1, got 0"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),

@@ -23,7 +23,7 @@ def recipe(tmp_path: Path) -> ResolvedRecipe:
 def save(recipe: ResolvedRecipe, groups: ProcessGroupCollection, *, step: int = 5) -> Path:
     return CheckpointSave(
         Path(recipe.run.folder) / "checkpoints", step=step, network=build(LLAMA, groups),
-        recipe=recipe, state={}, optimizer={}, tokenizer=None, groups=groups,
+        recipe=recipe, state={}, optimizer={}, tokenizer=None,
     ).wait()  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def recipes(
         if not start.exists():
             CheckpointSave(
                 start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,
-                state={}, optimizer={}, tokenizer=None, groups=groups,
+                state={}, optimizer={}, tokenizer=None,
             ).wait()  # fmt: skip
         model = replace(model, init_from=str(start), dropout=dropout)
         run = replace(recipe.run, folder=str(folder / f"{order} {tied} {dropout}"))

@@ -116,7 +116,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollect
     for name, seed in (("start", 0), ("parent", 5)):
         CheckpointSave(
             folder / name, step=0, network=build(MODEL, groups, seed=seed, max_positions=17),
-            recipe=base, state={}, optimizer={}, tokenizer=None, groups=groups,
+            recipe=base, state={}, optimizer={}, tokenizer=None,
         ).wait()  # fmt: skip
     base = bend(base, {"model.init_from": str(folder / "start")})
     return beside(base, str(folder / "parent"), 0.7)
@@ -226,7 +226,7 @@ def test_a_parent_that_cannot_be_compared_with_is_refused(
     CheckpointSave(
         tmp_path, step=0, network=build(other, groups, max_positions=9),
         recipe=bend(recipe, {"model": other, "data.seq_length": 8, "train.distillation": None}),
-        state={}, optimizer={}, tokenizer=None, groups=groups,
+        state={}, optimizer={}, tokenizer=None,
     ).wait()  # fmt: skip
     with pytest.raises(CheckpointError, match=sentence):
         open_teacher(beside(recipe, str(tmp_path), 1.0))

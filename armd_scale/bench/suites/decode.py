@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from armd_scale.bench.table import Row
-from armd_scale.checkpoint.load import load_network, open_checkpoint
+from armd_scale.checkpoint.pretrained import load_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.generation import Sampling, Strategy, generate
 from armd_scale.model.armd_model import ArmdModel
@@ -43,7 +43,7 @@ def loaded(checkpoint: str) -> Iterator[ArmdModel]:
     """The network of a checkpoint in a job of one process."""
     here = read_environment()
     with process_groups(here, ParallelConfig()) as groups:
-        yield load_network(open_checkpoint(checkpoint), groups=groups, device=here.device)
+        yield load_model(checkpoint, groups=groups, device=here.device, dtype=torch.float32).network
 
 
 def compare_decoding(

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder to our model section, and back."""
+"""Convert the config.json of a Hugging Face folder to our model section, and back."""
 
 import dataclasses
 import json
@@ -21,34 +21,39 @@ ARMD_FIELDS = {
     "gap_rows": "max_anchor_gap",
     "prefix_width": "prefix_width",
 }
-"""Keys of the `armd` section of config.json, with the field of `ModelConfig` that each one is."""
-"""What the folder of an ARMD says beyond a plain AR model of its family."""
-_KEPT_BY_YARN = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "truncate": True}
+"""Field of `ModelConfig` by key of the `armd` section, which makes a folder an ARMD.
+
+The keys are the interchange format's and stay as they are when our own fields are renamed.
+"""
+# YaRN settings that we do not implement, with the value that means "not used".
+_YARN_NEUTRAL = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "truncate": True}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder, of a family that is known.
+    """Read the config.json of a folder, and check that its family is supported.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or it is of a model that is none of ours.
+        CheckpointError: the file is missing or cannot be read, or the architecture is not
+            supported; the message says why.
     """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
+        model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"a Hugging Face folder must hold a {CONFIG}, and {path} cannot be read ({error}): "
+            f"a Hugging Face folder must contain a {CONFIG} ({path} cannot be read: {error}): "
             "give the folder that save_pretrained wrote"
         ) from None
-    if kind in UNSUPPORTED:
-        raise CheckpointError(_unsupported(path, f"model_type {kind}, and {UNSUPPORTED[kind]}"))
-    if kind not in FAMILIES:
-        raise CheckpointError(_unsupported(path, f"model_type {kind}"))
+    if model_type in UNSUPPORTED:
+        reason = f"model_type {model_type}: {UNSUPPORTED[model_type]}"
+        raise CheckpointError(_unsupported(path, reason))
+    if model_type not in FAMILIES:
+        raise CheckpointError(_unsupported(path, f"model_type {model_type}"))
     if "quantization_config" in config:
         raise CheckpointError(
-            f"{path} must describe weights of 16 or 32 bits, and names a quantization_config: "
-            "convert the folder that the weights were quantised from"
+            f"{path} must describe weights of 16 or 32 bits (got a quantization_config): "
+            "convert the folder from which the weights were quantized"
         )
     return config
 
@@ -56,15 +61,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 def model_config_from_hf(
     config: Mapping[str, Any], *, source: Path, max_positions: int | None = None
 ) -> ModelConfig:
-    """The model section under which our network is the model of a config.json.
+    """Return the model section that describes the same model as a config.json.
 
     Args:
         config: from `read_config`.
-        source: the folder, for messages.
-        max_positions: longest text to serve; None: what the config says.
+        source: the folder, for error messages.
+        max_positions: maximum text length in tokens; None: what the config says.
 
     Raises:
-        CheckpointError: the model is none of ours, with the reason.
+        CheckpointError: the architecture is not supported; the message says why.
     """
     family = FAMILIES[config["model_type"]]
     hf_config = _with_hf_defaults(config, source)
@@ -74,164 +79,191 @@ def model_config_from_hf(
             raise CheckpointError(
                 _unsupported(path, f"{key} {getattr(hf_config, key)} instead of {value}")
             )
-    activation = getattr(hf_config, family.activation_key)
-    if activation not in family.activations:
-        names = ", ".join(family.activations)
-        got = f"{family.activation_key} {activation} where {names} are known"
-        raise CheckpointError(_unsupported(path, got))
     fields: dict[str, Any] = {
         key: getattr(hf_config, name, None) for key, name in family.config_keys.items()
     }
     if fields["ffn_hidden"] is None:
-        fields["ffn_hidden"] = 4 * fields["hidden"]  # GPT-2's default
-    positions = _positions(hf_config, family, path, max_positions)
-    rope = (
-        {}
-        if family.defaults.get("position_embedding") == "learned_absolute"
-        else _rotary(hf_config, family, path)
-    )
-    named = {"activation": family.activations[activation], "max_positions": positions}
-    armd = {ARMD_FIELDS[key]: value for key, value in config.get(ARMD, {}).items()}
-    return ModelConfig(**{**fields, **family.defaults, **named, **rope, **armd})
+        fields["ffn_hidden"] = 4 * fields["hidden"]  # n_inner of GPT-2 defaults to 4 * n_embd
+    fields |= family.defaults
+    fields["activation"] = _activation(hf_config, family, path)
+    fields["max_positions"] = _max_positions(hf_config, family, path, max_positions)
+    if family.has_rotary:
+        fields |= _rotary_fields(hf_config, family, path)
+    fields |= {ARMD_FIELDS[key]: value for key, value in config.get(ARMD, {}).items()}
+    return ModelConfig(**fields)
 
 
 def _with_hf_defaults(config: Mapping[str, Any], source: Path) -> Any:
-    """The config as transformers understands it: defaults filled in, rotary keys of any version."""
+    """The config as a transformers object: defaults filled in, rotary keys of all versions read."""
     from transformers import AutoConfig
 
-    # What is unusual in a config is decided, and said, here.
+    # transformers warns about unusual values; what is not supported is refused here instead.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     plain = {key: value for key, value in config.items() if key != ARMD}
     try:
-        return AutoConfig.for_model(**json.loads(json.dumps(plain)))
+        return AutoConfig.for_model(**json.loads(json.dumps(plain)))  # a copy: it edits its input
     except Exception as error:  # its validators raise errors of many kinds
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{source / CONFIG} must be a configuration that transformers accepts, and is not "
-            f"({reason}): mend the key that it names"
+            f"{source / CONFIG} must be a configuration that transformers accepts ({reason}): fix "
+            "the key that it names"
         ) from None
 
 
-def _positions(known: Any, family: Family, path: Path, asked: int | None) -> int:
-    """The longest text: as asked for, else as configured; it must not reach beyond a window."""
-    table = known.max_position_embeddings
-    positions = table if asked is None else asked
-    if family.defaults.get("position_embedding") == "learned_absolute" and positions != table:
+def _activation(hf_config: Any, family: Family, path: Path) -> str:
+    """Our name of the activation function."""
+    activation = getattr(hf_config, family.activation_key)
+    if activation not in family.activations:
+        names = ", ".join(family.activations)
+        reason = f"{family.activation_key} {activation}, where only {names} are supported"
+        raise CheckpointError(_unsupported(path, reason))
+    return family.activations[activation]
+
+
+def _max_positions(hf_config: Any, family: Family, path: Path, requested: int | None) -> int:
+    """The maximum text length, as requested or configured; not longer than an attention window.
+
+    Within its window a model with sliding-window attention computes the same as one without.
+    """
+    configured = hf_config.max_position_embeddings
+    positions = configured if requested is None else requested
+    if not family.has_rotary and positions != configured:
         raise CheckpointError(
-            f"--max-positions must be {table}, the rows of the position table of {path}, got "
-            f"{positions}: leave it out"
+            f"--max-positions must be {configured}, the rows of the position table of {path} (got "
+            f"{positions}): leave it out"
         )
-    kinds = set(getattr(known, "layer_types", None) or ("sliding_attention",))
+    kinds = set(getattr(hf_config, "layer_types", None) or ("sliding_attention",))
     if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise CheckpointError(_unsupported(path, f"layers of kind {', '.join(sorted(unknown))}"))
-    window = getattr(known, "sliding_window", None) if "sliding_attention" in kinds else None
+        raise CheckpointError(_unsupported(path, f"layers of type {', '.join(sorted(unknown))}"))
+    window = getattr(hf_config, "sliding_window", None) if "sliding_attention" in kinds else None
     if window is not None and positions > window:
         raise CheckpointError(
-            f"{path} lets a token see {window} tokens (sliding_window), and ours see all "
+            f"{path} has a sliding window of {window} tokens, and our attention sees all "
             f"{positions}: convert with --max-positions {window}, up to which both are equal"
         )
     return positions
 
 
-def _rotary(known: Any, family: Family, path: Path) -> dict[str, Any]:
-    """The keys of the rotary embedding."""
-    rope = dict(known.rope_parameters)
+def _rotary_fields(hf_config: Any, family: Family, path: Path) -> dict[str, Any]:
+    """The keys of the rotary embedding in the model section."""
+    rope = dict(hf_config.rope_parameters)
     fraction = rope.get("partial_rotary_factor") or 1.0
     if fraction != 1.0 and not family.has_partial_rotation:
         raise CheckpointError(_unsupported(path, f"partial_rotary_factor {fraction}"))
-    keys = {"rope_theta": float(rope["rope_theta"]), "partial_rotary_factor": fraction}
-    kind, scaling = rope.get("rope_type", "default"), None
+    return {
+        "rope_theta": float(rope["rope_theta"]),
+        "partial_rotary_factor": fraction,
+        "rope_scaling": _rope_scaling(rope, path),
+    }
+
+
+def _rope_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
+    rope_type = rope.get("rope_type", "default")
     original = rope.get("original_max_position_embeddings")
-    if kind == "linear":
-        scaling = RopeScaling(rope_type="linear", factor=rope["factor"])
-    elif kind == "llama3":
-        scaling = RopeScaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_max_position_embeddings=original,
-        )
-    elif kind == "yarn" and all(rope.get(k, v) == v for k, v in _KEPT_BY_YARN.items()):
-        scaling = RopeScaling(
-            rope_type="yarn",
-            factor=rope["factor"],
-            beta_slow=rope.get("beta_slow") or 1.0,
-            beta_fast=rope.get("beta_fast") or 32.0,
-            original_max_position_embeddings=original,
-        )
-    elif kind == "yarn":
-        unusual = [key for key, value in _KEPT_BY_YARN.items() if rope.get(key, value) != value]
-        raise CheckpointError(_unsupported(path, f"YaRN with {', '.join(unusual)}"))
-    elif kind != "default":
-        raise CheckpointError(_unsupported(path, f"rotary embedding of type {kind}"))
-    return {**keys, "rope_scaling": scaling}
+    match rope_type:
+        case "default":
+            return None
+        case "linear":
+            return RopeScaling(rope_type="linear", factor=rope["factor"])
+        case "llama3":
+            return RopeScaling(
+                factor=rope["factor"],
+                low_freq_factor=rope["low_freq_factor"],
+                high_freq_factor=rope["high_freq_factor"],
+                original_max_position_embeddings=original,
+            )
+        case "yarn":
+            unusual = [key for key, value in _YARN_NEUTRAL.items() if rope.get(key, value) != value]
+            if unusual:
+                raise CheckpointError(_unsupported(path, f"YaRN with {', '.join(unusual)}"))
+            return RopeScaling(
+                rope_type="yarn",
+                factor=rope["factor"],
+                beta_slow=rope.get("beta_slow") or 1.0,
+                beta_fast=rope.get("beta_fast") or 32.0,
+                original_max_position_embeddings=original,
+            )
+    raise CheckpointError(_unsupported(path, f"rotary embedding of type {rope_type}"))
 
 
 def hf_config_from_model(model: ResolvedModel, *, max_positions: int) -> dict[str, Any]:
-    """A config.json of the first family that is this network's left-to-right function.
+    """Return a config.json of the first family that computes the same left to right.
+
+    Args:
+        model: model section.
+        max_positions: maximum text length in tokens.
 
     Raises:
-        CheckpointError: there is none, with what the nearest one lacks.
+        CheckpointError: no family can; the message names what the nearest one lacks.
     """
     nearest, missing = "", list[str]()
-    for kind, family in FAMILIES.items():
-        config = _to_hf_config(kind, family, model, max_positions=max_positions)
+    for model_type, family in FAMILIES.items():
+        config = _to_hf_config(model_type, family, model, max_positions=max_positions)
+        # Reading the config back tells what the family cannot express, without rules per family.
         try:
-            read = model_config_from_hf(config, source=Path(kind), max_positions=max_positions)
+            read = model_config_from_hf(
+                config, source=Path(model_type), max_positions=max_positions
+            )
         except CheckpointError:
             continue
         differing = differences(read, model)
         if not differing:
             return config
         if not nearest or len(differing) < len(missing):
-            nearest, missing = kind, differing
+            nearest, missing = model_type, differing
     lacks = ", ".join(f"model.{key}={getattr(model, key)}" for key in missing)
     raise CheckpointError(
-        f"a folder must be of a Hugging Face family, and the nearest of those that are known, "
-        f"{nearest}, does not have {lacks}: export a model without"
+        "only a model of a supported Hugging Face family can be exported; the nearest one, "
+        f"{nearest}, does not have {lacks}: export a model without it"
     )
 
 
-def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
-    """Keys on which the left-to-right functions of two model sections may differ."""
-    ours, theirs = (
+def differences(first: ModelConfig, second: ModelConfig) -> list[str]:
+    """Return the keys on which the left-to-right functions of two model sections may differ."""
+    values, other_values = (
         dataclasses.asdict(model)
         | {"head_dim": resolve_head_dim(model), "kv_heads": resolve_kv_heads(model)}
-        for model in (one, other)
+        for model in (first, second)
     )
-    kept = {*ARMD_FIELDS.values(), "max_positions", "init_std", "init_from"}
-    if one.position_embedding == other.position_embedding == "learned_absolute":
-        kept |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
-    return [key for key in ours if key not in kept and ours[key] != theirs[key]]
+    irrelevant = {*ARMD_FIELDS.values(), "max_positions", "init_std", "init_from"}
+    if first.position_embedding == second.position_embedding == "learned_absolute":
+        irrelevant |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
+    return [key for key in values if key not in irrelevant and values[key] != other_values[key]]
 
 
 def _to_hf_config(
-    kind: str, family: Family, model: ResolvedModel, *, max_positions: int
+    model_type: str, family: Family, model: ResolvedModel, *, max_positions: int
 ) -> dict[str, Any]:
-    """The family's config.json with what it can say of a model section."""
-    config = {name: getattr(model, key) for key, name in family.config_keys.items()}
-    names = [name for name, ours in family.activations.items() if ours == model.activation]
+    """A config.json of a family, with as much of a model section as the family can express."""
+    positions_key = "n_positions" if model_type == "gpt2" else "max_position_embeddings"
+    config = {
+        "architectures": [family.architecture],
+        "model_type": model_type,
+        positions_key: max_positions,
+        **{name: getattr(model, key) for key, name in family.config_keys.items()},
+    }
+    names = [name for name, own in family.activations.items() if own == model.activation]
     config[family.activation_key] = (names or [next(iter(family.activations))])[0]
-    rows = "n_positions" if kind == "gpt2" else "max_position_embeddings"
+    if family.has_rotary:
+        config["rope_parameters"] = _rope_parameters(family, model)
+    if model_type == "mistral":
+        config["sliding_window"] = None  # its default is a window of 4096 tokens
+    return config
+
+
+def _rope_parameters(family: Family, model: ResolvedModel) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_theta": model.rope_theta, "rope_type": "default"}
     if family.has_partial_rotation:
         rope["partial_rotary_factor"] = model.partial_rotary_factor
     if scaling := model.rope_scaling:
-        # Our names are those of config.json; a key that a type does not have is null.
+        # Our names are those of config.json; a key that a type does not have is None.
         values = dataclasses.asdict(scaling)
         rope |= {key: value for key, value in values.items() if value is not None}
-    named = {"architectures": [family.architecture], "model_type": kind, rows: max_positions}
-    turned = (
-        {}
-        if family.defaults.get("position_embedding") == "learned_absolute"
-        else {"rope_parameters": rope}
-    )
-    windows = {"sliding_window": None} if kind == "mistral" else {}
-    return {**named, **config, **turned, **windows}
+    return rope
 
 
-def _unsupported(path: Path, got: str) -> str:
+def _unsupported(path: Path, reason: str) -> str:
     return (
-        f"{path} must describe a model that our network can be ({', '.join(FAMILIES)}), and has "
-        f"{got}: convert a model of one of these families"
+        f"{path} must describe a supported model ({', '.join(FAMILIES)}), and has {reason}: "
+        "convert a model of one of these families"
     )

@@ -1,4 +1,4 @@
-"""One conversion, from what was asked for to the figures that say whether it holds."""
+"""The convert command: convert a Hugging Face folder, then compare the result with its source."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from armd_scale.checkpoint.hf.parity import check_parity, describe, to_json
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import CheckpointError
+from armd_scale.files import atomic_write_text, require_parent_dir
 from armd_scale.log import get_logger
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.process_groups import process_groups
@@ -19,64 +20,68 @@ from armd_scale.parallel.process_groups import process_groups
 
 @dataclass(frozen=True, kw_only=True)
 class ParityCheck:
-    """How a conversion is compared with what it was made from."""
+    """How a conversion is compared with its source."""
 
     mode: Literal["logits", "layers", "none"] = "logits"
-    """Whole models in memory, a layer at a time, or not at all."""
+    """Both models whole in memory, one layer at a time, or no comparison."""
     text: Path | None = None
-    """Text to compare on; None: a short one of our own."""
+    """File with the text to compare on; None: a short built-in text."""
     json: Path | None = None
-    """File for the figures."""
+    """Output file for the figures."""
 
 
 def convert_and_check(
-    wanted: ConversionRequest, check: ParityCheck, environment: DistributedEnv
+    request: ConversionRequest, check: ParityCheck, environment: DistributedEnv
 ) -> bool:
-    """Converts on all processes of the job, then compares on the first.
+    """Convert on all ranks, then compare the two models on rank 0.
+
+    Args:
+        request: what to convert.
+        check: how to compare.
+        environment: this process's place in the job.
 
     Returns:
-        Whether the two models agree, as far as they were compared; the same on all processes.
+        Whether the two models agree (True without a comparison); the same on all ranks.
 
     Raises:
         ArmdError: the folder cannot be converted, or a file cannot be read or written.
     """
-    text = None if check.text is None else _read(check.text)
-    if check.json is not None and not check.json.absolute().parent.is_dir():
-        raise CheckpointError(
-            f"--json must name a file in a folder that exists, got {check.json}: make it first"
-        )
+    # Options are checked first: a conversion of a large model takes minutes.
+    text = None if check.text is None else _read_text(check.text)
+    require_parent_dir(check.json, "--json", error_class=CheckpointError)
     with process_groups(environment, ParallelConfig()) as groups:
-        convert(wanted, groups=groups)
-        get_logger(__name__).info("wrote %s", wanted.output)
-        holds = [True]
+        convert(request, groups=groups)
+        get_logger(__name__).info("wrote %s", request.output)
+        passed = [True]
         if environment.is_rank0 and check.mode != "none":
-            holds = [_compare(wanted, check, text, groups=groups)]
-        dist.broadcast_object_list(holds, src=0)
-    return holds[0]
+            passed = [_compare(request, check, text, groups=groups)]
+        dist.broadcast_object_list(passed, src=0)
+    return passed[0]
 
 
 def _compare(
-    wanted: ConversionRequest,
+    request: ConversionRequest,
     check: ParityCheck,
     text: str | None,
     *,
     groups: ProcessGroupCollection,
 ) -> bool:
-    checkpoint = open_checkpoint(wanted.output)
-    parity = check_parity(
-        checkpoint, wanted.hf, groups=groups, text=text, by_layer=check.mode == "layers"
+    """Compare, print the figures and write the JSON file."""
+    checkpoint = open_checkpoint(request.output)
+    report = check_parity(
+        checkpoint, request.hf, groups=groups, text=text, by_layer=check.mode == "layers"
     )
-    print(describe(parity))
+    print(describe(report))
     if check.json is not None:
-        check.json.write_text(to_json(parity) + "\n")
-    return parity.passed
+        atomic_write_text(check.json, to_json(report) + "\n", error_class=CheckpointError)
+    return report.passed
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"--text must name a file of UTF-8 text, and {path} cannot be read ({error}): "
-            "give another one or leave it out"
+            f"--text must name a UTF-8 text file ({path} cannot be read: {error}): give another "
+            "one or leave it out"
         ) from None

@@ -1,7 +1,8 @@
-"""The model families of Hugging Face that are networks of ours: a table, and no code per family.
+"""The supported Hugging Face model families: one table row each, no code per family.
 
-A family says how its config.json spells our model section, and which of its modules hold which of
-ours. Whether a module has a bias, a norm or a head of its own follows from the network.
+A row says which config.json keys correspond to our model section, and which of the family's modules
+hold which of ours. Whether a module has a bias, a norm or a head of its own follows from the
+network.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ PLAIN_ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class FusedModule:
-    """A module that holds several of ours, or one of ours otherwise than as it is."""
+    """A module that holds several of our modules, or one of them in another layout."""
 
     modules: tuple[str, ...]
     layout: Layout = "rows"
@@ -29,30 +30,42 @@ class FusedModule:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one family says what our model section says."""
+    """How a family's config.json and tensor names map to ours."""
 
     architecture: str
     """Class of the model in transformers."""
     config_keys: Mapping[str, str]
-    """Config key of each key of ours that it leaves open."""
+    """The family's config key by our model key, for all keys that vary within the family."""
     defaults: Mapping[str, Any]
-    """What all its models have in common, where it is not our default."""
+    """Model keys with one value for the whole family, where it is not our default."""
     activations: Mapping[str, str]
-    """Our name of each activation that it may name; its usual one comes first."""
+    """Our activation by the family's name for it; the usual one comes first."""
     activation_key: str = "hidden_act"
     required: Mapping[str, Any] = field(default_factory=dict)
-    """Values of config keys without which a model is none of ours."""
+    """Config keys that must have these values; other values are not supported."""
     has_partial_rotation: bool = False
-    """Whether its rotary embedding may turn a part of a head."""
+    """Whether the rotary embedding may rotate only a part of each head."""
     base: str
-    """Prefix of all modules but the head."""
+    """Prefix of all modules but the LM head."""
     modules: Mapping[str, str | FusedModule]
-    """Ours in each module of the base; {} stands for the number of a layer."""
+    """Our module, or modules, by the family's module below `base`; {} is the layer index."""
     head: str = "lm_head"
     buffers: str = r"(.*\.)?rotary_emb\.inv_freq"
-    """Pattern of tensors without weights that older folders hold."""
+    """Pattern of tensors in older folders that are not weights."""
+
+    @property
+    def embedding(self) -> str:
+        """Full name of the token embedding module."""
+        return self.base + next(name for name, own in self.modules.items() if own == "embedding")
+
+    @property
+    def has_rotary(self) -> bool:
+        """Whether positions are encoded by rotary embedding, not by a table."""
+        return self.defaults.get("position_embedding") != "learned_absolute"
 
 
+# The rows below are composed of these parts. Keys on the left of config mappings are ours, and on
+# the right the family's; in module mappings the family's are on the left.
 _SIZES = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -87,6 +100,8 @@ _PRE_NORMS = {
     "layers.{}.input_layernorm": "layers.{}.attention_norm",
     "layers.{}.post_attention_layernorm": "layers.{}.mlp_norm",
 }
+# OLMo 2 normalizes the output of attention and MLP, not their input. The name of the first norm is
+# the one under which Llama has the second.
 _POST_NORMS = {
     "layers.{}.post_attention_layernorm": "layers.{}.attention_norm",
     "layers.{}.post_feedforward_layernorm": "layers.{}.mlp_norm",
@@ -103,6 +118,8 @@ _PHI3 = {
     ),
     "layers.{}.mlp.down_proj": "layers.{}.mlp.linear_fc2",
 }
+# GPT-NeoX fuses query, key and value head by head: [q of head 0, k of head 0, v of head 0, q of
+# head 1, ...]. Phi-3 and GPT-2 store all of q, then all of k, then all of v.
 _GPT_NEOX = {
     "embed_in": "embedding",
     "final_layer_norm": "final_norm",
@@ -112,6 +129,7 @@ _GPT_NEOX = {
     "layers.{}.mlp.dense_h_to_4h": "layers.{}.mlp.linear_fc1",
     "layers.{}.mlp.dense_4h_to_h": "layers.{}.mlp.linear_fc2",
 }
+# GPT-2 uses Conv1D modules, whose weights are [in, out]: transposed against nn.Linear.
 _GPT2 = {
     "wte": "embedding",
     "wpe": "position_embedding",
@@ -126,18 +144,20 @@ _GPT2 = {
 
 
 def _like_llama(
-    architecture: str, fields: Mapping[str, str] | None = None, **others: Any
+    architecture: str, config_keys: Mapping[str, str] | None = None, **others: Any
 ) -> Family:
-    given = {"defaults": {}, "modules": _LLAMA, **others}
+    """A family like Llama, with more config keys, and with other fields of `Family` replaced."""
+    options = {"defaults": {}, "modules": _LLAMA, **others}
     return Family(
         architecture=architecture,
-        config_keys={**_SIZES, **(fields or {})},
+        config_keys={**_SIZES, **(config_keys or {})},
         activations=GATED_ACTIVATIONS,
         base="model.",
-        **given,
+        **options,
     )
 
 
+# Order matters for export: a model without a source folder gets the first family that fits.
 FAMILIES = {
     "llama": _like_llama("LlamaForCausalLM", {**_ATTENTION_BIASES, "mlp_bias": "mlp_bias"}),
     "mistral": _like_llama("MistralForCausalLM"),
@@ -199,72 +219,72 @@ FAMILIES = {
 }
 
 UNSUPPORTED = {
-    "smollm3": "some of its layers know no positions",
+    "smollm3": "some of its layers have no position embedding",
     "gemma": "its norms add one to their weights and its embeddings are scaled",
-    "gemma2": "its scores and logits are capped",
-    "gemma3_text": "its layers alternate between windows and different rotary bases",
+    "gemma2": "its attention scores and logits are soft-capped",
+    "gemma3_text": "its layers alternate between sliding windows and different rotary bases",
     "mixtral": "its MLPs are mixtures of experts",
     "qwen2_moe": "its MLPs are mixtures of experts",
     "qwen3_moe": "its MLPs are mixtures of experts",
     "olmoe": "its MLPs are mixtures of experts",
     "phimoe": "its MLPs are mixtures of experts",
-    "deepseek_v3": "its MLPs are mixtures of experts and its keys are compressed",
-    "phi": "its rows share one norm for attention and MLP",
-    "gptj": "its rotary embedding turns neighbouring channels",
+    "deepseek_v3": "its MLPs are mixtures of experts and its keys are low-rank",
+    "phi": "attention and MLP share one norm in each layer",
+    "gptj": "its rotary embedding rotates neighboring channels",
     "olmo": "its norms have no weights",
-    "bloom": "its positions are biases of attention",
-    "falcon": "its heads share keys in a layout of their own",
-    "opt": "its positions are counted from two",
+    "bloom": "its positions are attention biases (ALiBi)",
+    "falcon": "its heads share keys in a layout that is not supported",
+    "opt": "its position table has an offset of two",
 }
-"""Why some well-known families are not in the table."""
+"""Reason why some well-known families are not in the table."""
 
+PREFIX_POSITIONS, PREFIX_SCALE = "query_start.prefix.position_embedding", "query_start.prefix.scale"
 ARMD_TENSORS = {
     "query_start.gap.weight": "armd.gap_embedding.weight",
-    "query_start.prefix.position_embedding": "armd.prefix.position_embedding.weight",
-    "query_start.prefix.scale": "armd.prefix.scale",
-    "query_start.vector": "armd.query_embedding",
+    PREFIX_POSITIONS: "armd.prefix.position_embedding.weight",
+    PREFIX_SCALE: "armd.prefix.scale",
+    "query_start.query_embedding": "armd.query_embedding",
 }
-"""Names of the query start's tensors in an interchange folder."""
+"""Name in an interchange folder of each tensor of the query initialization."""
 
 
 def family_tensors(
     family: Family, pieces: Mapping[str, Shape], *, layers: int, head_dim: int
 ) -> list[PackedTensor]:
-    """The tensors of a family's folder that hold the given pieces.
+    """Return the tensors of a family's folder that contain the pieces of a network.
 
     Args:
-        family: from the table.
-        pieces: of the network, with their shapes.
-        layers: of the network.
-        head_dim: width of a head.
+        family: a row of the table.
+        pieces: pieces of the network with their shapes.
+        layers: number of layers.
+        head_dim: rows of an attention head.
     """
     tensors = []
-    for module, ours in {**_prefixed(family), family.head: "output_layer"}.items():
-        joint = FusedModule((ours,)) if isinstance(ours, str) else ours
+    modules = {family.base + module: own for module, own in family.modules.items()}
+    for module, own in {**modules, family.head: "output_layer"}.items():
+        fused = FusedModule((own,)) if isinstance(own, str) else own
         for layer in range(layers if "{}" in module else 1):
             for suffix in ("weight", "bias"):
-                names = [f"{name.format(layer)}.{suffix}" for name in joint.modules]
+                names = [f"{name.format(layer)}.{suffix}" for name in fused.modules]
+                # The network decides what exists: no bias, no q_norm, or a tied head is no piece.
                 if names[0] not in pieces:
                     continue
-                held = {name: pieces[name] for name in names}
-                flat = joint.layout == "columns" and suffix == "bias"
-                layout = "rows" if flat else joint.layout
+                # A bias is a vector, so the transposed layout of GPT-2's weights is plain rows.
+                is_plain = fused.layout == "columns" and suffix == "bias"
+                layout = "rows" if is_plain else fused.layout
                 name = f"{module.format(layer)}.{suffix}"
-                tensors.append(PackedTensor(name, held, layout, head_dim))
-    held = {name for packed in tensors for name in packed.pieces}
-    for name in pieces.keys() - held:
-        assert name in ARMD_TENSORS, f"{family.architecture} has no place for {name}"
+                shapes = {name: pieces[name] for name in names}
+                tensors.append(PackedTensor(name, shapes, layout, head_dim))
+    mapped = {name for packed in tensors for name in packed.pieces}
+    for name in pieces.keys() - mapped:
+        assert name in ARMD_TENSORS, f"{family.architecture} has no tensor for {name}"
     return tensors
 
 
 def armd_tensors(pieces: Mapping[str, Shape]) -> list[PackedTensor]:
-    """The tensors of an interchange folder that a plain AR one has not."""
+    """Return the tensors that an interchange folder has and a plain AR folder does not."""
     return [
         PackedTensor(name, {piece: pieces[piece]})
         for piece, name in ARMD_TENSORS.items()
         if piece in pieces
     ]
-
-
-def _prefixed(family: Family) -> dict[str, str | FusedModule]:
-    return {family.base + module: ours for module, ours in family.modules.items()}

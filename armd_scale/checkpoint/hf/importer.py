@@ -1,13 +1,13 @@
-"""A Hugging Face folder to a checkpoint of ours, tensor by tensor.
+"""Convert a Hugging Face folder to a native checkpoint, tensor by tensor.
 
 The checkpoint appears by one rename. Memory holds a few tensors at a time, whatever the size of the
-model; several processes share the tensors.
+model; several ranks share the tensors.
 """
 
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
-from armd_scale.checkpoint.store import MANIFEST, commit, create_partial
+from armd_scale.checkpoint.store import MANIFEST, write_manifest
 from armd_scale.checkpoint.streaming_io import write_streamed
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
@@ -35,6 +35,7 @@ from armd_scale.config.schema import (
     TrainConfig,
 )
 from armd_scale.errors import CheckpointError
+from armd_scale.files import atomic_directory, partial_path, reraise_write_errors
 from armd_scale.log import ProgressBar, get_logger
 from armd_scale.order.policies import LeftToRight
 
@@ -58,53 +59,67 @@ class ConversionRequest:
     """What to convert, and how."""
 
     hf: Path
-    """The folder."""
+    """The Hugging Face folder."""
     output: Path
-    """The checkpoint to be."""
+    """The checkpoint to create."""
     settings: ArmdSettings
     parallel: ParallelConfig
-    """Layout that the model is meant for; the checkpoint loads under any."""
+    """Layout to check the model against and to write into the recipe; the checkpoint loads under
+    any layout."""
     dtype: str = "keep"
-    """Of the weights: fp32, bf16, fp16, or the folder's own."""
+    """Type of the weights: fp32, bf16, fp16, or `keep` for the types in the folder."""
     overwrite: bool = False
+    """Whether to replace a checkpoint at `output`."""
 
 
 def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> None:
-    """Writes the checkpoint; all processes take part, and it exists whole or not at all.
+    """Write the checkpoint, which appears complete or not at all (collective).
+
+    Args:
+        request: what to convert.
+        groups: process groups of a layout without tensor parallelism; all ranks share the work.
 
     Raises:
         CheckpointError: the folder cannot be converted, or the checkpoint cannot be written.
-        RecipeError: the model cannot be laid out as asked for.
+        RecipeError: the model does not fit the requested layout.
     """
     refuse_existing(request.output, marker=MANIFEST, overwrite=request.overwrite)
     source = HfCheckpoint(request.hf, request.settings)
     recipe = recipe_for(source, request.output, parallel=request.parallel, dtype=request.dtype)
-    rules.check(recipe)
+    rules.check(recipe)  # refuses an impossible --tp or --pp before anything is written
     weights, dtype = HfWeights(source, groups), DTYPES.get(request.dtype)
     tensors = weights.tensors(dtype)
+    # For the progress bar: this rank's share in MB.
     total = sum(tensor.nbytes for tensor in tensors.values()) / dist.get_world_size() / 1e6
-    with _appearing(request.output) as folder:
+    with _checkpoint_folder(request.output) as folder:
         if dist.get_rank() == 0:
             _write_small_files(folder, recipe, request.hf)
         dist.barrier()
-        with ProgressBar("converting", round(total), unit="MB") as track:
+        with ProgressBar("converting", round(total), unit="MB") as progress:
 
-            def make(name: str) -> torch.Tensor:
-                made = weights.make(name, dtype=dtype)
-                track.advance(made.nbytes / 1e6)
-                return made
+            def get_tensor(name: str) -> torch.Tensor:
+                tensor = weights.build(name, dtype=dtype)
+                progress.advance(tensor.nbytes / 1e6)
+                return tensor
 
-            write_streamed(tensors, folder / WEIGHTS, get_tensor=make)
+            write_streamed(tensors, folder / WEIGHTS, get_tensor=get_tensor)
 
 
 def recipe_for(
-    source: HfCheckpoint, name: Path, *, parallel: ParallelConfig, dtype: str = "keep"
+    source: HfCheckpoint, output: Path, *, parallel: ParallelConfig, dtype: str = "keep"
 ) -> ResolvedRecipe:
-    """A recipe with the folder's model and modest defaults for everything else."""
+    """Return a recipe with the model of a folder, and conservative defaults for all else.
+
+    Args:
+        source: the folder.
+        output: folder of the run; its last part is the name of the run.
+        parallel: layout.
+        dtype: as of `ConversionRequest`.
+    """
     assert source.model.max_positions is not None
-    kept = DTYPES.get(dtype, source.dtype)
+    weights_dtype = DTYPES.get(dtype, source.dtype)
     recipe = Recipe(
-        run=RunConfig(name=name.name, folder=str(name), seed=source.settings.seed),
+        run=RunConfig(name=output.name, folder=str(output), seed=source.settings.seed),
         data=DataConfig(
             train="unset", seq_length=min(source.model.max_positions - 1, DEFAULT_SEQ_LENGTH)
         ),
@@ -112,12 +127,14 @@ def recipe_for(
         model=source.model,
         parallel=parallel,
         optim=OptimConfig(lr=1e-5, min_lr=1e-6, warmup_steps=100, schedule="cosine"),
+        # Placeholders for a fine-tuning recipe that extends this one: `train="unset"` above makes a
+        # run of the recipe as it is fail at once, with the key to set.
         train=TrainConfig(
             steps=1000,
             micro_batch=1,
             global_batch=64,
-            # fp16's numbers are none of bf16's.
-            precision="bf16" if kept is torch.bfloat16 else "fp32",
+            # bf16 cannot represent all fp16 values: fp16 weights train in fp32.
+            precision="bf16" if weights_dtype is torch.bfloat16 else "fp32",
         ),
         checkpoint=CheckpointConfig(every_steps=500),
         eval=EvalConfig(every_steps=0, orders=("l2r",), samples=64),
@@ -127,67 +144,62 @@ def recipe_for(
 
 
 def refuse_existing(output: Path, *, marker: str, overwrite: bool) -> None:
-    """Refuses to write over anything but, where asked to, a folder that holds the marker.
+    """Refuse to overwrite anything but a folder of the expected kind, and that only on request.
+
+    Args:
+        output: the folder to create.
+        marker: name of a file that a folder of this kind contains.
+        overwrite: whether the user asked to replace it.
 
     Raises:
-        CheckpointError: there is something that must stay.
+        CheckpointError: there is something at `output` that must not be replaced.
     """
     if not output.exists():
         return
     if not overwrite:
         raise CheckpointError(
-            f"--output must name a folder that does not exist yet, and {output} does: choose "
+            f"--output must name a folder that does not exist yet ({output} exists): choose "
             "another name or add --overwrite"
         )
     if not (output / marker).is_file():
         raise CheckpointError(
-            f"--overwrite must name a folder that holds a {marker}, and {output} does not: choose "
+            f"--overwrite must name a folder that contains {marker} ({output} does not): choose "
             "another name"
         )
 
 
 @contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into, which takes its name once it is whole.
+def _checkpoint_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder to write a checkpoint into; on success it becomes `output` (collective).
 
-    Whatever fails, nothing is left beside it.
+    Rank 0 creates the folder, and removes it if anything fails; all ranks write into it.
     """
     is_main = dist.get_rank() == 0
-    place = output.parent / f".{output.name}.partial"
-    try:
+    partial = partial_path(output)
+    with ExitStack() as stack:
+        stack.enter_context(reraise_write_errors(output, error_class=CheckpointError))
         if is_main:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            create_partial(place, 0)
+            stack.enter_context(atomic_directory(output, error_class=CheckpointError))
         dist.barrier()
-        partial = place / ".step_00000000.partial"
-        yield partial
-        dist.barrier()
+        try:
+            yield partial
+        except CheckpointException as error:  # DCP wraps what went wrong on any rank
+            raise OSError(_reason(error)) from error
+        dist.barrier()  # all files are written before rank 0 hashes them
         if is_main:
-            made = commit(partial, keep=1)
-            if output.exists():
-                output.rename(place / "replaced")
-            made.rename(output)
-        dist.barrier()
-    except (OSError, CheckpointException) as error:
-        raise CheckpointError(
-            f"the checkpoint must be written to {output}, and that failed ({_reason(error)}): "
-            "free space or mend permissions there"
-        ) from error
-    finally:
-        if is_main:
-            shutil.rmtree(place, ignore_errors=True)
+            write_manifest(partial, step=0)
+    dist.barrier()
 
 
-def _reason(error: BaseException) -> str:
-    """Why writing failed; of a full disk torch says only where in its archive it stopped."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return "a file could not be written whole" if "inline_container" in reason else reason
+def _reason(error: CheckpointException) -> str:
+    """Why DCP could not write; for a full disk torch names only a position in its archive."""
+    cause = next(iter(error.failures.values()))[0]
+    reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+    return "a file could not be written completely" if "inline_container" in reason else reason
 
 
 def _write_small_files(folder: Path, recipe: Recipe, hf: Path) -> None:
+    """Write everything but the weights, including the source's config.json for later exports."""
     (folder / RECIPE).write_text(dump_recipe(recipe))
     (folder / STATE).write_text(json.dumps({"step": 0}, indent=1))
     for name in (WEIGHTS, OPTIMIZER):
@@ -197,13 +209,14 @@ def _write_small_files(folder: Path, recipe: Recipe, hf: Path) -> None:
         _copy(hf, TOKENIZER_FILES, folder / TOKENIZER)
     else:
         get_logger(__name__).warning(
-            "%s holds neither tokenizer.json nor tokenizer.model, so the checkpoint will know no "
+            "%s contains neither tokenizer.json nor tokenizer.model: the checkpoint will have no "
             "tokenizer",
             hf,
         )
 
 
 def _copy(source: Path, names: tuple[str, ...], target: Path) -> None:
+    """Copy those of the named files that exist."""
     target.mkdir()
     for name in names:
         if (source / name).is_file():

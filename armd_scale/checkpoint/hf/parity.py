@@ -1,7 +1,7 @@
-"""Is a checkpoint, run left to right, the model that transformers runs from the folder?
+"""Compare a checkpoint, run left to right, with the model that transformers runs from its source.
 
-Both sides compute in float32 whatever the type of the weights, so that one tolerance holds for all:
-upcasting is exact, and what is compared is the function, not the rounding of bf16.
+Both sides compute in float32 whatever the type of the weights, so that one tolerance fits all:
+upcasting is exact, and the comparison is about the function, not about the rounding of bf16.
 """
 
 import dataclasses
@@ -9,15 +9,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
+from armd_scale.checkpoint.hf.families import PREFIX_SCALE
+from armd_scale.checkpoint.hf.packing import load_into
 from armd_scale.checkpoint.hf.reference import layerwise_logits, whole_logits
 from armd_scale.checkpoint.hf.source import build_empty_model
 from armd_scale.checkpoint.load import Checkpoint
@@ -29,7 +31,6 @@ from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.pipeline.partition import PipelineStage, single_stage
-from armd_scale.parallel.tensor.partition import tensor_partition
 
 TOLERANCE = 1e-4
 MAX_PARITY_TOKENS = 256
@@ -43,42 +44,44 @@ def median(values):
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 """
+ForwardPath: TypeAlias = Literal["two streams", "one stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityResult:
-    """How far one way of running the network is from the reference."""
+    """Distance of one forward path of the network from the reference."""
 
-    path: Literal["two streams", "one stream"]
-    """Both streams, or the one that they share under left-to-right order."""
+    path: ForwardPath
+    """Content and query stream separately, or the single stream that left-to-right steps run."""
     max_logit_difference: float
     mean_logit_difference: float
     nll_difference: float
-    """Of nats per token."""
+    """In nats per token."""
     top1_agreement: float
-    """Share of positions with the same most likely token."""
+    """Fraction of positions at which both have the same most likely token."""
 
     @property
     def is_close(self) -> bool:
-        """Whether the two are one function up to rounding."""
+        """Whether the two agree up to rounding."""
         return max(self.max_logit_difference, self.nll_difference) <= TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """The comparison of a checkpoint with the folder that it was made from."""
+    """Comparison of a checkpoint with the folder from which it was converted."""
 
     num_tokens: int
     reference_nll: float
-    """Nats per token of the reference."""
+    """Of the reference, in nats per token."""
     agreements: tuple[ParityResult, ...]
+    """One for each forward path that was compared."""
     is_exact_by_construction: bool
-    """Whether the query start makes the two-stream network an AR model; if not, its one-stream
-    content path is compared alone."""
+    """Whether the query initialization makes the two-stream network an AR model; if not, only its
+    one-stream content path is compared."""
 
     @property
     def passed(self) -> bool:
-        """Whether every path that was compared agrees."""
+        """Whether every compared path agrees with the reference."""
         return all(agreement.is_close for agreement in self.agreements)
 
 
@@ -90,14 +93,14 @@ def check_parity(
     text: str | None = None,
     by_layer: bool = False,
 ) -> ParityReport:
-    """Runs both on the same tokens; takes part in no collective.
+    """Run both models on the same tokens and compare their logits; not collective.
 
     Args:
-        checkpoint: from a conversion of `hf`.
-        hf: the folder.
-        groups: of a layout without tensor parallelism.
-        text: to compare on; None: a short one of our own.
-        by_layer: hold one layer's weights at a time, on both sides.
+        checkpoint: converted from `hf`.
+        hf: the Hugging Face folder.
+        groups: process groups of a layout without tensor parallelism.
+        text: text to compare on; None: a short built-in text.
+        by_layer: hold the weights of one layer at a time, on both sides.
 
     Raises:
         CheckpointError: the text has fewer than two tokens.
@@ -105,59 +108,69 @@ def check_parity(
     model = checkpoint.recipe.model
     weights = StreamedWeights(checkpoint.folder / WEIGHTS)
     tokens = _tokens(checkpoint, text)
+    # The last position predicts a token that is not in the text, so it has no target to compare.
     reference = (layerwise_logits if by_layer else whole_logits)(hf, tokens)[:, :-1]
-    batch = _left_to_right(tokens)
-    exact = is_ar_exact(model, weights.read)
-    runs: list[tuple[Literal["two streams", "one stream"], ResolvedModel, ArmdBatch]]
-    if exact and model.two_stream_layers != 0:
-        both = dataclasses.replace(batch, is_left_to_right=False)
-        runs = [("two streams", model, both), ("one stream", model, batch)]
+    batch = _left_to_right_batch(tokens)
+    is_exact = is_ar_exact(model, weights.read)
+    runs: list[tuple[ForwardPath, ResolvedModel, ArmdBatch]]
+    if is_exact and model.two_stream_layers != 0:
+        # The flag lets the network run a single stream; without it both streams run.
+        two_streams = dataclasses.replace(batch, is_left_to_right=False)
+        runs = [("two streams", model, two_streams), ("one stream", model, batch)]
     else:
         runs = [("one stream", content_path(model), batch)]
-    agreements = []
-    for path, run, rows in runs:
-        logits = _logits(run, weights, rows, groups=groups, by_layer=by_layer)
-        agreements.append(_agreement(path, logits, reference, batch.labels))
+    results = []
+    for path, section, rows in runs:
+        logits = _logits(section, weights, rows, groups=groups, by_layer=by_layer)
+        results.append(_compare(path, logits, reference, batch.labels))
     return ParityReport(
         num_tokens=tokens.shape[1],
         reference_nll=_nll(reference, batch.labels),
-        agreements=tuple(agreements),
-        is_exact_by_construction=exact,
+        agreements=tuple(results),
+        is_exact_by_construction=is_exact,
     )
 
 
 def is_ar_exact(model: ResolvedModel, read: Callable[[str], Tensor]) -> bool:
-    """Whether the network, run left to right, is an AR model of its own weights."""
+    """Whether the network, run left to right, is an AR model with its own weights.
+
+    Args:
+        model: model section.
+        read: reads a weight by name.
+    """
     if model.query == "anchor+prefix":
-        return not read("query_start.prefix.scale").any()
+        return not read(PREFIX_SCALE).any()  # a zero scale removes the prefix term
     return model.query == "anchor"
 
 
 def content_path(model: ResolvedModel) -> ResolvedModel:
-    """The plain AR stack of the same weights."""
+    """Return the model section of the plain AR stack with the same weights."""
+    # Without two-stream layers a query row starts from its anchor's embedding and runs all layers:
+    # left to right that is the AR model, whatever the trained query initialization was.
     return dataclasses.replace(model, query="anchor", two_stream_layers=0)
 
 
-def _tokens(checkpoint: Checkpoint, text: str | None) -> Tensor:
-    """A window of the text in the checkpoint's tokens; random ones where it has no tokenizer."""
+def _tokens(checkpoint: Checkpoint, text: str | None) -> Int[Tensor, "1 positions"]:
+    """The start of the text as tokens; random tokens if the checkpoint has no tokenizer."""
     model = checkpoint.recipe.model
     assert model.max_positions is not None
+    # Enough tokens to exercise positions and masks, in seconds on a CPU.
     length = min(MAX_PARITY_TOKENS, model.max_positions)
     folder = checkpoint.tokenizer_folder
     if folder is None:
         ids = np.random.default_rng(0).integers(0, model.vocab_size, size=length)
     else:
-        ids = load_tokenizer(folder).encode_batch([PARITY_TEXT if text is None else text])[0][
-            :length
-        ]
+        tokenizer = load_tokenizer(folder)
+        ids = tokenizer.encode_batch([PARITY_TEXT if text is None else text])[0][:length]
     if len(ids) < 2:
         raise CheckpointError(
-            "a text to compare on must have at least two tokens: give a longer one"
+            f"the text to compare on must have at least two tokens (got {len(ids)}): give a "
+            "longer one"
         )
     return torch.from_numpy(np.asarray(ids, np.int64)).unsqueeze(0)
 
 
-def _left_to_right(tokens: Tensor) -> ArmdBatch:
+def _left_to_right_batch(tokens: Int[Tensor, "1 positions"]) -> ArmdBatch:
     length = tokens.shape[1]
     return make_batch(
         tokens.numpy(),
@@ -176,7 +189,10 @@ def _logits(
     groups: ProcessGroupCollection,
     by_layer: bool,
 ) -> Float[Tensor, "batch queries vocabulary"]:
-    """The network's logits, from all its layers at once or one after another."""
+    """The network's logits, with all layers or one layer in memory at a time.
+
+    One layer at a time is the same code as a pipeline with one layer in each stage, run in turn.
+    """
     last = model.layers - 1
     stages: Sequence[PipelineStage] = [single_stage(model)]
     if by_layer:
@@ -184,17 +200,17 @@ def _logits(
             PipelineStage(range(n, n + 1), is_first=n == 0, is_last=n == last)
             for n in range(model.layers)
         ]
-    rows: Tensor | None = None
+    hidden: Tensor | None = None
     for stage in stages:
-        part = _part(model, weights, stage, groups=groups)
-        part.set_input_tensor(rows)
+        part = _load_stage(model, weights, stage, groups=groups)
+        part.set_input_tensor(hidden)
         if stage.is_last:
             return part.logits(batch)
-        rows = part.forward_layers(batch)
+        hidden = part.forward_layers(batch)
     raise AssertionError("the last stage has the head")
 
 
-def _part(
+def _load_stage(
     model: ResolvedModel,
     weights: StreamedWeights,
     stage: PipelineStage,
@@ -203,17 +219,11 @@ def _part(
 ) -> ArmdModel:
     """A part of the network with its weights in float32."""
     part = build_empty_model(model, groups, dtype=torch.float32, stage=stage).eval()
-    for name, parameter in part.parameters_by_name().items():
-        stride = tensor_partition(parameter, groups.tp).stride
-        names = [name] if stride == 1 else [f"{name}.{half}" for half in range(stride)]
-        for half, stored in zip(parameter.chunk(stride), names, strict=True):
-            half.copy_(weights.read(stored))
+    load_into(part, weights.read)
     return part
 
 
-def _agreement(
-    path: Literal["two streams", "one stream"], logits: Tensor, reference: Tensor, labels: Tensor
-) -> ParityResult:
+def _compare(path: ForwardPath, logits: Tensor, reference: Tensor, labels: Tensor) -> ParityResult:
     difference = (logits - reference).abs()
     return ParityResult(
         path=path,
@@ -225,32 +235,33 @@ def _agreement(
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
+    # In float64, so that summing over the vocabulary adds no difference of its own.
     return F.cross_entropy(logits.double().flatten(0, 1), labels.flatten()).item()
 
 
-def describe(parity: ParityReport) -> str:
-    """The figures as a small table for people."""
+def describe(report: ParityReport) -> str:
+    """Format the figures as a small table."""
     lines = [
-        f"left-to-right parity with transformers on {parity.num_tokens} tokens, in float32 "
-        f"({parity.reference_nll:.4f} nats/token; tolerance {TOLERANCE:g})",
+        f"left-to-right parity with transformers on {report.num_tokens} tokens, in float32 "
+        f"({report.reference_nll:.4f} nats/token; tolerance {TOLERANCE:g})",
         f"{'':12} {'max |logit|':>12} {'mean |logit|':>12} {'|NLL|':>10} {'top-1':>8}",
     ]
-    for one in parity.agreements:
+    for result in report.agreements:
         lines.append(
-            f"{one.path:12} {one.max_logit_difference:12.2e} {one.mean_logit_difference:12.2e} "
-            f"{one.nll_difference:10.2e} {one.top1_agreement:8.2%}  "
-            + ("ok" if one.is_close else "TOO FAR")
+            f"{result.path:12} {result.max_logit_difference:12.2e} "
+            f"{result.mean_logit_difference:12.2e} {result.nll_difference:10.2e} "
+            f"{result.top1_agreement:8.2%}  " + ("ok" if result.is_close else "DIFFERS")
         )
-    if not parity.is_exact_by_construction:
+    if not report.is_exact_by_construction:
         lines.append(
-            "the query start is not AR-exact by construction: only the one-stream content path "
-            "was compared"
+            "the query initialization does not keep the two-stream network equal to the AR model: "
+            "only the one-stream content path was compared"
         )
     return "\n".join(lines)
 
 
-def to_json(parity: ParityReport) -> str:
-    """The figures as one JSON object."""
+def to_json(report: ParityReport) -> str:
+    """Format the figures as one JSON object."""
     return json.dumps(
-        {**dataclasses.asdict(parity), "tolerance": TOLERANCE, "holds": parity.passed}
+        {**dataclasses.asdict(report), "tolerance": TOLERANCE, "holds": report.passed}
     )

@@ -1,4 +1,4 @@
-"""Logits of a Hugging Face folder by transformers itself: the reference that parity is held to."""
+"""Logits of a Hugging Face folder computed by transformers: the reference for parity checks."""
 
 import re
 from collections import defaultdict
@@ -21,7 +21,7 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 def whole_logits(
     folder: Path, tokens: Int[Tensor, "batch positions"]
 ) -> Float[Tensor, "batch positions vocabulary"]:
-    """Logits in float32, the whole model in memory."""
+    """Compute logits in float32 with the whole model in memory."""
     from transformers import AutoModelForCausalLM
 
     _silence_transformers()
@@ -33,21 +33,22 @@ def whole_logits(
 def layerwise_logits(
     folder: Path, tokens: Int[Tensor, "batch positions"]
 ) -> Float[Tensor, "batch positions vocabulary"]:
-    """The same with one layer's weights in memory at a time.
+    """Compute the same logits with the weights of one layer in memory at a time.
 
-    transformers runs its own forward pass over a model without numbers; hooks fill each layer
-    before it runs and empty it after.
+    transformers runs its own forward pass over a model on the meta device; hooks load the weights
+    of each layer before it runs and drop them afterwards.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _silence_transformers()
-    raw = {key: value for key, value in read_config(folder).items() if key != ARMD}
+    config = {key: value for key, value in read_config(folder).items() if key != ARMD}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**raw), dtype=torch.float32
+            AutoConfig.for_model(**config), dtype=torch.float32
         ).eval()
     _restore_buffers(model)
-    files, family = HfTensors(folder), FAMILIES[raw["model_type"]]
+    files, family = HfTensors(folder), FAMILIES[config["model_type"]]
+    # A unit is loaded and dropped as a whole: a layer, or a module outside of the layers.
     units: dict[str, list[str]] = defaultdict(list)
     for name, _ in model.named_parameters(remove_duplicate=False):
         layer = _LAYER.match(name)
@@ -63,29 +64,37 @@ def _load_hook(
     unit: str, names: list[str], files: HfTensors, family: Family, module: nn.Module, _: Any
 ) -> None:
     state = {
-        name.removeprefix(f"{unit}."): files.read(_stored(name, files, family)).float()
+        name.removeprefix(f"{unit}."): files.read(_stored_name(name, files, family)).float()
         for name in names
     }
-    module.load_state_dict(state, assign=True, strict=False)  # strict would ask for buffers too
+    module.load_state_dict(state, assign=True, strict=False)  # strict would require buffers too
 
 
-def _stored(name: str, files: HfTensors, family: Family) -> str:
-    """The name in the folder of a parameter, whatever class saved it and however it is tied."""
-    embedding = next(module for module, ours in family.modules.items() if ours == "embedding")
-    within = (name, name.removeprefix(family.base))
-    head = (f"{family.head}.weight", f"{family.base}{embedding}.weight", f"{embedding}.weight")
-    names = within if name.startswith(family.base) else head
-    return next(stored for stored in names if stored in files.tensors)
+def _stored_name(name: str, files: HfTensors, family: Family) -> str:
+    """The name in the folder of a parameter of the transformers model.
+
+    Folders saved from the base class have no prefix, and a tied head may be stored as the
+    embedding alone.
+    """
+    candidates = (name, name.removeprefix(family.base))
+    if not name.startswith(family.base):
+        embedding = f"{family.embedding}.weight"
+        candidates = (f"{family.head}.weight", embedding, embedding.removeprefix(family.base))
+    return next(candidate for candidate in candidates if candidate in files.tensors)
 
 
 def _unload_hook(module: nn.Module, *_: Any) -> None:
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            setattr(part, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+    for submodule in module.modules():
+        for name, parameter in submodule.named_parameters(recurse=False):
+            setattr(submodule, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def _restore_buffers(model: Any) -> None:
-    """Computes what is no weight: modules that hold it are made anew, with numbers."""
+    """Compute the buffers, such as rotary frequencies, that the meta device left without values.
+
+    No folder stores them: transformers computes them in the constructor of a small module without
+    parameters, so building that module again on the CPU restores them.
+    """
     for name, module in list(model.named_modules()):
         if next(module.buffers(recurse=False), None) is not None:
             assert next(module.parameters(), None) is None, name

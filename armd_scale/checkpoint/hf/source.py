@@ -1,7 +1,8 @@
-"""A Hugging Face folder opened as an ARMD: checked against its own config, and read lazily.
+"""Read a Hugging Face folder as an ARMD: check it against its own config, load tensors lazily.
 
-Under left-to-right singleton blocks and the `anchor` query start the network is the folder's AR
-model; what an AR model lacks (the gap table, a prefix table, a query vector) starts as in training.
+Under left-to-right order with singleton blocks and `query: anchor` the network computes what the AR
+model in the folder computes. Tensors that an AR model lacks (gap embeddings, prefix table, query
+embedding) are initialized as for training.
 """
 
 import dataclasses
@@ -25,11 +26,18 @@ from armd_scale.checkpoint.hf.config import (
 from armd_scale.checkpoint.hf.families import (
     ARMD_TENSORS,
     FAMILIES,
+    PREFIX_POSITIONS,
     Family,
     armd_tensors,
     family_tensors,
 )
-from armd_scale.checkpoint.hf.packing import PackedTensor, Repacker, model_tensors, pieces
+from armd_scale.checkpoint.hf.packing import (
+    PackedTensor,
+    Repacker,
+    load_into,
+    model_tensors,
+    piece_shapes,
+)
 from armd_scale.checkpoint.hf.tensors import HfTensors
 from armd_scale.config.resolve import ResolvedModel, resolve_model
 from armd_scale.config.schema import ParallelConfig, QueryKind
@@ -38,33 +46,32 @@ from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
 from armd_scale.model.weight_init import init_parameter
 from armd_scale.parallel.pipeline.partition import PipelineStage
-from armd_scale.parallel.tensor.partition import tensor_partition
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmdSettings:
-    """What an AR model leaves open; None: as the folder says, else our default."""
+    """What an AR model leaves open; None: as an ARMD folder says, else our default."""
 
     query: QueryKind | None = None
     two_stream_layers: int | None = None
     upper_visibility: Literal["block", "self"] | None = None
     max_positions: int | None = None
-    """Longest text to serve."""
+    """Maximum text length in tokens."""
     seed: int = 1234
-    """Of tensors that the folder does not hold."""
+    """Seed for the tensors that the folder does not contain."""
 
 
 class HfCheckpoint:
-    """A folder, its config understood and its tensors listed.
+    """A Hugging Face folder whose config is interpreted and whose tensors are listed.
 
     Args:
-        path: of the folder, as save_pretrained or tools/export_hf.py wrote it.
+        path: the folder, written by save_pretrained or tools/export_hf.py.
         settings: what the folder leaves open.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the model is none of ours.
+        CheckpointError: a file is missing or damaged, or the model is not supported.
     """
 
     def __init__(self, path: Path, settings: ArmdSettings) -> None:
@@ -77,145 +84,154 @@ class HfCheckpoint:
         """The type of most tensors."""
 
     def _family(self) -> Family:
-        """The folder's family; its base class alone saves names without the prefix."""
+        """The family of the folder, with the prefix of tensor names that the folder uses."""
         family = FAMILIES[self.config["model_type"]]
-        prefixed = any(name.startswith(family.base) for name in self.files.tensors)
-        return family if prefixed else dataclasses.replace(family, base="")
+        # Folders saved from the base class (GPT2Model, not GPT2LMHeadModel) have no prefix.
+        has_prefix = any(name.startswith(family.base) for name in self.files.tensors)
+        return family if has_prefix else dataclasses.replace(family, base="")
 
     def _model(self) -> ResolvedModel:
-        kept: dict[str, Any] = dict(self.config.get(ARMD, {}))
-        if kept and sorted(kept) != sorted(ARMD_FIELDS):
+        """The model section of config.json, with the settings applied."""
+        armd: dict[str, Any] = dict(self.config.get(ARMD, {}))
+        if armd and sorted(armd) != sorted(ARMD_FIELDS):
             raise CheckpointError(
-                f"{self.path / CONFIG} must have the keys {', '.join(ARMD_FIELDS)} under {ARMD}, "
-                f"got {', '.join(kept)}: export the folder again"
+                f"{self.path / CONFIG} must have the keys {', '.join(ARMD_FIELDS)} under {ARMD} "
+                f"(got {', '.join(armd)}): export the folder again"
             )
-        given = {
+        overrides = {
             field: getattr(self.settings, field)
             for field in ARMD_FIELDS.values()
-            if hasattr(self.settings, field)
+            if getattr(self.settings, field, None) is not None
         }
-        given = {key: value for key, value in given.items() if value is not None}
-        if kept and given.get("query", kept["query"]) != kept["query"]:
+        if armd and overrides.get("query", armd["query"]) != armd["query"]:
             raise CheckpointError(
-                f"--query must be {kept['query']}, which the ARMD in {self.path} was trained "
-                f"with, got {given['query']}: leave it out"
+                f"--query must be {armd['query']}, which the ARMD in {self.path} was trained "
+                f"with (got {overrides['query']}): leave it out"
             )
-        asked = self.settings.max_positions
-        table = self.files.tensors.get(ARMD_TENSORS["query_start.prefix.position_embedding"])
-        if kept and table is not None and asked is None:
-            asked = table.shape[0]
-        model = model_config_from_hf(self.config, source=self.path, max_positions=asked)
-        return resolve_model(dataclasses.replace(model, **given))
+        model = model_config_from_hf(
+            self.config, source=self.path, max_positions=self._max_positions(is_armd=bool(armd))
+        )
+        return resolve_model(dataclasses.replace(model, **overrides))
+
+    def _max_positions(self, *, is_armd: bool) -> int | None:
+        # The prefix table of an ARMD has a row for each position; its rows may differ in number
+        # from the positions of the AR model that config.json describes.
+        table = self.files.tensors.get(ARMD_TENSORS[PREFIX_POSITIONS])
+        if is_armd and table is not None and self.settings.max_positions is None:
+            return table.shape[0]
+        return self.settings.max_positions
 
 
 class HfWeights:
-    """The tensors of our network, made from those of a folder, each when it is asked for.
+    """The tensors of our network, each built from those of a folder when it is requested.
 
-    All of the folder's tensors are known to be there, in the shapes that its config asks for.
+    The constructor checks that the folder contains all tensors, in the shapes that follow from its
+    config, and no others.
 
     Args:
-        folder: that holds them.
-        groups: of a layout without tensor parallelism.
+        folder: the folder.
+        groups: process groups of a layout without tensor parallelism.
 
     Raises:
-        CheckpointError: a tensor is missing, of another shape, or left over.
+        CheckpointError: a tensor is missing, has another shape, or does not belong to the model.
     """
 
     def __init__(self, folder: HfCheckpoint, groups: ProcessGroupCollection) -> None:
         self._folder, self._groups = folder, groups
-        model, own = folder.model, model_tensors(build_meta_model(folder.model, groups))
-        wanted = pieces(own)
-        source_tensors = family_tensors(
-            folder.family, wanted, layers=model.layers, head_dim=model.head_dim
+        model = folder.model
+        targets = model_tensors(build_meta_model(model, groups))
+        target_pieces = piece_shapes(targets)
+        sources = family_tensors(
+            folder.family, target_pieces, layers=model.layers, head_dim=model.head_dim
         )
         if ARMD in folder.config:
-            source_tensors += armd_tensors(wanted)
-        _check(folder, source_tensors)
-        self._from_folder = Repacker(source_tensors, folder.files.read)
-        held_pieces = pieces(source_tensors).keys()
-        self._target_tensors = {packed.name: packed for packed in own}
+            sources += armd_tensors(target_pieces)
+        _check_tensors(folder, sources)
+        self._repacker = Repacker(sources, folder.files.read)
+        # A target with a piece that no source contains is new in the ARMD, and is initialized.
+        source_pieces = piece_shapes(sources).keys()
+        self._targets = {packed.name: packed for packed in targets}
         self._initialized = {
-            packed.name for packed in own if not packed.pieces.keys() <= held_pieces
+            packed.name for packed in targets if not packed.pieces.keys() <= source_pieces
         }
 
     def tensors(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Shape and type of our tensors, on the meta device; in the folder's types by default."""
-        described = {}
-        for name, packed in self._target_tensors.items():
-            kept = dtype or self._dtype_of(packed)
-            described[name] = torch.empty(packed.shape, dtype=kept, device="meta")
-        return described
+        """Return shape and type of our tensors by name, on the meta device.
 
-    def make(self, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
-        """One of our tensors, in the folder's type by default."""
-        packed = self._target_tensors[name]
+        Args:
+            dtype: type for all tensors; None: the types in the folder.
+        """
+        return {
+            name: torch.empty(packed.shape, dtype=dtype or self._dtype_of(packed), device="meta")
+            for name, packed in self._targets.items()
+        }
+
+    def build(self, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Build one of our tensors; `dtype` as of `tensors`."""
+        packed = self._targets[name]
         if name not in self._initialized:
-            return self._from_folder.build(packed).to(dtype or self._dtype_of(packed))
-        drawn = torch.empty(packed.shape, dtype=torch.float32)
-        init_parameter(drawn, name, model=self._folder.model, seed=self._folder.settings.seed)
-        return drawn.to(dtype or self._folder.dtype)
+            return self._repacker.build(packed).to(dtype or self._dtype_of(packed))
+        # Drawn in float32 from seed and name, so that the folder's type does not matter.
+        initial = torch.empty(packed.shape, dtype=torch.float32)
+        init_parameter(initial, name, model=self._folder.model, seed=self._folder.settings.seed)
+        return initial.to(dtype or self._folder.dtype)
 
-    @torch.no_grad()
     def load(self, dtype: torch.dtype) -> ArmdModel:
-        """The whole network, for evaluation and decoding."""
+        """Build the whole network on the CPU, in evaluation mode."""
         network = build_empty_model(self._folder.model, self._groups, dtype=dtype)
-        for name, parameter in network.parameters_by_name().items():
-            stride = tensor_partition(parameter, network.groups.tp).stride
-            names = [name] if stride == 1 else [f"{name}.{half}" for half in range(stride)]
-            for half, stored in zip(parameter.chunk(stride), names, strict=True):
-                half.copy_(self.make(stored))
+        load_into(network, self.build)
         return network.eval()
 
     def _dtype_of(self, packed: PackedTensor) -> torch.dtype:
         if packed.name in self._initialized:
             return self._folder.dtype
-        names = self._from_folder.names(packed)
-        kinds = [self._folder.files.tensors[name].dtype for name in names]
-        return max(kinds, key=lambda dtype: dtype.itemsize)
+        names = self._repacker.source_names(packed)
+        dtypes = [self._folder.files.tensors[name].dtype for name in names]
+        return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
-def _check(folder: HfCheckpoint, held: list[PackedTensor]) -> None:
-    """The folder holds these tensors, in these shapes, and no others."""
-    found = folder.files.tensors
-    for packed in held:
-        if packed.name not in found:
+def _check_tensors(folder: HfCheckpoint, expected: list[PackedTensor]) -> None:
+    """Check that the folder contains these tensors, in these shapes, and no others."""
+    stored = folder.files.tensors
+    for packed in expected:
+        if packed.name not in stored:
             raise CheckpointError(
-                f"{folder.path} must hold the tensor {packed.name} of its {CONFIG}, and does "
-                "not: copy the folder again"
+                f"{folder.path} must contain the tensor {packed.name}, which follows from its "
+                f"{CONFIG}, and does not: copy the folder again"
             )
-        shape, tensor = packed.shape, found[packed.name]
-        where = f"{packed.name} in {folder.files.file_of(packed.name)}"
+        shape, tensor = packed.shape, stored[packed.name]
+        location = f"{packed.name} in {folder.files.file_of(packed.name)}"
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"the tensor {where} must have the shape {shape} that {CONFIG} asks for, got "
-                f"{tuple(tensor.shape)}: put the files of one model together"
+                f"the tensor {location} must have the shape {shape}, which follows from {CONFIG} "
+                f"(got {tuple(tensor.shape)}): put the files of one model together"
             )
         if tensor.dtype not in (*DTYPES.values(), torch.float64):
             raise CheckpointError(
-                f"the tensor {where} must hold numbers of 16, 32 or 64 bits, and does not: "
-                "convert the folder that the weights were quantised from"
+                f"the tensor {location} must have a floating-point type of 16, 32 or 64 bits, and "
+                "does not: convert the folder from which the weights were quantized"
             )
-    _check_others(folder, found.keys() - {packed.name for packed in held})
+    _check_other_tensors(folder, stored.keys() - {packed.name for packed in expected})
 
 
-def _check_others(folder: HfCheckpoint, names: set[str]) -> None:
-    """What no tensor of ours comes from is a buffer, or a head that is tied and says so."""
+def _check_other_tensors(folder: HfCheckpoint, names: set[str]) -> None:
+    """Check that the remaining tensors are known buffers, or a tied head equal to the embedding."""
     head = f"{folder.family.head}.weight"
-    ignored = (
-        folder.family.buffers if ARMD in folder.config else rf"{folder.family.buffers}|armd\..*"
-    )
+    ignored = folder.family.buffers
+    if ARMD not in folder.config:
+        # Without the `armd` section an exported ARMD is a plain AR model: skip its ARMD tensors.
+        ignored += r"|armd\..*"
     for name in sorted(names):
         if re.fullmatch(ignored, name):
             continue
         path = folder.files.file_of(name)
         if name != head or not folder.model.tie_embeddings:
             raise CheckpointError(
-                f"{path} must hold the tensors of its {CONFIG} and no others, and holds "
+                f"{path} must contain only tensors of the model in its {CONFIG}, and contains "
                 f"{name}: put the files of one model together, or remove it"
             )
         read = folder.files.read
-        (embedding,) = (m for m, ours in folder.family.modules.items() if ours == "embedding")
-        if not torch.equal(read(name), read(f"{folder.family.base}{embedding}.weight")):
+        if not torch.equal(read(name), read(f"{folder.family.embedding}.weight")):
             raise CheckpointError(
                 f"{name} in {path} must equal the embedding, because {CONFIG} ties them "
                 "(tie_word_embeddings), and does not: set that key to false"
@@ -223,7 +239,7 @@ def _check_others(folder: HfCheckpoint, names: set[str]) -> None:
 
 
 def build_meta_model(model: ResolvedModel, groups: ProcessGroupCollection) -> ArmdModel:
-    """The whole network without its numbers."""
+    """Build the whole network on the meta device: names and shapes without values."""
     with torch.device("meta"):
         return build_empty_model(model, groups, dtype=torch.float32)
 
@@ -235,14 +251,15 @@ def build_empty_model(
     dtype: torch.dtype,
     stage: PipelineStage | None = None,
 ) -> ArmdModel:
-    """The network, or a stage of it, with numbers yet to be filled in.
+    """Build the network, or a pipeline stage of it, with uninitialized weights.
 
     Args:
         model: a resolved model section.
-        groups: of a layout without tensor parallelism.
-        dtype: of the weights.
-        stage: which part; the whole by default.
+        groups: process groups of a layout without tensor parallelism.
+        dtype: type of the weights.
+        stage: the part to build; None: the whole network.
     """
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
+    # megatron-core would otherwise allocate on the GPU, or draw initial values there.
     config = dataclasses.replace(config, use_cpu_initialization=True)
     return ArmdModel(model, config, groups=groups, stage=stage)

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder: found by name, read one at a time, written in shards."""
+"""The tensors of a Hugging Face folder: listed by name, read one at a time, written in shards."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from armd_scale.errors import CheckpointError
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
 SHARD_BYTES = 5 * 10**9
-_CODES = {
+_DTYPE_CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -24,78 +24,78 @@ _CODES = {
 
 
 class HfTensors:
-    """The tensors of a folder by name; all headers are read, and no data.
+    """The tensors of a folder by name; the constructor reads all headers and no data.
 
     Args:
-        folder: with model.safetensors or pytorch_model.bin, whole or in shards with an index.
+        folder: folder with model.safetensors or pytorch_model.bin, in one file or in shards with an
+            index.
 
     Raises:
-        CheckpointError: there are none, or a file is missing or damaged.
+        CheckpointError: there are no tensors, or a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file_of, self.tensors = dict[str, Path](), dict[str, Tensor]()
+        self._path_of, self.tensors = dict[str, Path](), dict[str, Tensor]()
         """Shape and type of each, on the meta device."""
-        for path in _files(folder):
-            for name, tensor in _header(path).items():
-                if name in self._file_of:
+        for path in _tensor_files(folder):
+            for name, tensor in _read_header(path).items():
+                if name in self._path_of:
                     raise CheckpointError(
-                        f"a folder must hold a tensor once, and {name} is both in "
-                        f"{self._file_of[name]} and in {path}: remove the file that is left over"
+                        f"a folder must contain each tensor once, and {name} is both in "
+                        f"{self._path_of[name]} and in {path}: remove the file that does not belong"
                     )
-                self._file_of[name], self.tensors[name] = path, tensor
+                self._path_of[name], self.tensors[name] = path, tensor
+        # The last pickle that was opened: torch maps it into memory, but lists its tensors anew.
         self._pickle: tuple[Path, Mapping[str, Tensor]] | None = None
-        self._require_index()
+        self._check_index()
 
     def file_of(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._file_of[name]
+        """Return the file that contains a tensor."""
+        return self._path_of[name]
 
     def read(self, name: str) -> Tensor:
-        """One tensor.
-
-        A file is opened for each one anew: what was read through an open mapping stays in memory
-        as long as the mapping does.
-        """
-        path = self._file_of[name]
+        """Read one tensor."""
+        path = self._path_of[name]
         if path.suffix == ".bin":
             if self._pickle is None or self._pickle[0] != path:
-                self._pickle = (path, _load_pickled(path))
+                self._pickle = (path, _load_pickle(path))
             return self._pickle[1][name]
+        # The file is opened for each tensor: pages that were read through a mapping count as this
+        # process's memory until the mapping is closed.
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 
-    def _require_index(self) -> None:
-        """Every tensor that the index names is where it says."""
+    def _check_index(self) -> None:
+        """Check that every tensor is in the file that the index names."""
         for name, path in _read_index(self.folder).items():
-            if self._file_of.get(name) != path:
+            if self._path_of.get(name) != path:
                 raise CheckpointError(
-                    f"{path} must hold the tensor {name}, as the folder's index says, and does "
-                    "not: copy the folder again"
+                    f"{path} must contain the tensor {name}, as the index of the folder says, and "
+                    "does not: copy the folder again"
                 )
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files that hold tensors, safetensors before pickles."""
+def _tensor_files(folder: Path) -> list[Path]:
+    """The files with tensors: shards of an index, else one file; safetensors before pickles."""
     shards = sorted(set(_read_index(folder).values()))
     files = shards or [folder / name for name in (SAFETENSORS, PICKLED) if (folder / name).exists()]
     if not files:
         raise CheckpointError(
-            f"a Hugging Face folder must hold {SAFETENSORS} or {PICKLED}, or an index of their "
-            f"shards, and {folder} holds none: give the folder that save_pretrained wrote"
+            f"a Hugging Face folder must contain {SAFETENSORS} or {PICKLED}, or an index of their "
+            f"shards (found none in {folder}): give the folder that save_pretrained wrote"
         )
     for path in files:
         if not path.is_file():
             raise CheckpointError(
-                f"every shard that the folder's index names must be there, and {path} is missing: "
+                f"every shard that the index of a folder names must exist, and {path} is missing: "
                 "copy the folder again"
             )
     return files[:1] if not shards else files
 
 
 def _read_index(folder: Path) -> dict[str, Path]:
-    """The file of each tensor, where the folder has an index."""
+    """The file of each tensor according to the index; empty if the folder has no index."""
     if (folder / SAFETENSORS).exists():
         return {}
     for name in (SAFETENSORS + INDEX, PICKLED + INDEX):
@@ -103,45 +103,49 @@ def _read_index(folder: Path) -> dict[str, Path]:
         if not path.exists():
             continue
         try:
-            named = json.loads(path.read_text())["weight_map"]
-            return {tensor: folder / file for tensor, file in named.items()}
+            weight_map = json.loads(path.read_text())["weight_map"]
+            return {tensor: folder / file for tensor, file in weight_map.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path} must map tensors to files under weight_map, and cannot be read ({error}): "
+                f"{path} must map tensors to files under weight_map (cannot be read: {error}): "
                 "copy the folder again"
             ) from None
     return {}
 
 
-def _header(path: Path) -> dict[str, Tensor]:
+def _read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the meta device."""
     if path.suffix == ".bin":
-        return {name: tensor.to("meta") for name, tensor in _load_pickled(path).items()}
+        return {name: tensor.to("meta") for name, tensor in _load_pickle(path).items()}
     try:
         with safe_open(path, framework="pt") as file:
             return {name: _meta_tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(
-            f"{path} must be a whole safetensors file, and is not ({error}): copy it again"
+            f"{path} must be a complete safetensors file ({error}): copy it again"
         ) from None
 
 
 def _meta_tensor(part: Any) -> Tensor:
     code = part.get_dtype()
-    dtypes = [dtype for dtype, name in _CODES.items() if name == code]
-    # A type that is no weight's (a mask, an integer) can only be a tensor that is left alone.
+    dtypes = [dtype for dtype, name in _DTYPE_CODES.items() if name == code]
+    # Weights have one of the four types. Any other type is a mask or another buffer, which is never
+    # read; uint8 stands for it, and makes the checks in `source` refuse it as a weight.
     return torch.empty(part.get_shape(), dtype=dtypes[0] if dtypes else torch.uint8, device="meta")
 
 
-def _load_pickled(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a pickle, mapped; nothing but tensors is unpickled, and no code is run."""
+def _load_pickle(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a pickle, memory-mapped.
+
+    `weights_only` unpickles tensors and plain containers alone, so that no code of the file runs.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} must hold tensors and nothing that runs code, in the format of torch 1.6 or "
-            f"later, and does not ({reason}): save it as safetensors where you trust it"
+            f"{path} must contain only tensors, no code, in the format of torch 1.6 or later "
+            f"({reason}): if you trust the file, save it as safetensors"
         ) from None
 
 
@@ -152,64 +156,66 @@ def write_tensors(
     read: Callable[[str], Tensor],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes safetensors with no more than one tensor in memory; several shards get an index.
+    """Write safetensors files with no more than one tensor in memory; several shards get an index.
+
+    safetensors' own `save_file` needs all tensors of a file at once, so the files are written here.
 
     Args:
-        folder: for the files.
-        tensors: all of them by name, on the meta device.
-        read: gives one of them, called once for each in order.
-        shard_bytes: largest file, if no single tensor is larger.
+        folder: folder for the files.
+        tensors: shape and type of each tensor by name, on the meta device.
+        read: returns a tensor by name; called once for each.
+        shard_bytes: maximum size of a file, unless a single tensor is larger.
     """
-    shards = _shards(tensors, shard_bytes)
+    shards = _split_into_shards(tensors, shard_bytes)
     stem = SAFETENSORS.removesuffix(".safetensors")
-    names = [
-        f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SAFETENSORS
-        for number in range(1, len(shards) + 1)
+    files = [
+        f"{stem}-{index:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SAFETENSORS
+        for index in range(1, len(shards) + 1)
     ]
-    for name, shard in zip(names, shards, strict=True):
-        _write_shard(folder / name, {tensor: tensors[tensor] for tensor in shard}, read)
+    for file, names in zip(files, shards, strict=True):
+        _write_shard(folder / file, {name: tensors[name] for name in names}, read)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
-        placed = {
-            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
-        }
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
         (folder / (SAFETENSORS + INDEX)).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> Sequence[Sequence[str]]:
+def _split_into_shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> Sequence[Sequence[str]]:
     shards: list[list[str]] = [[]]
-    used = 0
+    used_bytes = 0
     for name, tensor in tensors.items():
-        if shards[-1] and used + tensor.nbytes > shard_bytes:
+        if shards[-1] and used_bytes + tensor.nbytes > shard_bytes:
             shards.append([])
-            used = 0
+            used_bytes = 0
         shards[-1].append(name)
-        used += tensor.nbytes
+        used_bytes += tensor.nbytes
     return shards
 
 
 def _write_shard(path: Path, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-    """One safetensors file: the length of the header in 8 bytes, the header, the data."""
+    """Write one safetensors file: length of the header in 8 bytes, header (JSON), data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    # The widest types first keeps all data aligned, as the format asks.
-    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    for name in order:
+    stop = 0
+    # The format requires each tensor to be aligned to its item size. Offsets start at a multiple of
+    # 8, so writing the widest types first keeps every tensor aligned without padding.
+    names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    for name in names:
         tensor = tensors[name]
-        offsets = [end, end := end + tensor.nbytes]
+        offsets = [stop, stop := stop + tensor.nbytes]
         header[name] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": _DTYPE_CODES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": offsets,
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # so that the data starts at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            made = read(name).contiguous()
-            assert made.shape == tensors[name].shape, name
-            assert made.dtype == tensors[name].dtype, name
-            data: Any = made.flatten().view(torch.uint8).numpy()
+        for name in names:
+            tensor = read(name).contiguous()
+            assert tensor.shape == tensors[name].shape, name
+            assert tensor.dtype == tensors[name].dtype, name
+            # numpy has no bfloat16: write the bytes of any type.
+            data: Any = tensor.flatten().view(torch.uint8).numpy()
             file.write(data)

@@ -242,7 +242,9 @@ def open_harness(given: HarnessArguments) -> ArmdHarness:
             "one armd_scale model may live in a process at a time, and another one does: delete it "
             "first, or hand the network that is there to ArmdHarness"
         )
-    opened = open_model(given.checkpoint, given.hf)
+    path = given.hf or given.checkpoint
+    assert path is not None
+    opened = open_model(path)
     recipe = opened.checkpoint.recipe
     tokenizer = require_tokenizer(opened.checkpoint)
     max_length = given.max_length or recipe.data.seq_length
@@ -251,7 +253,7 @@ def open_harness(given: HarnessArguments) -> ArmdHarness:
     with ExitStack() as stack:
         groups = stack.enter_context(process_groups(environment, ParallelConfig()))
         model = ArmdHarness(
-            opened.network(groups, environment.device),
+            opened.load_network(groups=groups, device=environment.device),
             tokenizer,
             beginning=PromptEncoder(
                 tokenizer,

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from armd_scale.checkpoint.load import load_network, open_checkpoint
+import torch
+
+from armd_scale.checkpoint.pretrained import open_model
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import ArmdError
 from armd_scale.eval.data import require_tokenizer
@@ -71,18 +73,18 @@ def generative_rows(
     Raises:
         ArmdError: a checkpoint without tokenizer, or a length that the model cannot serve.
     """
-    opened = open_checkpoint(checkpoint)
-    tokenizer = require_tokenizer(opened)
+    opened = open_model(checkpoint)
+    tokenizer = require_tokenizer(opened.checkpoint)
     rows = []
     with process_groups(environment, ParallelConfig()) as groups:
-        network = load_network(opened, groups=groups, device=environment.device)
+        network = opened.load_network(groups=groups, device=environment.device, dtype=torch.float32)
         for s in streams:
             made = generate(
                 network,
                 [encode_prompt(None, tokenizer)] * num_samples,
                 num_tokens=num_tokens,
                 strategy=Strategy(streams=s),
-                sampling=Sampling(seed=opened.recipe.run.seed),
+                sampling=Sampling(seed=opened.checkpoint.recipe.run.seed),
             )
             records = text_records(made, tokenizer)
             quality = generative_perplexity(
@@ -125,7 +127,7 @@ def ablation_row(
         )
         for order in ORDERS
     }
-    label = _ablation_label(open_checkpoint(checkpoint).recipe, of)
+    label = _ablation_label(open_model(checkpoint).checkpoint.recipe, of)
     return Row(f"{Path(checkpoint).name}: {label}", figures)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armd_scale.errors import ArmdError
+from armd_scale.files import atomic_file
 
 BENCHMARKS = {
     "LAMBADA": "lambada",
@@ -107,15 +108,14 @@ class Table:
         panels[0].invert_yaxis()
         figure.suptitle(f"{self.title}; published in grey", size=10)
         figure.tight_layout()
-        unfinished = path.with_name(f".partial.{path.name}")
         try:
-            figure.savefig(unfinished)
-            unfinished.replace(path)
-        except (OSError, ValueError) as error:
-            unfinished.unlink(missing_ok=True)
+            with atomic_file(path) as partial:
+                # matplotlib would take the format from the temporary name.
+                figure.savefig(partial, format=path.suffix.removeprefix("."))
+        except ValueError as error:
             raise ArmdError(
-                f"the picture must be written to {path}, and that failed ({error}): name a file "
-                "such as table.svg in a folder that exists"
+                f"the picture's format must be one that matplotlib knows (got {path}: {error}): "
+                "name a file such as table.svg"
             ) from error
 
 

@@ -21,6 +21,7 @@ from armd_scale.data.sample_stream import SampleStream, open_sample_stream
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import TrainingError
+from armd_scale.files import atomic_directory
 from armd_scale.log import ProgressBar
 from armd_scale.order.policies import LeftToRight
 
@@ -81,12 +82,11 @@ def train_llama(
             schedule.step()
             optimizer.zero_grad()
             track.advance(note=f"loss {loss.item():.4f}")
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    network.save_pretrained(unfinished)
-    words.save(unfinished)
-    read = {"steps": steps, "tokens": steps * tokens_per_step(recipe)}
-    (unfinished / "training.json").write_text(json.dumps(read) + "\n")
-    unfinished.replace(folder)
+    with atomic_directory(folder, error_class=TrainingError) as partial:
+        network.save_pretrained(partial)
+        words.save(partial)
+        read = {"steps": steps, "tokens": steps * tokens_per_step(recipe)}
+        (partial / "training.json").write_text(json.dumps(read) + "\n")
 
 
 @torch.no_grad()

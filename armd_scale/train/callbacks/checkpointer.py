@@ -112,7 +112,6 @@ class Checkpointer:
             weights=optimizer.weights(parts.network),
             optimizer=sections,
             tokenizer=self._tokenizer,
-            groups=parts.groups,
         )
 
     def advance(self, *, wait: bool = False) -> None:

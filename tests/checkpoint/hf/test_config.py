@@ -1,4 +1,4 @@
-"""config.json as transformers 4 and 5 write it, and as we do."""
+"""Tests of config.json: as transformers 4 and 5 write it, and as the exporter does."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ def section(config: dict, **options) -> ModelConfig:
     return model_config_from_hf(config, source=Path("folder"), **options)
 
 
-def test_rotary_keys_of_both_versions_say_the_same():
+def test_rotary_keys_of_transformers_4_and_5_are_equivalent():
     scaling = {"rope_type": "llama3", **BOUNDS}
     four = section({**LLAMA_31, "rope_theta": 5e5, "rope_scaling": scaling})
     five = section({**LLAMA_31, "rope_parameters": {"rope_theta": 5e5, **scaling}})
@@ -43,7 +43,7 @@ def test_rotary_keys_of_both_versions_say_the_same():
     assert (pythia.partial_rotary_factor, pythia.rope_theta) == (0.5, 5000.0)
 
 
-def test_what_a_config_leaves_out_is_what_transformers_takes():
+def test_missing_config_keys_have_the_defaults_of_transformers():
     model = section({"model_type": "gpt2", "n_embd": 48, "n_layer": 3, "n_head": 4})
     assert (model.ffn_hidden, model.vocab_size, model.max_positions) == (192, 50257, 1024)
     assert model.tie_embeddings
@@ -51,17 +51,19 @@ def test_what_a_config_leaves_out_is_what_transformers_takes():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_model_section_is_written_as_its_own_family(name):
-    kind, values = CONFIGS[name]
-    model = section({"model_type": kind, **values}, max_positions=64 if "gpt2" in name else 24)
+def test_a_model_section_is_exported_as_its_own_family(name):
+    model_type, values = CONFIGS[name]
+    model = section(
+        {"model_type": model_type, **values}, max_positions=64 if "gpt2" in name else 24
+    )
     assert model.max_positions is not None
     written = hf_config_from_model(model, max_positions=model.max_positions)
-    same_as_llama = kind == "mistral"  # without its window it is one
-    assert written["model_type"] == ("llama" if same_as_llama else kind)
+    is_llama = model_type == "mistral"  # without its window Mistral is a Llama
+    assert written["model_type"] == ("llama" if is_llama else model_type)
     assert not differences(section(written, max_positions=model.max_positions), model)
 
 
-def test_the_nearest_family_s_reason_is_given():
+def test_the_error_names_the_nearest_family_and_what_it_lacks():
     model = section(LLAMA_31 | {"max_position_embeddings": 64})
     odd = dataclasses.replace(model, parallel_residual=True)
     with pytest.raises(
@@ -70,5 +72,5 @@ def test_the_nearest_family_s_reason_is_given():
         hf_config_from_model(odd, max_positions=64)
 
 
-def test_no_family_is_both_known_and_refused():
+def test_no_family_is_both_supported_and_unsupported():
     assert not FAMILIES.keys() & UNSUPPORTED.keys()

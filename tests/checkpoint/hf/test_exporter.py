@@ -1,4 +1,4 @@
-"""Checkpoints exported: every bit of a source comes back, and transformers agrees on the rest."""
+"""Tests of export: bit-exact round trips, and equal logits in transformers."""
 
 import dataclasses
 import json
@@ -15,7 +15,6 @@ from armd_scale.checkpoint.hf.reference import whole_logits
 from armd_scale.checkpoint.hf.source import ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.config.derived import two_stream_layers
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import CheckpointError
 from tests.support.hf_folders import CONFIGS, make_model, write_folder, write_tokenizer
@@ -25,19 +24,19 @@ from tests.support.windows import draw_windows
 
 
 def convert_to(output: Path, hf: Path, groups, **settings) -> Path:
-    wanted = ConversionRequest(
+    request = ConversionRequest(
         hf=hf, output=output, settings=ArmdSettings(**settings), parallel=ParallelConfig()
     )
-    convert(wanted, groups=groups)
+    convert(request, groups=groups)
     return output
 
 
 def save(folder: Path, network, groups, **changes) -> Path:
-    """A checkpoint as training leaves it: of this network, without a source."""
-    changed = {"model": network.model, "data.seq_length": 63, **changes}
+    """Save a checkpoint as training does: of this network, not converted from a folder."""
+    changes = {"model": network.model, "data.seq_length": 63, **changes}
     return CheckpointSave(
-        folder, step=5, network=network, recipe=bend(SMALL, changed), state={"step": 5},
-        optimizer={}, tokenizer=None, groups=groups,
+        folder, step=5, network=network, recipe=bend(SMALL, changes), state={"step": 5},
+        optimizer={}, tokenizer=None,
     ).wait()  # fmt: skip
 
 
@@ -50,29 +49,29 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_there_and_back_is_the_identity(groups, tmp_path, name):
+def test_conversion_and_export_round_trip_bit_exactly(groups, tmp_path, name):
     hf, back = tmp_path / "hf", tmp_path / "back"
     make_model(name).bfloat16().save_pretrained(hf, max_shard_size="10KB")
     write_tokenizer(hf)
     (hf / "generation_config.json").write_text('{"eos_token_id": 2}')
-    within = 24 if name == "mistral-window" else None
-    armd = convert_to(tmp_path / "armd", hf, groups, max_positions=within)
+    max_positions = 24 if name == "mistral-window" else None
+    armd = convert_to(tmp_path / "armd", hf, groups, max_positions=max_positions)
     export(open_checkpoint(armd), back, groups=groups, as_ar=True, shard_bytes=20_000)
-    there, here = tensors_of(hf), tensors_of(back)
-    assert there.keys() == here.keys()
-    for key, tensor in there.items():
-        assert torch.equal(tensor.view(torch.int16), here[key].view(torch.int16)), key
+    original, exported = tensors_of(hf), tensors_of(back)
+    assert original.keys() == exported.keys()
+    for key, tensor in original.items():
+        assert torch.equal(tensor.view(torch.int16), exported[key].view(torch.int16)), key
     for file in ("config.json", "generation_config.json", "tokenizer.json"):
         assert json.loads((hf / file).read_text()) == json.loads((back / file).read_text())
     index = json.loads((back / "model.safetensors.index.json").read_text())
-    assert index["weight_map"].keys() == there.keys()
+    assert index["weight_map"].keys() == original.keys()
     assert sorted(set(index["weight_map"].values())) == sorted(
         path.name for path in back.glob("*.safetensors")
     )
 
 
 @pytest.mark.parametrize("query", ["anchor", "prefix", "learned", "anchor+prefix"])
-def test_an_interchange_folder_is_the_network(groups, tmp_path, query):
+def test_an_interchange_folder_holds_the_same_network(groups, tmp_path, query):
     model = dataclasses.replace(LLAMA, query=query, upper_visibility="self", max_anchor_gap=9)
     network = build(model, groups)
     export(open_checkpoint(save(tmp_path, network, groups)), tmp_path / "hf", groups=groups)
@@ -89,8 +88,8 @@ def test_an_interchange_folder_is_the_network(groups, tmp_path, query):
         "armd.query_embedding": (32,),
     }
     kinds = {"anchor": "gap", "prefix": "prefix", "learned": "query_embedding"}
-    wanted = tuple(kinds[part] for part in query.split("+"))
-    assert extra == {name: shape for name, shape in shapes.items() if name[5:].startswith(wanted)}
+    prefixes = tuple(kinds[part] for part in query.split("+"))
+    assert extra == {name: shape for name, shape in shapes.items() if name[5:].startswith(prefixes)}
     assert "arXiv 2601.16971" in (tmp_path / "hf" / "README.md").read_text()
 
     batch = draw_windows("strided-ar:4", (20,)).batch()
@@ -102,7 +101,7 @@ def test_an_interchange_folder_is_the_network(groups, tmp_path, query):
         HfCheckpoint(
             tmp_path / "hf", ArmdSettings(query="learned" if query == "anchor" else "anchor")
         )
-    # Without the key the folder is a plain AR model.
+    # Without the section the folder is a plain AR model.
     del config["armd"]
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     plain = HfCheckpoint(tmp_path / "hf", ArmdSettings())
@@ -114,7 +113,7 @@ def test_an_interchange_folder_is_the_network(groups, tmp_path, query):
     "model",
     [LLAMA, dataclasses.replace(QWEN3, attention_bias=False), GPT2, NEOX, OLMO2],
 )
-def test_what_training_made_leaves_as_an_ar_model_with_equal_logits(groups, tmp_path, model):
+def test_a_trained_network_exports_as_an_ar_model_with_equal_logits(groups, tmp_path, model):
     network = build(model, groups)
     checkpoint = open_checkpoint(save(tmp_path, network, groups))
     export(checkpoint, tmp_path / "hf", groups=groups, as_ar=True)
@@ -127,11 +126,13 @@ def test_what_training_made_leaves_as_an_ar_model_with_equal_logits(groups, tmp_
     assert not any(name.startswith("armd") for name in tensors_of(tmp_path / "hf"))
 
 
-def test_only_a_query_start_that_is_exact_leaves_as_an_ar_model(groups, tmp_path):
-    for number, query in enumerate(("prefix", "learned", "anchor+prefix")):
+def test_only_ar_exact_query_initializations_export_as_an_ar_model(groups, tmp_path):
+    for index, query in enumerate(("prefix", "learned", "anchor+prefix")):
         network = build(dataclasses.replace(LLAMA, query=query), groups)
-        checkpoint = open_checkpoint(save(tmp_path / str(number), network, groups))
-        with pytest.raises(CheckpointError, match=r"--as-ar needs a checkpoint that is an AR"):
+        checkpoint = open_checkpoint(save(tmp_path / str(index), network, groups))
+        with pytest.raises(
+            CheckpointError, match=r"--as-ar requires a checkpoint whose left-to-right path"
+        ):
             export(checkpoint, tmp_path / "hf", groups=groups, as_ar=True)
     with torch.no_grad():
         network.query_start.prefix.scale.zero_()
@@ -143,40 +144,40 @@ def test_only_a_query_start_that_is_exact_leaves_as_an_ar_model(groups, tmp_path
     )
 
 
-def test_a_network_of_no_family_is_refused(groups, tmp_path):
+def test_a_network_that_no_family_describes_is_refused(groups, tmp_path):
     network = build(dataclasses.replace(LLAMA, norm="layernorm"), groups)
     with pytest.raises(CheckpointError, match=r"not have model\.norm=layernorm"):
         export(open_checkpoint(save(tmp_path, network, groups)), tmp_path / "hf", groups=groups)
     assert not list(tmp_path.glob("*hf*"))
 
 
-def test_a_source_s_config_outlives_training_and_a_change_of_the_model(groups, tmp_path):
+def test_the_source_config_is_kept_while_it_describes_the_model(groups, tmp_path):
     hf = write_folder(tmp_path / "hf", "llama")
     armd = convert_to(tmp_path / "armd", hf, groups)
     recipe = open_checkpoint(armd).recipe
     network = load_network(open_checkpoint(armd), groups=groups)
-    begun = dataclasses.replace(recipe.model, init_from=str(armd))
-    trained = save(tmp_path / "run", network, groups, model=begun)
+    fine_tuned = dataclasses.replace(recipe.model, init_from=str(armd))
+    trained = save(tmp_path / "run", network, groups, model=fine_tuned)
     export(open_checkpoint(trained), tmp_path / "one", groups=groups)
     one, source = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "one", hf))
-    assert one.pop("armd")["two_stream_layers"] == two_stream_layers(recipe.model)
+    assert one.pop("armd")["two_stream_layers"] == recipe.model.two_stream_layers
     assert one == source
-    other = dataclasses.replace(begun, rope_theta=1e6)
+    other = dataclasses.replace(fine_tuned, rope_theta=1e6)
     changed = save(tmp_path / "changed", network, groups, model=other)
     export(open_checkpoint(changed), tmp_path / "two", groups=groups)
     two = json.loads((tmp_path / "two" / "config.json").read_text())
     assert two["rope_parameters"]["rope_theta"] == 1e6
 
 
-def test_an_output_is_replaced_only_where_asked_for(groups, tmp_path):
+def test_an_output_is_replaced_only_on_request(groups, tmp_path):
     checkpoint = open_checkpoint(save(tmp_path, build(LLAMA, groups), groups))
     export(checkpoint, tmp_path / "hf", groups=groups)
-    with pytest.raises(CheckpointError, match="does: choose another name or add --overwrite"):
+    with pytest.raises(CheckpointError, match="exists\\): choose another name or add --overwrite"):
         export(checkpoint, tmp_path / "hf", groups=groups)
     export(checkpoint, tmp_path / "hf", groups=groups, overwrite=True, as_ar=True)
     assert "armd" not in json.loads((tmp_path / "hf" / "config.json").read_text())
     shutil.rmtree(tmp_path / "hf")
     (tmp_path / "hf").mkdir()
-    with pytest.raises(CheckpointError, match=r"must name a folder that holds a config\.json"):
+    with pytest.raises(CheckpointError, match=r"must name a folder that contains config\.json"):
         export(checkpoint, tmp_path / "hf", groups=groups, overwrite=True)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".hf")]

@@ -1,4 +1,4 @@
-"""Pretrained models of every family, converted: the same function, on every layout."""
+"""Tests of conversion: models of every family compute the same after it, on every layout."""
 
 import dataclasses
 from pathlib import Path
@@ -36,18 +36,20 @@ def conversion(hf: Path, output: Path, **changes) -> ConversionRequest:
 
 @pytest.fixture(scope="module")
 def converted(groups, tmp_path_factory) -> Path:
-    """For each configuration NAME the folder NAME, and NAME.armd, made from it."""
-    place = tmp_path_factory.mktemp("hf")
+    """A folder with the Hugging Face folder NAME and the checkpoint NAME.armd of each model."""
+    folder = tmp_path_factory.mktemp("hf")
     for name in CONFIGS:
-        write_folder(place / name, name, max_shard_size="20KB")
-        within = WINDOW if name == "mistral-window" else None
-        settings = ArmdSettings(max_positions=within)
-        convert(conversion(place / name, place / f"{name}.armd", settings=settings), groups=groups)
-    return place
+        write_folder(folder / name, name, max_shard_size="20KB")
+        max_positions = WINDOW if name == "mistral-window" else None
+        settings = ArmdSettings(max_positions=max_positions)
+        convert(
+            conversion(folder / name, folder / f"{name}.armd", settings=settings), groups=groups
+        )
+    return folder
 
 
 def left_to_right(seed: int = 0, count: int = 2) -> ArmdBatch:
-    """Windows of random tokens whose two streams are both run."""
+    """Windows of random tokens for which the network runs both streams."""
     tokens = np.random.default_rng(seed).integers(0, VOCAB, size=(count, WINDOW))
     blocks = np.tile(np.arange(WINDOW, dtype=np.int32), (count, 1))
     return dataclasses.replace(batch_of(tokens, blocks), is_left_to_right=False)
@@ -58,14 +60,14 @@ def window_of(batch: ArmdBatch) -> Tensor:
 
 
 def reference(name: str, batch: ArmdBatch, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What transformers itself says of the targets of a batch."""
+    """Logits of transformers for the targets of a batch."""
     model = make_model(name).to(dtype)
     with torch.no_grad(), AllDouble() if dtype is torch.float64 else torch.enable_grad():
         return model(input_ids=window_of(batch), use_cache=False).logits[:, :-1].detach()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_converted_model_is_the_model(converted, groups, name):
+def test_a_converted_model_computes_the_same(converted, groups, name):
     network = load_network(open_checkpoint(converted / f"{name}.armd"), groups=groups)
     assert network.num_two_stream == 2
     batch = left_to_right()
@@ -78,7 +80,7 @@ def test_a_converted_model_is_the_model(converted, groups, name):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_in_float64_nothing_is_left_of_the_difference(converted, groups, name):
+def test_the_difference_vanishes_in_float64(converted, groups, name):
     checkpoint = open_checkpoint(converted / f"{name}.armd")
     network = load_network(checkpoint, groups=groups, dtype=torch.float64)
     batch = left_to_right()
@@ -87,38 +89,38 @@ def test_in_float64_nothing_is_left_of_the_difference(converted, groups, name):
     assert difference.abs().max() <= 1e-9
 
 
-def scores_of(groups: ProcessGroupCollection, place: str, names: list[str]) -> list[np.ndarray]:
-    """Nats per target of models on this layout."""
-    found = []
+def nll_of(groups: ProcessGroupCollection, folder: str, names: list[str]) -> list[np.ndarray]:
+    """Nats per target of the named models on this layout."""
+    results = []
     for name in names:
-        checkpoint = open_checkpoint(f"{place}/{name}.armd")
+        checkpoint = open_checkpoint(f"{folder}/{name}.armd")
         parallel = ParallelConfig(tensor=groups.tp.size(), pipeline=groups.pp.size())
         recipe = dataclasses.replace(checkpoint.recipe, parallel=parallel)
         network = build_network(recipe, checkpoint, groups=groups, device=torch.device("cpu"))
         scorer = PipelineEvaluator(network, make_chunks_for(network, network))
-        found.append(scorer(left_to_right()).numpy())
-    return found
+        results.append(scorer(left_to_right()).numpy())
+    return results
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (2, 2)])
-def test_a_converted_model_is_the_model_on_any_layout(converted, tensor, pipeline):
+def test_a_converted_model_computes_the_same_on_any_layout(converted, tensor, pipeline):
     names = ["llama", "qwen2", "olmo2", "gpt_neox", "gpt2"]
     layout = ParallelConfig(tensor=tensor, pipeline=pipeline)
     size = tensor * pipeline
-    ranks = run_on_ranks(scores_of, size, str(converted), names, parallel=layout)
+    ranks = run_on_ranks(nll_of, size, str(converted), names, parallel=layout)
     batch = left_to_right()
-    for number, name in enumerate(names):
+    for index, name in enumerate(names):
         logits = reference(name, batch)
         nll = torch.nn.functional.cross_entropy(logits.mT, batch.labels, reduction="none")
         for rank in ranks:
-            assert np.abs(rank[number] - nll.numpy()).max() <= 1e-5, name
+            assert np.abs(rank[index] - nll.numpy()).max() <= 1e-5, name
 
 
 def convert_on(groups: ProcessGroupCollection, hf: str, output: str) -> None:
     convert(conversion(Path(hf), Path(output)), groups=groups)
 
 
-def test_processes_share_the_work(converted, tmp_path):
+def test_two_ranks_share_the_work_and_write_the_same_weights(converted, tmp_path):
     run_on_ranks(convert_on, 2, str(converted / "llama"), str(tmp_path / "two"))
     one, two = (
         StreamedWeights(path / "weights") for path in (converted / "llama.armd", tmp_path / "two")
@@ -129,21 +131,21 @@ def test_processes_share_the_work(converted, tmp_path):
     assert files == {"0", "1"}
 
 
-def test_parity_tells_another_model_apart(converted, groups):
+def test_parity_fails_for_another_model(converted, groups):
     checkpoint = open_checkpoint(converted / "llama.armd")
     for by_layer in (False, True):
         same = check_parity(checkpoint, converted / "llama", groups=groups, by_layer=by_layer)
         assert same.passed
-        assert [one.path for one in same.agreements] == ["two streams", "one stream"]
+        assert [result.path for result in same.agreements] == ["two streams", "one stream"]
         other = check_parity(
             checkpoint, converted / "llama-linear", groups=groups, by_layer=by_layer
         )
         assert not other.passed
-        assert "TOO FAR" in describe(other)
+        assert "DIFFERS" in describe(other)
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "qwen2", "phi3"])
-def test_parity_by_layer_is_parity(converted, groups, name):
+def test_parity_by_layer_gives_the_same_figures(converted, groups, name):
     checkpoint = open_checkpoint(converted / f"{name}.armd")
     whole, layers = (
         check_parity(checkpoint, converted / name, groups=groups, by_layer=by_layer)
@@ -154,7 +156,7 @@ def test_parity_by_layer_is_parity(converted, groups, name):
 
 
 @pytest.mark.parametrize("query", ["learned", "prefix", "anchor+prefix"])
-def test_other_query_starts_keep_the_content_path(converted, groups, tmp_path, query):
+def test_other_query_initializations_keep_the_content_path(converted, groups, tmp_path, query):
     settings = ArmdSettings(query=query, two_stream_layers=3, upper_visibility="self", seed=7)
     convert(conversion(converted / "llama", tmp_path / "armd", settings=settings), groups=groups)
     checkpoint = open_checkpoint(tmp_path / "armd")
@@ -162,9 +164,11 @@ def test_other_query_starts_keep_the_content_path(converted, groups, tmp_path, q
     assert (model.query, model.two_stream_layers, model.upper_visibility) == (query, 3, "self")
     parity = check_parity(checkpoint, converted / "llama", groups=groups)
     assert parity.passed
-    # Beside an anchor the prefix starts at nothing, so both streams are still exact.
+    # Beside an anchor the prefix scale starts at zero, so both streams are still exact.
     assert len(parity.agreements) == (2 if query == "anchor+prefix" else 1)
-    assert ("not AR-exact by construction" in describe(parity)) == (query != "anchor+prefix")
+    assert ("does not keep the two-stream network equal" in describe(parity)) == (
+        query != "anchor+prefix"
+    )
     new = [
         name
         for name in load_network(checkpoint, groups=groups).parameters_by_name()
@@ -176,44 +180,46 @@ def test_other_query_starts_keep_the_content_path(converted, groups, tmp_path, q
         assert torch.equal(stored, expected), name
 
 
-@pytest.mark.parametrize(("given", "kept"), [("keep", "fp16"), ("bf16", "bf16"), ("fp32", "fp32")])
-def test_weights_keep_their_type_unless_asked_for(groups, tmp_path, given, kept):
+@pytest.mark.parametrize(
+    ("requested", "stored"), [("keep", "fp16"), ("bf16", "bf16"), ("fp32", "fp32")]
+)
+def test_weights_keep_their_type_unless_another_is_requested(groups, tmp_path, requested, stored):
     make_model("qwen2").half().save_pretrained(tmp_path / "hf")
-    convert(conversion(tmp_path / "hf", tmp_path / "armd", dtype=given), groups=groups)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[kept]
+    convert(conversion(tmp_path / "hf", tmp_path / "armd", dtype=requested), groups=groups)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[stored]
     weights = StreamedWeights(tmp_path / "armd" / "weights")
     assert {tensor.dtype for tensor in weights.tensors.values()} == {dtype}
     parity = check_parity(open_checkpoint(tmp_path / "armd"), tmp_path / "hf", groups=groups)
-    assert parity.passed == (given != "bf16")  # which rounds fp16's numbers
+    assert parity.passed == (requested != "bf16")  # bf16 rounds fp16 values
 
 
-def test_an_output_is_replaced_only_where_asked_for(converted, groups, tmp_path):
-    wanted = conversion(converted / "llama", tmp_path / "armd")
-    convert(wanted, groups=groups)
-    with pytest.raises(CheckpointError, match="does: choose another name or add --overwrite"):
-        convert(wanted, groups=groups)
-    other = dataclasses.replace(wanted, hf=converted / "qwen2", overwrite=True)
+def test_an_output_is_replaced_only_on_request(converted, groups, tmp_path):
+    request = conversion(converted / "llama", tmp_path / "armd")
+    convert(request, groups=groups)
+    with pytest.raises(CheckpointError, match="exists\\): choose another name or add --overwrite"):
+        convert(request, groups=groups)
+    other = dataclasses.replace(request, hf=converted / "qwen2", overwrite=True)
     convert(other, groups=groups)
     assert open_checkpoint(tmp_path / "armd").recipe.model.attention_bias
     (tmp_path / "armd" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"--overwrite must name a folder that holds a mani"):
+    with pytest.raises(CheckpointError, match=r"--overwrite must name a folder that contains mani"):
         convert(other, groups=groups)
     assert [path.name for path in tmp_path.iterdir()] == ["armd"]
 
 
-def test_a_layout_that_cannot_be_is_refused_before_anything_is_written(converted, groups, tmp_path):
+def test_an_impossible_layout_is_refused_before_anything_is_written(converted, groups, tmp_path):
     for parallel, key in (
         (ParallelConfig(tensor=4), "model.kv_heads"),
         (ParallelConfig(pipeline=5), "model.layers"),
     ):
-        wanted = conversion(converted / "llama", tmp_path / "armd", parallel=parallel)
+        request = conversion(converted / "llama", tmp_path / "armd", parallel=parallel)
         with pytest.raises(RecipeError, match=key):
-            convert(wanted, groups=groups)
+            convert(request, groups=groups)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_named(converted, groups, tmp_path):
-    (tmp_path / "place").write_text("a file where a folder should be")
-    wanted = conversion(converted / "llama", tmp_path / "place" / "armd")
-    with pytest.raises(CheckpointError, match=r"armd, and that failed \(Not a directory\): free"):
-        convert(wanted, groups=groups)
+def test_a_write_error_names_the_output(converted, groups, tmp_path):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    request = conversion(converted / "llama", tmp_path / "file" / "armd")
+    with pytest.raises(CheckpointError, match=r"cannot write .*/armd \(Not a directory\): check"):
+        convert(request, groups=groups)

@@ -1,4 +1,4 @@
-"""Every layout is a bijection, and puts each piece where the format it is named for has it."""
+"""Tests of packing: every layout is a bijection, and matches the format that uses it."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ SIZES = {"heads": 4, "padded": 12}
 
 def numbered(shapes, start=0):
     return {
-        name: 1 + start + 100 * number + torch.arange(shape[0] * shape[1]).view(shape)
-        for number, (name, shape) in enumerate(shapes.items())
+        name: 1 + start + 100 * index + torch.arange(shape[0] * shape[1]).view(shape)
+        for index, (name, shape) in enumerate(shapes.items())
     }
 
 
@@ -33,7 +33,7 @@ def test_unpacking_undoes_packing(layout):
     assert torch.equal(packed.pack(list(unpacked.values())), whole)
 
 
-def test_where_pieces_lie():
+def test_each_layout_stores_pieces_where_its_format_does():
     q, k, v = numbered(PIECES["heads"]).values()
     whole = PackedTensor("x", PIECES["heads"], "heads", 4).pack([q, k, v])
     assert torch.equal(whole, torch.cat((q[:4], k[:4], v[:4], q[4:], k[4:], v[4:])))
@@ -44,7 +44,7 @@ def test_where_pieces_lie():
     assert not padded[7:].any()
 
 
-def test_a_tensor_is_read_once_for_all_its_pieces():
+def test_a_source_tensor_is_read_once_for_all_its_pieces():
     fused = PackedTensor("fused", PIECES["rows"])
     pieces = numbered(PIECES["rows"])
     read = []
@@ -53,7 +53,7 @@ def test_a_tensor_is_read_once_for_all_its_pieces():
         read.append(name)
         return fused.pack(list(pieces.values()))
 
-    translation = Repacker([fused], reading)
+    repacker = Repacker([fused], reading)
     pair = PackedTensor("kv", {"k": (4, 5), "v": (4, 5)}, "heads", 2)
-    assert torch.equal(translation.build(pair), pair.pack([pieces["k"], pieces["v"]]))
-    assert read == ["fused"] == translation.names(pair)
+    assert torch.equal(repacker.build(pair), pair.pack([pieces["k"], pieces["v"]]))
+    assert read == ["fused"] == repacker.source_names(pair)

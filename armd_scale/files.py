@@ -1,0 +1,185 @@
+"""Atomic writes, file hashes, and checks of output paths.
+
+Everything is written under a temporary name beside its final name, `.{name}.partial`, and renamed
+when it is complete: a reader sees the old file, the new file or no file, but never half of one. The
+temporary name is in the same folder because a rename is atomic only within one filesystem.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from armd_scale.errors import ArmdError
+
+
+def partial_path(path: Path) -> Path:
+    """Temporary name under which `path` is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def reraise_write_errors(path: Path, *, error_class: type[ArmdError] = ArmdError) -> Iterator[None]:
+    """Turn an OSError into the user's error for a path that cannot be written.
+
+    Args:
+        path: file or folder to name in the message.
+        error_class: class of the error.
+
+    Raises:
+        ArmdError: (`error_class`) an OSError was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise error_class(
+            f"cannot write {path} ({_reason(error)}): check that its folder exists, is writable "
+            "and has free space, or choose another path"
+        ) from error
+
+
+@contextmanager
+def atomic_file(path: Path, *, error_class: type[ArmdError] = ArmdError) -> Iterator[Path]:
+    """Yield a temporary path; the file written there is renamed to `path` on success.
+
+    On any exception the temporary file is removed and an existing `path` stays as it was.
+
+    Args:
+        path: final name; an existing file is replaced.
+        error_class: class of the error for a file that cannot be written.
+
+    Raises:
+        ArmdError: (`error_class`) the file cannot be written.
+    """
+    partial = partial_path(path)
+    try:
+        with reraise_write_errors(path, error_class=error_class):
+            yield partial
+            partial.replace(path)
+    finally:
+        with suppress(OSError):  # usually renamed already, or its folder does not exist
+            partial.unlink()
+
+
+def atomic_write_text(path: Path, text: str, *, error_class: type[ArmdError] = ArmdError) -> None:
+    """Write a UTF-8 file that appears complete or not at all; errors as of `atomic_file`."""
+    atomic_write_bytes(path, text.encode(), error_class=error_class)
+
+
+def atomic_write_bytes(
+    path: Path, data: bytes, *, error_class: type[ArmdError] = ArmdError
+) -> None:
+    """Write a file that appears complete or not at all; errors as of `atomic_file`."""
+    with atomic_file(path, error_class=error_class) as partial:
+        partial.write_bytes(data)
+
+
+def atomic_write_json(
+    path: Path,
+    value: Any,
+    *,
+    indent: int | None = None,
+    error_class: type[ArmdError] = ArmdError,
+) -> None:
+    """Write `value` as JSON and a final newline; errors as of `atomic_file`."""
+    text = json.dumps(value, indent=indent) + "\n"
+    atomic_write_text(path, text, error_class=error_class)
+
+
+@contextmanager
+def atomic_directory(path: Path, *, error_class: type[ArmdError] = ArmdError) -> Iterator[Path]:
+    """Yield an empty temporary folder that is renamed to `path` on success.
+
+    An existing folder at `path` is replaced only once the new one is complete. On any exception the
+    temporary folder is removed and an existing `path` stays as it was. Parent folders are created.
+
+    Args:
+        path: final name.
+        error_class: class of the error for a folder that cannot be written.
+
+    Raises:
+        ArmdError: (`error_class`) the folder, or a file in it, cannot be written.
+    """
+    partial = partial_path(path)
+    try:
+        with reraise_write_errors(path, error_class=error_class):
+            shutil.rmtree(partial, ignore_errors=True)  # left over from a killed process
+            partial.mkdir(parents=True)
+            yield partial
+            _replace_directory(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_directory(new: Path, path: Path) -> None:
+    # A rename cannot overwrite a folder that is not empty, so the old folder moves away first.
+    replaced = path.with_name(f".{path.name}.replaced")
+    had_old = path.exists()
+    if had_old:
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    try:
+        new.rename(path)
+    except OSError:
+        if had_old:
+            replaced.rename(path)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as a hex string; the file is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_parent_dir(
+    path: Path | None, option: str, *, error_class: type[ArmdError] = ArmdError
+) -> None:
+    """Check, before any long work, that the folder of an output file exists.
+
+    Args:
+        path: the output file; None if the user did not ask for it.
+        option: command-line option that names the file, for the message.
+        error_class: class of the error.
+
+    Raises:
+        ArmdError: (`error_class`) the folder does not exist.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise error_class(
+            f"{option} must name a file in an existing folder (got {path}): create the folder "
+            f"{path.parent} first, or name another file"
+        )
+
+
+def require_writable(
+    path: Path | None, option: str, *, error_class: type[ArmdError] = ArmdError
+) -> None:
+    """Check, before any long work, that an output file can be written; arguments as above.
+
+    Stricter than `require_parent_dir`: also finds a read-only folder, and a folder at `path`.
+
+    Raises:
+        ArmdError: (`error_class`) the file cannot be written.
+    """
+    if path is None:
+        return
+    partial = partial_path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "is a directory")
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise error_class(
+            f"{option} must name a file that can be written (got {path}: {_reason(error)}): create "
+            "its folder first, or name another file"
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
