@@ -3,7 +3,7 @@
 import math
 
 from armd_scale.config.resolve import ResolvedModel
-from armd_scale.config.schema import ModelConfig, ParallelConfig, Recipe, TrainConfig
+from armd_scale.config.schema import ModelConfig, OptimConfig, ParallelConfig, Recipe, TrainConfig
 
 # Matrix units run fastest on multiples of 64. As a multiple of the usual tensor parallel sizes it
 # also gives one padded size, and so one shape in checkpoints, under all of them.
@@ -28,14 +28,14 @@ def logits_chunk_rows(columns: int, samples: int, *, on_gpu: bool) -> int:
     return max(1, max(limit // columns, MIN_ROWS_PER_CHUNK) // samples)
 
 
-def reduces_every_micro_batch(recipe: Recipe) -> bool:
-    """Whether gradients are reduce-scattered after each micro-batch, so no rank holds them whole.
+def reduces_every_micro_batch(optim: OptimConfig, *, pipeline_size: int) -> bool:
+    """Return whether gradients are reduced and partitioned in every backward pass.
 
-    True from ZeRO 2 on, except with a pipeline, whose stages finish their backward passes at
-    different times and therefore reduce once per step, and except with offload.
+    No rank holds them whole then, at the price of one reduction per micro-batch. True from ZeRO 2
+    on, except with a pipeline, whose stages reach their gradients at different times, or with the
+    optimizer in host memory; gradients are then reduced once per step.
     """
-    optim = recipe.optim
-    return optim.zero_stage >= 2 and recipe.parallel.pipeline == 1 and optim.offload == "none"
+    return optim.zero_stage >= 2 and pipeline_size == 1 and optim.offload == "none"
 
 
 def rotary_dim(model: ResolvedModel) -> int:

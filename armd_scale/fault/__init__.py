@@ -1,1 +1,1 @@
-"""Notice ranks that died or hang, and stop signals."""
+"""Failure detection: dead and hung ranks, stack dumps, and stop signals."""

@@ -1,9 +1,14 @@
-"""Rank 0's roll of the job: who is here, who has come to its end, who is gone.
+"""Rank-0 failure detector: tracks which ranks are connected, finished, lost or hung.
 
-Lines of JSON over one TCP connection a process. A process introduces itself with the job's token,
-says now and then what it is doing where somebody wants to know (`beat`), and at last either that it
-has come to its end (`leaving`) or what it failed with (`failed`). Rank 0 tells each process who is
-lost, or that all have come to their end; before that, where beats are wanted, only that it lives.
+Every rank, rank 0 included, keeps one TCP connection to this detector and sends lines of JSON:
+
+    {"token", "rank", "name"}      registration, once
+    {"heartbeat": {...}}           the current phase, if hang detection is enabled
+    {"failed": error}              this rank raised an exception
+    {"finished": true}             this rank has reached the end of its work
+
+The detector answers with {"alive": true} now and then (hang detection only), and with one
+{"outcome": {...}} at the end: either all ranks have finished, or the first failure that was seen.
 """
 
 import json
@@ -13,191 +18,220 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from armd_scale.fault.heartbeat import (
     Heartbeat,
-    beat_interval,
+    JobOutcome,
+    heartbeat_interval,
     peer_failed_message,
     peer_hung_message,
     peer_lost_message,
 )
 from armd_scale.fault.json_socket import (
-    LONGEST_LINE,
-    connections,
+    MAX_LINE_BYTES,
+    close_in_forked_children,
     enable_keepalive,
-    message,
+    encode_line,
     raise_nofile_limit,
 )
+
+# Files that rank 0 needs beside its connections: shards, checkpoints, gloo's own sockets.
+OTHER_OPEN_FILES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class RendezvousInfo:
-    """What a process needs to know to have itself put on the roll."""
+    """What a rank needs to know to register with the detector."""
 
     port: int
     token: str
-    who: str
-    """Rank 0, in words."""
+    rank0_name: str
 
 
 @dataclass
 class _PeerConnection:
-    """One process's connection, as rank 0 sees it."""
+    """State of one rank's connection."""
 
     connection: socket.socket
     received: bytes = b""
+    """Bytes after the last complete line."""
     rank: int | None = None
-    """None until it has introduced itself."""
-    who: str = ""
-    beat: Heartbeat = field(default_factory=Heartbeat)
-    heard: float = field(default_factory=time.monotonic)
-    """When its last beat came."""
+    """None until the rank has registered."""
+    name: str = ""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    heartbeat_time: float = field(default_factory=time.monotonic)
+    """Arrival of the last heartbeat on this process's clock."""
 
     def seconds_in_phase(self, now: float) -> float:
-        """Seconds since it began what it is doing, for all that is known."""
-        return now - self.heard + self.beat.seconds
+        """Return the time since the rank entered its phase.
+
+        Clocks of two machines cannot be compared, so the rank sends an age instead of a time.
+        """
+        return now - self.heartbeat_time + self.heartbeat.seconds_in_phase
 
 
 class FailureDetector:
-    """Keeps the roll in a thread of rank 0, from the start of the job to its end.
+    """Watches all ranks in a thread of rank 0, from the start of the job to its end.
 
     Args:
-        world_size: processes of the job, rank 0 among them.
-        silent: silence of a machine, in seconds, after which its processes are lost.
-        hang: seconds after which a process that beats no more, or is still doing the same, is
-            lost too; None: as long as it likes.
+        world_size: number of ranks, rank 0 included.
+        keepalive_timeout_seconds: silence of a machine after which its ranks are lost.
+        hang_timeout_seconds: time without a heartbeat, or in one phase, after which a rank counts
+            as hung; None disables hang detection.
     """
 
     def __init__(
-        self, world_size: int, *, silent: int, hang_timeout_seconds: float | None = None
+        self,
+        world_size: int,
+        *,
+        keepalive_timeout_seconds: int,
+        hang_timeout_seconds: float | None = None,
     ) -> None:
-        raise_nofile_limit(2 * world_size + 512)
+        # Each rank is one open file here; jobs above a few hundred ranks exceed the usual 1024
+        # together with gloo's connections, of which there may be as many.
+        raise_nofile_limit(2 * world_size + OTHER_OPEN_FILES)
         self.token = secrets.token_hex(16)
-        both = socket.has_dualstack_ipv6()
+        has_ipv6 = socket.has_dualstack_ipv6()
         self._listener = socket.create_server(
             ("", 0),
-            family=socket.AF_INET6 if both else socket.AF_INET,
-            backlog=world_size,
-            dualstack_ipv6=both,
+            family=socket.AF_INET6 if has_ipv6 else socket.AF_INET,
+            backlog=world_size,  # all ranks connect at the same moment
+            dualstack_ipv6=has_ipv6,
         )
-        connections.add(self._listener)
+        close_in_forked_children(self._listener)
         self.port: int = self._listener.getsockname()[1]
-        self._world_size, self._silent, self._hang = world_size, silent, hang_timeout_seconds
-        self._lines: dict[int, _PeerConnection] = {}
+        self._world_size = world_size
+        self._keepalive_timeout_seconds = keepalive_timeout_seconds
+        self._hang_timeout_seconds = hang_timeout_seconds
+        self._peers: dict[int, _PeerConnection] = {}
         self._finished: set[int] = set()
-        self._verdict: bytes | None = None
+        self._outcome: JobOutcome | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, daemon=True, name="liveness-roll")
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="failure-detector")
         self._thread.start()
 
-    def finish(self) -> None:
-        """Returns when all have been told that all have come to their end."""
+    def wait_until_finished(self) -> None:
+        """Return after every rank has been told that all ranks have finished."""
         self._thread.join()
 
     def _serve(self) -> None:
+        hang_timeout = self._hang_timeout_seconds
+        poll_seconds = None if hang_timeout is None else heartbeat_interval(hang_timeout)
         try:
             while len(self._finished) < self._world_size:
-                for ready, _ in self._selector.select(self._hang and beat_interval(self._hang)):
-                    self._accept() if ready.data is None else self._read(ready.data)
-                if self._hang is not None and self._verdict is None:
-                    self._look_for_hung(self._hang)
+                # Without hang detection the thread sleeps until a socket is readable.
+                for event, _ in self._selector.select(poll_seconds):
+                    self._accept() if event.data is None else self._read(event.data)
+                if hang_timeout is not None and self._outcome is None:
+                    self._check_for_hang(hang_timeout)
         except OSError as error:
-            self._declare_failure(
-                peer_failed_message("rank 0", f"{error} as it watched the others"), is_gone=False
-            )
+            # Unwatched, the job would lose hang and death detection without a word: end it.
+            message = peer_failed_message("rank 0", f"{error} in the failure detector")
+            self._declare_failure(JobOutcome(failure=message))
             return
-        self._broadcast(message(lost=None))
-        for line in self._lines.values():
-            line.connection.close()
+        self._broadcast(_encode(JobOutcome()))
+        for peer in self._peers.values():
+            peer.connection.close()
         self._selector.close()
         self._listener.close()
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         connection.setblocking(False)
-        enable_keepalive(connection, timeout_seconds=self._silent)
+        close_in_forked_children(connection)
+        enable_keepalive(connection, timeout_seconds=self._keepalive_timeout_seconds)
         self._selector.register(connection, selectors.EVENT_READ, _PeerConnection(connection))
 
-    def _read(self, line: _PeerConnection) -> None:
+    def _read(self, peer: _PeerConnection) -> None:
         try:
-            data = line.connection.recv(4096)
+            data = peer.connection.recv(4096)
         except BlockingIOError:
             return
-        except OSError:  # reset, or silent for too long
+        except OSError:  # reset, or closed by the keepalive timeout
             data = b""
-        line.received += data
-        *complete, line.received = line.received.split(b"\n")
-        for text in complete:
-            self._handle_message(line, text)
-        if not data or len(line.received) > LONGEST_LINE:
-            self._close(line)
+        peer.received += data
+        *lines, peer.received = peer.received.split(b"\n")
+        for line in lines:
+            self._handle_message(peer, line)
+        # Lines first: a rank may send "finished" and close in one packet.
+        if not data or len(peer.received) > MAX_LINE_BYTES:
+            self._close(peer)
 
-    def _handle_message(self, line: _PeerConnection, text: bytes) -> None:
+    def _handle_message(self, peer: _PeerConnection, line: bytes) -> None:
         try:
-            content = json.loads(text)
+            content = json.loads(line)
         except ValueError:
             content = {}
-        if line.rank is None:
-            self._register(line, content)
-        elif "beat" in content:
-            line.beat, line.heard = Heartbeat(**content["beat"]), time.monotonic()
-        elif content.get("leaving"):
-            self._finished.add(line.rank)
+        if peer.rank is None:
+            self._register(peer, content)
+        elif "heartbeat" in content:
+            peer.heartbeat = Heartbeat(**content["heartbeat"])
+            peer.heartbeat_time = time.monotonic()
+        elif content.get("finished"):
+            self._finished.add(peer.rank)
         elif "failed" in content:
-            self._declare_failure(peer_failed_message(line.who, content["failed"]), is_gone=False)
+            message = peer_failed_message(peer.name, content["failed"])
+            self._declare_failure(JobOutcome(failure=message))
 
-    def _register(self, line: _PeerConnection, content: Any) -> None:
-        """Takes a process in; a stranger (a port scanner, another job) is not listened to."""
+    def _register(self, peer: _PeerConnection, content: Any) -> None:
+        """Register a rank. Connections without the job's token (port scanners) are ignored."""
         if not isinstance(content, dict) or content.get("token") != self.token:
             return
-        line.rank, line.who = content["rank"], content["who"]
-        self._lines[content["rank"]] = line
-        if self._verdict is not None:
-            self._tell(line, self._verdict)
+        peer.rank, peer.name = content["rank"], content["name"]
+        self._peers[content["rank"]] = peer
+        if self._outcome is not None:
+            # Another rank failed before this one arrived, which would wait for it forever.
+            _send(peer, _encode(self._outcome))
 
-    def _close(self, line: _PeerConnection) -> None:
-        self._selector.unregister(line.connection)
-        line.connection.close()
-        if line.rank is not None and line.rank not in self._finished:
-            self._declare_failure(peer_lost_message(line.who), is_gone=True)
+    def _close(self, peer: _PeerConnection) -> None:
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        if peer.rank is not None and peer.rank not in self._finished:
+            self._declare_failure(JobOutcome(failure=peer_lost_message(peer.name), is_gone=True))
 
-    def _look_for_hung(self, hang: float) -> None:
-        """Judges a process that hangs, and tells the others that this one does not.
+    def _check_for_hang(self, hang_timeout_seconds: float) -> None:
+        """Declare a hung rank, or tell all ranks that rank 0 is alive.
 
-        One process that hangs soon has all others wait for it. So of those that beat, the one
-        that is least far is to blame; one that does not even beat goes before it.
+        A single hung rank soon blocks all others in a collective, so every rank exceeds the
+        timeout at about the same time. A rank without heartbeats (stopped, or its machine is
+        frozen) is blamed first; otherwise the rank with the lowest phase index, as the others have
+        gone on to a later phase and wait there. Among equals it is the one that waits longest.
         """
         now = time.monotonic()
-        lines = [line for rank, line in self._lines.items() if rank not in self._finished]
-        stopped = [line for line in lines if now - line.heard > hang]
-        if stopped:
-            self._judge_hung(min(stopped, key=lambda line: line.heard), now)
-        elif any(line.seconds_in_phase(now) > hang for line in lines):
-            self._judge_hung(
-                min(lines, key=lambda line: (line.beat.phase_index, -line.seconds_in_phase(now))),
-                now,
+        peers = [peer for rank, peer in self._peers.items() if rank not in self._finished]
+        silent = [peer for peer in peers if now - peer.heartbeat_time > hang_timeout_seconds]
+        if silent:
+            hung = min(silent, key=lambda peer: peer.heartbeat_time)
+        elif any(peer.seconds_in_phase(now) > hang_timeout_seconds for peer in peers):
+            hung = min(
+                peers, key=lambda peer: (peer.heartbeat.phase_index, -peer.seconds_in_phase(now))
             )
         else:
-            self._broadcast(message(lives=True))
+            self._broadcast(encode_line(alive=True))
+            return
+        message = peer_hung_message(hung.name, hung.heartbeat.phase, hung.seconds_in_phase(now))
+        self._declare_failure(JobOutcome(failure=message, is_gone=True, is_hung=True))
 
-    def _judge_hung(self, line: _PeerConnection, now: float) -> None:
-        sentence = peer_hung_message(line.who, line.beat.phase, line.seconds_in_phase(now))
-        self._declare_failure(sentence, is_gone=True, is_hung=True)
+    def _declare_failure(self, outcome: JobOutcome) -> None:
+        """Broadcast the first failure. Later ones are its consequences and are dropped."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self._broadcast(_encode(outcome))
 
-    def _declare_failure(self, sentence: str, *, is_gone: bool, is_hung: bool = False) -> None:
-        """The first loss is the cause of those that follow, so it is the one that is named."""
-        if self._verdict is None:
-            self._verdict = message(lost=sentence, is_gone=is_gone, is_hung=is_hung)
-            self._broadcast(self._verdict)
+    def _broadcast(self, line: bytes) -> None:
+        # Rank 0 last: its process may exit as soon as it hears, and this thread with it.
+        for rank in sorted(self._peers, reverse=True):
+            _send(self._peers[rank], line)
 
-    def _broadcast(self, text: bytes) -> None:
-        # Rank 0 last: it may end the moment it hears, and this thread with it.
-        for rank in sorted(self._lines, reverse=True):
-            self._tell(self._lines[rank], text)
 
-    def _tell(self, line: _PeerConnection, text: bytes) -> None:
-        with suppress(OSError):
-            line.connection.sendall(text)
+def _encode(outcome: JobOutcome) -> bytes:
+    return encode_line(outcome=asdict(outcome))
+
+
+def _send(peer: _PeerConnection, line: bytes) -> None:
+    # A broken connection is reported by the next read from it.
+    with suppress(OSError):
+        peer.connection.sendall(line)

@@ -1,66 +1,56 @@
-"""What is said about processes of a job: what they are doing, and what became of them."""
+"""Heartbeats, the outcome that ends a job, and the messages for lost, failed and hung ranks."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
-PREFIX = "every process of the job must live until its end, and "
+RERUN = "rerun the same command to resume from the last checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """What a process is doing."""
+    """The current phase of a rank, as it is sent to rank 0."""
 
     phase_index: int = 0
-    """How many things it has begun; equal on all processes that are equally far."""
+    """Number of phases started so far; equal on all ranks that have made the same progress."""
     phase: str = "starting"
-    """The latest of them, in words."""
-    seconds: float = 0.0
-    """How long ago it began that."""
+    """Name of the current phase, with its step if it has one."""
+    seconds_in_phase: float = 0.0
+    """Time since the current phase started."""
 
 
-@runtime_checkable
-class HeartbeatSource(Protocol):
-    """What this process is doing, for those who wait for it."""
+@dataclass(frozen=True, kw_only=True)
+class JobOutcome:
+    """Rank 0's final message to every rank: the job is over, or it has failed."""
 
-    @property
-    def hang_timeout_seconds(self) -> float:
-        """How long it may do the same thing; 0: as long as it likes."""
-        ...
-
-    def heartbeat(self) -> Heartbeat:
-        """What it is doing now; asked for by another thread."""
-        ...
-
-    def dump_stacks(self) -> None:
-        """Writes down where its threads are; called when some process hangs."""
-        ...
+    failure: str | None = None
+    """Message that names the failed rank; None if all ranks have finished."""
+    is_gone: bool = False
+    """Whether the failed rank died or hangs, so that it cannot log an error of its own."""
+    is_hung: bool = False
+    """Whether the failed rank is still alive, so that stack traces of all ranks are useful."""
 
 
-def beat_interval(hang: float) -> float:
-    """Seconds between beats where a process may hang for `hang` seconds."""
-    return min(5.0, hang / 5)
+def heartbeat_interval(hang_timeout_seconds: float) -> float:
+    """Return the seconds between heartbeats: 5 at most, and at least five of them per timeout."""
+    return min(5.0, hang_timeout_seconds / 5)
 
 
-def peer_lost_message(who: str) -> str:
-    """The sentence about a process that ended without a word."""
+def peer_lost_message(name: str) -> str:
+    """Return the message for a rank whose process ended without reporting an error.
+
+    Args:
+        name: the rank with its process and host, such as "rank 3 (process 812 on node07)".
+    """
+    return f"{name} is gone (killed, out of memory, or its machine is down): {RERUN}"
+
+
+def peer_failed_message(name: str, error: str) -> str:
+    """Return the message for a rank that reported an error before it ended."""
+    return f"{name} failed: {error.rstrip('.')}. Fix the error above, then {RERUN}"
+
+
+def peer_hung_message(name: str, phase: str, seconds: float) -> str:
+    """Return the message for a rank that is alive but makes no progress."""
     return (
-        f"{PREFIX}{who} is gone (killed, out of memory, or its machine lost): run the same "
-        "command again to continue from the last checkpoint"
-    )
-
-
-def peer_failed_message(who: str, error: str) -> str:
-    """The sentence about a process that ended with an error of its own."""
-    return (
-        f"{PREFIX}{who} failed with {error}: mend what its own message tells, then run the "
-        "same command again to continue from the last checkpoint"
-    )
-
-
-def peer_hung_message(who: str, doing: str, seconds: float) -> str:
-    """The sentence about a process that lives and does not get on."""
-    return (
-        f"every process of the job must get on with its work, and {who} has been {doing} for "
-        f"{seconds:.0f} s, longer than train.hang_timeout_seconds allows: see its stack in the run's "
-        "folder, then run the same command again to continue from the last checkpoint"
+        f"{name} has been in phase '{phase}' for {seconds:.0f} s, longer than "
+        f"train.hang_timeout_seconds: see stacks/ in the run folder, then {RERUN}"
     )

@@ -1,19 +1,20 @@
-"""Notices that a process of the job is gone, names it, and ends the others.
+"""Peer side of failure detection: if a rank dies or hangs, every other rank names it and exits.
 
-A process that is killed takes its part of a collective with it. gloo's peers then see a closed
-connection, without a name; NCCL's wait for as long as a collective may take. So every process keeps
-one idle TCP connection to rank 0, apart from those of torch.distributed, with a thread asleep at
-either end. The kernel closes it as soon as the process ends, in whatever way, and answers keepalive
-probes for as long as the process lives. There are no beats that a busy process could miss: one that
-computes for minutes, even in C code that holds the GIL, is not taken for dead, and a lost machine
-is told from a slow one.
+Why torch.distributed is not enough: when a rank is killed inside a collective, gloo's peers see a
+closed connection without a name, and NCCL's peers wait until the collective times out (30 minutes).
 
-A process that lives and does nothing is another matter. Where the job gives a `Pulse`, every
-process tells rank 0 what it is doing, and one that is stopped, or has been doing the same for as
-long as the pulse allows, is lost as well; that is long enough for no busy process to be meant.
+Death. Every rank keeps one idle TCP connection to rank 0, separate from those of torch.distributed,
+with a sleeping thread at either end. The kernel closes the connection when the process ends, in
+whatever way, and answers keepalive probes as long as the machine is up. So a busy rank cannot be
+mistaken for a dead one, even if it computes for minutes in C code that holds the GIL.
 
-Rank 0 reads all connections and tells everyone what it sees. Rank 0 being gone needs no telling.
-What is not seen at once: while a process holds the GIL, it cannot hear that another is gone.
+Hangs. Given a `Watchdog` with a timeout, every rank also sends heartbeats with its current phase. A
+rank that is stopped, or stays in one phase for longer than the timeout, is declared hung. The
+timeout (30 minutes by default) must exceed every legitimate phase, such as one checkpoint save.
+
+Rank 0 reads all connections and sends the outcome of the job to every rank. If rank 0 itself dies,
+the ranks see their connections close. Limitation: a rank whose main thread holds the GIL learns of
+another rank's death only when it releases it.
 """
 
 import faulthandler
@@ -35,220 +36,257 @@ from torch.distributed import distributed_c10d
 from armd_scale.errors import TrainingError
 from armd_scale.fault.coordinator import FailureDetector, RendezvousInfo
 from armd_scale.fault.heartbeat import (
-    HeartbeatSource,
-    beat_interval,
+    JobOutcome,
+    heartbeat_interval,
     peer_hung_message,
     peer_lost_message,
 )
-from armd_scale.fault.json_socket import enable_keepalive, message, receive_lines
+from armd_scale.fault.json_socket import (
+    close_in_forked_children,
+    enable_keepalive,
+    encode_line,
+    receive_lines,
+)
+from armd_scale.fault.watchdog import Watchdog
 from armd_scale.log import get_logger
 from armd_scale.parallel.environment import DistributedEnv
 
 EXIT_PEER_LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command may well succeed when run again
 
+# Distinguishes the store keys of consecutive jobs in one process group. All ranks enter
+# `monitor_peers` equally often, so they count alike.
 _instance_counter = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailureTimeouts:
-    """How long to wait for what, in seconds.
+    """Timeouts of failure detection, in seconds.
 
-    A killed process is named at once; the others are gone `parting` later at the latest.
+    A killed process is named at once; the others exit at most `exit_grace_seconds` later.
     """
 
     keepalive_timeout_seconds: int = 60
-    """Silence of a machine's kernel after which its processes are lost; shorter would end jobs
-    whose network recovers (a switch that restarts its ports takes up to 50 s)."""
+    """Silence of a machine's kernel after which its ranks are lost. Shorter values would end jobs
+    whose network recovers: a switch that restarts its ports takes up to 50 s."""
     diagnosis_timeout_seconds: float = 10.0
-    """Wait for a name when a collective has failed: a killed process with much memory takes
-    seconds to close its connections, and not in a fixed order."""
+    """Wait for an outcome after a failed collective. A killed process with much memory takes
+    seconds to close its connections, and closes them in no fixed order."""
     exit_grace_seconds: float = 5.0
-    """What the main thread is given to end by itself once another process is lost."""
+    """Time for the main thread to exit by itself after another rank is lost."""
     cleanup_timeout_seconds: float = 30.0
-    """What the main thread is given to end after an error of its own: groups can hang as they are
-    destroyed when other processes no longer answer."""
+    """Additional time for cleanup after an exception of this rank: destroying process groups can
+    hang when the peers no longer answer."""
 
 
 @contextmanager
 def monitor_peers(
     environment: DistributedEnv,
     *,
-    patience: FailureTimeouts | None = None,
-    pulse: HeartbeatSource | None = None,
+    timeouts: FailureTimeouts | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Iterator[None]:
-    """Ends this process when another of the job is lost; all leave the block together.
+    """End this process when another rank is lost; let all ranks leave the block together.
 
-    Goes around the job's work, inside the process groups; every process enters it. Within seconds
-    of a loss, all log one sentence that names the lost process and exit with `LOST_STATUS`: by
-    `SystemExit` where the main thread gets here because a collective failed, from a thread where it
-    does not. An exception of this process's own is raised as it is, after the others have been told
-    of it; those that raise one too end in their own. A job of one process starts nothing, unless
-    its pulse is watched.
+    Wrap it around the job's work, inside the process groups; every rank must enter it. Within
+    seconds of a loss, all ranks log one message that names the lost rank and exit with
+    `EXIT_PEER_LOST`: through `SystemExit` if the main thread gets here because a collective failed,
+    and through `os._exit` from a background thread if it does not. An exception of this rank is
+    re-raised unchanged after the other ranks have been told. A job of one process starts no thread,
+    unless its watchdog has a timeout.
+
+    Args:
+        environment: rank, world size, and the address of rank 0.
+        timeouts: the defaults of `FailureTimeouts` if None.
+        watchdog: tracks the phases of this rank; hangs are detected if its timeout is not 0.
 
     Raises:
         TrainingError: rank 0 cannot be reached.
-        SystemExit: another process is lost.
+        SystemExit: another rank is lost.
     """
-    if pulse is not None and pulse.hang_timeout_seconds == 0:
-        pulse = None
-    if environment.world_size == 1 and pulse is None:
+    if watchdog is not None and watchdog.hang_timeout_seconds == 0:
+        watchdog = None
+    if environment.world_size == 1 and watchdog is None:
         yield
         return
-    member = _join(environment, patience or FailureTimeouts(), pulse)
+    client = _connect(environment, timeouts or FailureTimeouts(), watchdog)
     try:
         yield
     except BaseException as error:
-        member.report_failure(error)
+        client.report_failure(error)
         raise
-    member.close()
+    client.close()
 
 
-def _join(
-    environment: DistributedEnv, patience: FailureTimeouts, pulse: HeartbeatSource | None
+def _connect(
+    environment: DistributedEnv, timeouts: FailureTimeouts, watchdog: Watchdog | None
 ) -> "_PeerClient":
-    """Meets at rank 0, whose address goes round through torch.distributed's own store."""
+    """Start the detector on rank 0, publish its port in torch.distributed's store, and register."""
     store = distributed_c10d._get_default_store()
-    key = f"liveness/{next(_instance_counter)}"
-    who = f"rank {environment.rank} (process {os.getpid()} on {environment.host})"
-    roll = None
+    key = f"peer_monitor/{next(_instance_counter)}"
+    name = f"rank {environment.rank} (process {os.getpid()} on {environment.host})"
+    hang_timeout_seconds = None if watchdog is None else watchdog.hang_timeout_seconds
+    detector = None
     if environment.is_rank0:
-        hang = None if pulse is None else pulse.hang_timeout_seconds
-        roll = FailureDetector(
+        detector = FailureDetector(
             environment.world_size,
-            silent=patience.keepalive_timeout_seconds,
-            hang_timeout_seconds=hang,
+            keepalive_timeout_seconds=timeouts.keepalive_timeout_seconds,
+            hang_timeout_seconds=hang_timeout_seconds,
         )
-        store.set(key, message(port=roll.port, token=roll.token, who=who).decode())
-    invitation = RendezvousInfo(**json.loads(store.get(key)))
-    address = (environment.master_addr, invitation.port)
+        info = RendezvousInfo(port=detector.port, token=detector.token, rank0_name=name)
+        store.set(key, json.dumps(asdict(info)))
+    info = RendezvousInfo(**json.loads(store.get(key)))
+    address = (environment.master_addr, info.port)
     try:
-        connection = socket.create_connection(address, timeout=patience.keepalive_timeout_seconds)
+        connection = socket.create_connection(address, timeout=timeouts.keepalive_timeout_seconds)
     except OSError as error:
         raise TrainingError(
-            f"every process must reach rank 0, and {who} got no connection to port {address[1]} of "
-            f"{address[0]} ({error}): open the ports between the job's machines"
+            f"every rank must be able to reach rank 0, but {name} cannot connect to port "
+            f"{address[1]} of {address[0]} ({error}): open the ports between the job's machines"
         ) from error
-    # Rank 0 says that it lives, where beats are wanted; a thread that waits for it may time out.
-    connection.settimeout(None if pulse is None else pulse.hang_timeout_seconds)
-    enable_keepalive(connection, timeout_seconds=patience.keepalive_timeout_seconds)
-    connection.sendall(message(token=invitation.token, rank=environment.rank, who=who))
-    return _PeerClient(connection, invitation, patience, roll=roll, pulse=pulse)
+    # With hang detection, rank 0 announces regularly that it is alive, so silence means that rank 0
+    # itself hangs. Without it an idle connection is normal, and reads must wait forever.
+    connection.settimeout(hang_timeout_seconds)
+    close_in_forked_children(connection)
+    enable_keepalive(connection, timeout_seconds=timeouts.keepalive_timeout_seconds)
+    connection.sendall(encode_line(token=info.token, rank=environment.rank, name=name))
+    return _PeerClient(connection, info.rank0_name, timeouts, detector=detector, watchdog=watchdog)
 
 
 class _PeerClient:
-    """This process's end of its connection: the main thread speaks, a thread of its own listens.
+    """This rank's end of its connection to the detector.
 
-    Another one beats, where there is a pulse.
+    The main thread reports the end of the block or an error; a listener thread waits for the
+    outcome; with a watchdog, a third thread sends heartbeats.
     """
 
     def __init__(
         self,
         connection: socket.socket,
-        invitation: RendezvousInfo,
-        patience: FailureTimeouts,
+        rank0_name: str,
+        timeouts: FailureTimeouts,
         *,
-        roll: FailureDetector | None,
-        pulse: HeartbeatSource | None,
+        detector: FailureDetector | None,
+        watchdog: Watchdog | None,
     ) -> None:
-        self._connection, self._invitation, self._patience = connection, invitation, patience
-        self._roll, self._pulse = roll, pulse
-        self._speaking = threading.Lock()
-        self._verdict_received = threading.Event()
-        self._lost: str | None = None
+        self._connection, self._rank0_name, self._timeouts = connection, rank0_name, timeouts
+        self._detector, self._watchdog = detector, watchdog
+        self._send_lock = threading.Lock()
+        self._outcome_received = threading.Event()
+        self._failure: str | None = None
         self._own_error: BaseException | None = None
         self._log_lock = threading.Lock()
         self._has_logged = False
-        threading.Thread(target=self._listen, daemon=True, name="liveness").start()
-        if pulse is not None:
-            threading.Thread(target=self._beat, args=(pulse,), daemon=True, name="pulse").start()
+        threading.Thread(target=self._listen, daemon=True, name="peer-monitor").start()
+        if watchdog is not None:
+            thread = threading.Thread(
+                target=self._send_heartbeats, args=(watchdog,), daemon=True, name="heartbeat"
+            )
+            thread.start()
 
     def close(self) -> None:
-        """Waits until all have come to their end."""
-        self._send(leaving=True)
-        self._verdict_received.wait()
-        if self._lost is not None:
+        """Report that this rank has finished, and wait until all ranks have.
+
+        Without the wait an early rank would destroy its process groups while others still use
+        them, and rank 0 would take the detector down with it.
+        """
+        self._send(finished=True)
+        self._outcome_received.wait()
+        if self._failure is not None:
             self._log_once()
             raise SystemExit(EXIT_PEER_LOST)
-        if self._roll is not None:
-            self._roll.finish()
+        if self._detector is not None:
+            self._detector.wait_until_finished()
 
     def report_failure(self, error: BaseException) -> None:
-        """Returns when the error is this process's own and the others know of it."""
-        if _is_collective_error(error) and self._verdict_received.wait(
-            self._patience.diagnosis_timeout_seconds
+        """Report this rank's own error to the detector.
+
+        Raises:
+            SystemExit: the error is the consequence of another rank's death.
+        """
+        # A failed collective is usually a symptom. Blame another rank if the detector soon names
+        # one; otherwise the network really broke here, and the error is this rank's own.
+        if _is_collective_error(error) and self._outcome_received.wait(
+            self._timeouts.diagnosis_timeout_seconds
         ):
             self._log_once()
             raise SystemExit(EXIT_PEER_LOST) from error
         self._own_error = error
         self._send(failed=traceback.format_exception_only(error)[-1].strip())
-        self._verdict_received.wait(self._patience.exit_grace_seconds)
+        self._outcome_received.wait(self._timeouts.exit_grace_seconds)
 
     def _send(self, **content: Any) -> None:
-        # A broken connection is the listening thread's to judge.
-        with suppress(OSError), self._speaking:
-            self._connection.sendall(message(**content))
+        # The main and the heartbeat thread both send: the lock keeps their lines apart. A broken
+        # connection is diagnosed by the listener thread.
+        with suppress(OSError), self._send_lock:
+            self._connection.sendall(encode_line(**content))
 
-    def _beat(self, pulse: HeartbeatSource) -> None:
-        while not self._verdict_received.wait(beat_interval(pulse.hang_timeout_seconds)):
-            self._send(beat=asdict(pulse.heartbeat()))
+    def _send_heartbeats(self, watchdog: Watchdog) -> None:
+        interval = heartbeat_interval(watchdog.hang_timeout_seconds)
+        while not self._outcome_received.wait(interval):
+            self._send(heartbeat=asdict(watchdog.heartbeat()))
 
     def _listen(self) -> None:
-        heard = self._receive_verdict()
-        self._lost = heard.get("lost")
-        self._verdict_received.set()
-        if heard.get("is_hung") and self._pulse is not None:
-            self._pulse.dump_stacks()
-        if self._lost is None:
+        """Wait for the outcome; if it is a failure, make sure that this process ends."""
+        outcome = self._receive_outcome()
+        self._failure = outcome.failure
+        self._outcome_received.set()
+        if outcome.is_hung and self._watchdog is not None:
+            self._watchdog.dump_stacks()
+        if outcome.failure is None:
             self._connection.close()
             return
-        if heard[
-            "is_gone"
-        ]:  # otherwise a process with an error of its own need not hear of others'
+        # If the failed rank reports its own error, wait with this message: this rank may be about
+        # to raise the same error (a bad recipe fails on all), and should then show that alone.
+        if outcome.is_gone:
             self._log_once()
-        time.sleep(self._patience.exit_grace_seconds)
+        time.sleep(self._timeouts.exit_grace_seconds)
+        # Still here: the main thread is stuck, in a collective or in cleanup. Only os._exit ends a
+        # process from another thread, so whatever must reach the user is written before it.
         if self._own_error is not None:
-            time.sleep(self._patience.cleanup_timeout_seconds)
+            time.sleep(self._timeouts.cleanup_timeout_seconds)
             traceback.print_exception(self._own_error)
             os._exit(1)
         self._log_once()
         os._exit(EXIT_PEER_LOST)
 
-    def _receive_verdict(self) -> dict[str, Any]:
-        """Rank 0's verdict, or what its silence means."""
-        who = self._invitation.who
+    def _receive_outcome(self) -> JobOutcome:
+        """Return the outcome that rank 0 sends, or the conclusion from its silence."""
+        rank0 = self._rank0_name
         try:
             for line in receive_lines(self._connection):
-                if "lost" in (content := json.loads(line)):
-                    return content
+                if "outcome" in (content := json.loads(line)):
+                    return JobOutcome(**content["outcome"])
         except TimeoutError:
-            assert self._pulse is not None
-            stopped = peer_hung_message(who, "silent", self._pulse.hang_timeout_seconds)
-            return {"lost": stopped, "is_gone": True, "is_hung": True}
+            assert self._watchdog is not None, "the connection has a timeout only with a watchdog"
+            seconds = self._watchdog.hang_timeout_seconds
+            message = peer_hung_message(rank0, "unknown (no sign of life)", seconds)
+            return JobOutcome(failure=message, is_gone=True, is_hung=True)
         except (OSError, ValueError):
             pass
-        return {"lost": peer_lost_message(who), "is_gone": True}
+        return JobOutcome(failure=peer_lost_message(rank0), is_gone=True)
 
     def _log_once(self) -> None:
         with self._log_lock:
             if self._has_logged:
                 return
             self._has_logged = True
-            # A log on a disk that hangs must not keep this process; this timer is not a thread's.
+            # Logging blocks if the disk hangs (a dead NFS server). This timer ends the process
+            # then; it runs in C and needs neither the GIL nor a Python thread.
             faulthandler.dump_traceback_later(
-                2 * self._patience.exit_grace_seconds, exit=True, file=2
+                2 * self._timeouts.exit_grace_seconds, exit=True, file=2
             )
-            get_logger(__name__).critical(self._lost)
+            get_logger(__name__).critical(self._failure)
             faulthandler.cancel_dump_traceback_later()
 
 
 def _is_collective_error(error: BaseException | None) -> bool:
-    """Whether a collective or the store failed, perhaps as the cause of the error at hand.
+    """Return whether a collective or the store failed, possibly as the cause of `error`.
 
-    gloo has no class of errors of its own, but names the file that gave up on a connection.
+    gloo raises a plain RuntimeError, whose text names the source file that lost the connection.
     """
     while error is not None:
-        gave_up = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-        if gave_up or isinstance(error, dist.DistError):
+        is_gloo_error = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+        if is_gloo_error or isinstance(error, dist.DistError):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,7 +1,7 @@
-"""The gated activation as one operation that keeps nothing but its input.
+"""SwiGLU as one autograd function that saves nothing but its input.
 
-Differentiated operator by operator it would keep silu(gate) and the halves beside it, and put the
-halves' gradients together in a copy.
+Differentiated operator by operator, autograd would also save silu(gate), half the size of the
+input again, and would copy the gradients of both halves to concatenate them.
 """
 
 from typing import Any
@@ -14,35 +14,40 @@ from torch import Tensor, nn
 
 
 class SwiGlu(nn.Module):
-    """silu(gate) * up of rows that hold gate, then up (Shazeer, arXiv 2002.05202)."""
+    """silu(gate) * up, for rows that hold gate, then up (Shazeer, arXiv 2002.05202).
+
+    Args:
+        config: must select a SiLU-gated MLP; megatron-core passes it to activation modules.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         assert config.activation_func is F.silu
         assert config.gated_linear_unit
 
-    def forward(self, rows: Float[Tensor, "*rows both"]) -> Float[Tensor, "*rows half"]:
-        """The product of both halves."""
-        return _SwiGlu.apply(rows) if torch.is_grad_enabled() else _gated(rows)  # pyright: ignore[reportReturnType]
+    def forward(self, rows: Float[Tensor, "*rows gate_up"]) -> Float[Tensor, "*rows half"]:
+        """Return the product of both halves."""
+        return _SwiGlu.apply(rows) if torch.is_grad_enabled() else _swiglu(rows)  # pyright: ignore[reportReturnType]
 
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return _gated(rows)
+        return _swiglu(rows)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
-        (rows,), (product_gradient,) = ctx.saved_tensors, upstream
+        (rows,), (output_grad,) = ctx.saved_tensors, upstream
         gate, up = rows.chunk(2, dim=-1)
-        gradient = torch.empty_like(rows)
-        by_gate, by_up = gradient.chunk(2, dim=-1)
-        torch.mul(product_gradient, F.silu(gate), out=by_up)
-        torch.ops.aten.silu_backward.grad_input(product_gradient * up, gate, grad_input=by_gate)
-        return gradient
+        # Both halves are written into one tensor through views, which saves the concatenation.
+        rows_grad = torch.empty_like(rows)
+        gate_grad, up_grad = rows_grad.chunk(2, dim=-1)
+        torch.mul(output_grad, F.silu(gate), out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(output_grad * up, gate, grad_input=gate_grad)
+        return rows_grad
 
 
-def _gated(rows: Tensor) -> Tensor:
+def _swiglu(rows: Tensor) -> Tensor:
     gate, up = rows.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)

@@ -1,7 +1,7 @@
-"""The products of a layer in a round of decoding, without what training needs around them.
+"""Linear layers for decoding, without autograd and the communication of training.
 
-megatron-core wraps each in an autograd function. A round feeds a handful of rows, and no gradient
-runs through it: there the wrapping takes longer than the product.
+megatron-core wraps every linear layer in an autograd function. A decoding round feeds a handful of
+rows and needs no gradient, so the wrapping would take longer than the matrix product itself.
 """
 
 from typing import Any
@@ -15,24 +15,25 @@ from torch import Tensor
 def column_parallel_linear(
     layer: Any, rows: Float[Tensor, "*rows hidden"]
 ) -> Float[Tensor, "*rows columns"]:
-    """A ColumnParallelLinear's columns of this rank, bias included."""
+    """Apply a ColumnParallelLinear: this rank's columns, bias included."""
     return F.linear(rows, layer.weight, layer.bias)
 
 
 def row_parallel_linear(
     layer: Any, rows: Float[Tensor, "*rows columns"], group: dist.ProcessGroup
 ) -> Float[Tensor, "*rows hidden"]:
-    """A RowParallelLinear's rows, summed over the tensor-parallel ranks, bias included."""
+    """Apply a RowParallelLinear: the sum over tensor parallel ranks, bias included."""
     if group.size() == 1:
         return F.linear(rows, layer.weight, layer.bias)
-    product = F.linear(rows, layer.weight)
-    dist.all_reduce(product, group=group)
-    return product if layer.bias is None else product + layer.bias
+    output = F.linear(rows, layer.weight)
+    dist.all_reduce(output, group=group)
+    # The bias is whole on every rank, so it is added once, after the sum.
+    return output if layer.bias is None else output + layer.bias
 
 
 def mlp_forward(
     mlp: Any, rows: Float[Tensor, "*rows hidden"], group: dist.ProcessGroup
 ) -> Float[Tensor, "*rows hidden"]:
-    """An MLP's rows, biases included."""
+    """Apply megatron-core's MLP, biases included."""
     inner = mlp.activation_func(column_parallel_linear(mlp.linear_fc1, rows))
     return row_parallel_linear(mlp.linear_fc2, inner, group)

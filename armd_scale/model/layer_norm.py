@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm that know about tensor and sequence parallelism."""
+"""RMSNorm and LayerNorm that support tensor and sequence parallelism."""
 
 import torch
 import torch.distributed as dist
@@ -16,14 +16,14 @@ from armd_scale.parallel.tensor.partition import mark_partial_grad
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension, as the configuration says.
+    """RMSNorm or LayerNorm over the last dimension, as `config.normalization` says.
 
-    megatron-core's own norm without CUDA extensions refuses sequence parallelism.
+    megatron-core's own norm refuses sequence parallelism without CUDA extensions.
 
     Args:
-        config: which norm, and whether rows are split by sequence parallelism.
-        width: of a row.
-        on_heads: the rows are heads of this rank, of which others have others.
+        config: kind and epsilon of the norm, and whether sequence parallelism splits the rows.
+        width: size of the last dimension.
+        on_heads: rows are attention heads, which tensor parallelism distributes over ranks.
     """
 
     def __init__(self, config: TransformerConfig, width: int, *, on_heads: bool = False) -> None:
@@ -32,10 +32,11 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, dtype=config.params_dtype))
         has_bias = config.normalization == "LayerNorm"
         self.bias = nn.Parameter(torch.empty_like(self.weight)) if has_bias else None
+        # In both cases each rank normalizes different rows with the same weights.
         mark_partial_grad(self, on_heads or config.sequence_parallel)
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-        """Normalises each row."""
+        """Normalize each row."""
         if self.bias is None:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
@@ -45,10 +46,10 @@ class ProjectionNorm(nn.Module):
     """RMSNorm over all heads of a row together, those of other ranks included (OLMo 2).
 
     Args:
-        config: its epsilon and dtype.
-        heads: number of heads of this rank.
+        config: epsilon and dtype.
+        heads: number of heads on this rank.
         head_dim: width of a head.
-        group: the ranks that hold the heads of a row.
+        group: the tensor parallel group, over which the heads of a row are distributed.
     """
 
     def __init__(
@@ -63,11 +64,14 @@ class ProjectionNorm(nn.Module):
     def forward(
         self, x: Float[Tensor, "*rows heads head_dim"]
     ) -> Float[Tensor, "*rows heads head_dim"]:
-        """Normalises each row by the mean square of all its heads."""
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        square = precise.square().mean(dim=(-2, -1), keepdim=True)
-        square = reduce_from_tensor_model_parallel_region(square, group=self.group)
-        # Every rank's heads depend on the sum, so its gradient is summed as well.
-        square = copy_to_tensor_model_parallel_region(square, group=self.group)
-        normed = precise * torch.rsqrt(square / self.group.size() + self.eps)
+        """Normalize each row by the root mean square over all its heads."""
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean_square = x32.square().mean(dim=(-2, -1), keepdim=True)
+        # The gradient needs two collectives' worth of care. reduce_from: forward all-reduce,
+        # backward identity. copy_to: forward identity, backward all-reduce. Together the sum is
+        # differentiated correctly: every rank's output depends on it, so every rank's gradient
+        # with respect to the sum must be added up.
+        mean_square = reduce_from_tensor_model_parallel_region(mean_square, group=self.group)
+        mean_square = copy_to_tensor_model_parallel_region(mean_square, group=self.group)
+        normed = x32 * torch.rsqrt(mean_square / self.group.size() + self.eps)
         return (normed * self.weight.view(x.shape[-2:])).to(x.dtype)

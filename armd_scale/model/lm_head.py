@@ -1,10 +1,15 @@
-"""The head: from the last rows to what targets cost, and in training to gradients at once.
+"""LM head with fused cross-entropy: from final hidden rows to per-target losses and gradients.
 
-A loss that is a weighted sum over rows needs nothing but its weights for the gradient by the
-logits. So the forward pass takes the logits of some rows, turns them into their gradient where they
-lie, multiplies that with the head's weights and with the rows, and goes on to the next rows in the
-same memory. Nothing is computed twice, and the logits of a step never exist together, whatever the
-vocabulary (as in Liger Kernel, arXiv 2410.10989; in any layout here).
+For a loss that is a weighted sum over rows, the gradient with respect to the logits depends only on
+the weights, which are known before the forward pass. So the forward pass computes the logits of a
+chunk of rows, replaces them by their gradient, multiplies that with the head's weights and with the
+rows, and reuses the buffer for the next chunk:
+
+    logits = rows W^T  ->  dlogits (in place)  ->  drows = dlogits W,  dW += dlogits^T rows
+
+Nothing is computed twice, and the logits of a step never exist all at once, whatever the size of
+the vocabulary (as Liger Kernel's FusedLinearCrossEntropy, arXiv 2410.10989; here also with tensor
+parallelism and a teacher).
 """
 
 from collections.abc import Callable
@@ -26,11 +31,11 @@ class LMHead(nn.Module):
 
     Args:
         vocab_size: number of tokens.
-        num_columns: on this rank, padding included.
-        hidden: width of its weights of its own, of type `dtype`; None where it reads with the
-            embedding's, which are then given to each call.
-        dtype: of its weights.
-        group: the tensor-parallel group.
+        num_columns: number of columns on this rank, padding included.
+        hidden: width of its own weights, of type `dtype`; None if the weights are tied to the
+            embedding, which is then passed to each call.
+        dtype: type of its own weights.
+        group: the tensor parallel group.
     """
 
     def __init__(
@@ -49,120 +54,124 @@ class LMHead(nn.Module):
         )
 
     @property
-    def columns(self) -> VocabShard:
+    def shard(self) -> VocabShard:
         """The columns that this rank holds."""
-        first = self._group.rank() * self._num_columns
-        return VocabShard(vocab_start=first, vocab_size=self._vocab_size, group=self._group)
+        start = self._group.rank() * self._num_columns
+        return VocabShard(vocab_start=start, vocab_size=self._vocab_size, group=self._group)
 
     def logits(
-        self, rows: Float[Tensor, "*rows hidden"], tied: Tensor | None = None
+        self, rows: Float[Tensor, "*rows hidden"], tied_weight: Tensor | None = None
     ) -> Float[Tensor, "*rows columns"]:
-        """This rank's columns of the logits, padding included.
+        """Return this rank's columns of the logits, padding included.
 
         Args:
-            rows: normed, the same on every tensor-parallel rank.
-            tied: the embedding's weights, where the head has none.
+            rows: normalized rows, equal on every tensor parallel rank.
+            tied_weight: weights of the embedding, if tied: [columns, hidden].
         """
-        return F.linear(rows, self._weight(tied))
+        return F.linear(rows, self._weight(tied_weight))
 
     def forward(
         self,
         rows: Float[Tensor, "rows batch hidden"],
         labels: Int[Tensor, "rows batch"],
         *,
-        tied: Tensor | None = None,
-        objective: LossSpec | None = None,
+        tied_weight: Tensor | None = None,
+        loss_spec: LossSpec | None = None,
     ) -> tuple[Float[Tensor, ""] | None, Float[Tensor, "terms rows batch"]]:
-        """What every label costs, and with an objective the loss, which alone is differentiable.
+        """Return per-label losses in nats and, with `loss_spec`, the scalar loss.
 
-        Without an objective the nats can be weighed afterwards; all logits are kept for that.
+        With `loss_spec` the scalar loss is the only differentiable output. Without it the nats are
+        differentiable, and all logits are kept for the backward pass.
         """
-        weight = self._weight(tied)
-        if objective is None and torch.is_grad_enabled():
-            return None, vocab_parallel_nll(F.linear(rows, weight), labels, self.columns)[None]
-        weights = None if objective is None else objective.weights.transpose(1, 2)
-        reference = None if objective is None else objective.reference
+        weight = self._weight(tied_weight)
+        if loss_spec is None and torch.is_grad_enabled():
+            return None, vocab_parallel_nll(F.linear(rows, weight), labels, self.shard)[None]
+        # The network's rows are [rows, batch], a batch's labels and weights [batch, rows].
+        weights = None if loss_spec is None else loss_spec.weights.transpose(1, 2)
+        teacher = None if loss_spec is None else loss_spec.teacher
 
-        def score(part: slice, logits: Tensor) -> Tensor:
+        def loss_fn(chunk: slice, logits: Tensor) -> Tensor:
             return fused_cross_entropy_(
                 logits,
-                labels[part],
-                self.columns,
-                weights=None if weights is None else weights[:, part],
-                parent=None if reference is None else _parent_logits(reference, part),
+                labels[chunk],
+                self.shard,
+                weights=None if weights is None else weights[:, chunk],
+                teacher=None if teacher is None else _teacher_logits(teacher, chunk),
             )
 
-        loss, nats = _FusedLinearCrossEntropy.apply(rows, weight, score, weights)  # pyright: ignore[reportGeneralTypeIssues]
-        return (None if objective is None else loss), nats
+        loss, nats = _FusedLinearCrossEntropy.apply(rows, weight, loss_fn, weights)  # pyright: ignore[reportGeneralTypeIssues]
+        return (None if loss_spec is None else loss), nats
 
-    def _weight(self, tied: Tensor | None) -> Tensor:
-        weight = self.weight if tied is None else tied
-        assert weight is not None, "a head without weights reads with the embedding's"
+    def _weight(self, tied_weight: Tensor | None) -> Tensor:
+        weight = self.weight if tied_weight is None else tied_weight
+        assert weight is not None, "a tied head needs the embedding's weights"
         return weight
 
 
-def _parent_logits(reference: TeacherOutput, part: slice) -> TeacherLogits:
+def _teacher_logits(teacher: TeacherOutput, chunk: slice) -> TeacherLogits:
     with torch.no_grad():
-        return TeacherLogits(reference.sample_mask, reference.head(reference.rows[part]))
+        return TeacherLogits(teacher.sample_mask, teacher.head(teacher.rows[chunk]))
 
 
 LossFn = Callable[[slice, Tensor], Tensor]
+"""Maps a chunk of rows and its logits to nats, and overwrites the logits by their gradient."""
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
-    """Loss and nats of rows; the gradients by rows and weights are made in the forward pass.
-
-    Args:
-        rows: [rows, batch, hidden].
-        weight: [columns, hidden].
-        score: of some rows and their logits, which it turns into the loss's gradient: their nats.
-        weights: of the rows' nats in the loss, [terms, rows, batch]; None: there is no loss.
-    """
+    """Loss and nats of rows; gradients of rows and weights are computed in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, score: LossFn, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        rows: Float[Tensor, "rows batch hidden"],
+        weight: Float[Tensor, "columns hidden"],
+        loss_fn: LossFn,
+        weights: Float[Tensor, "terms rows batch"] | None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "terms rows batch"]]:
         needs_input_grad, needs_weight_grad = (
-            needed and weights is not None for needed in ctx.needs_input_grad[:2]
+            is_needed and weights is not None for is_needed in ctx.needs_input_grad[:2]
         )
-        rows_gradient = torch.empty_like(rows) if needs_input_grad else None
-        weight_gradient = _WeightGradAccumulator(weight) if needs_weight_grad else None
-        size = logits_chunk_rows(weight.shape[0], rows.shape[1], on_gpu=rows.is_cuda)
-        logits_buffer = rows.new_empty(min(size, len(rows)), rows.shape[1], weight.shape[0])
-        nats = []
-        for start in range(0, len(rows), size):
-            part = slice(start, min(start + size, len(rows)))
-            logits = logits_buffer[: part.stop - part.start]
-            torch.matmul(rows[part], weight.t(), out=logits)
-            nats.append(score(part, logits))
-            if rows_gradient is not None:
-                torch.matmul(logits, weight, out=rows_gradient[part])
-            if weight_gradient is not None:
-                weight_gradient.add_product(logits.flatten(0, 1).t(), rows[part].flatten(0, 1))
-        all_nll = torch.cat(nats, dim=1)
-        total = all_nll.new_zeros(()) if weights is None else _weighted(all_nll, weights)
-        summed = None if weight_gradient is None else weight_gradient.total
-        ctx.save_for_backward(rows_gradient, summed)
+        rows_grad = torch.empty_like(rows) if needs_input_grad else None
+        weight_grad = _WeightGradAccumulator(weight) if needs_weight_grad else None
+        chunk_rows = logits_chunk_rows(weight.shape[0], rows.shape[1], on_gpu=rows.is_cuda)
+        # One buffer, reused by all chunks: the only tensor with a vocabulary dimension beside the
+        # weights and their gradient.
+        logits_buffer = rows.new_empty(min(chunk_rows, len(rows)), rows.shape[1], weight.shape[0])
+        chunk_nlls = []
+        for start in range(0, len(rows), chunk_rows):
+            chunk = slice(start, min(start + chunk_rows, len(rows)))
+            logits = logits_buffer[: chunk.stop - chunk.start]
+            torch.matmul(rows[chunk], weight.t(), out=logits)
+            chunk_nlls.append(loss_fn(chunk, logits))  # from here on `logits` is its gradient
+            if rows_grad is not None:
+                torch.matmul(logits, weight, out=rows_grad[chunk])
+            if weight_grad is not None:
+                weight_grad.add_product(logits.flatten(0, 1).t(), rows[chunk].flatten(0, 1))
+        all_nll = torch.cat(chunk_nlls, dim=1)
+        loss = all_nll.new_zeros(()) if weights is None else _weighted_sum(all_nll, weights)
+        ctx.save_for_backward(rows_grad, None if weight_grad is None else weight_grad.total)
         ctx.mark_non_differentiable(all_nll)
-        return total, all_nll
+        return loss, all_nll
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
-        factor = upstream[0]
-        grads = ctx.saved_tensors  # scaled where they lie, so that this serves one backward pass
-        return *(None if g is None else g.mul_(factor.to(g.dtype)) for g in grads), None, None
+        scale = upstream[0]
+        # Scaled in place, to avoid a copy as large as the head's weights. Therefore a second
+        # backward pass through the same graph is not possible.
+        grads = ctx.saved_tensors
+        return *(None if g is None else g.mul_(scale.to(g.dtype)) for g in grads), None, None
 
 
-def _weighted(nats: Tensor, weights: Tensor) -> Tensor:
-    """The loss; rows of weight 0 count as nothing, whatever their nats."""
+def _weighted_sum(nats: Tensor, weights: Tensor) -> Tensor:
+    """Return the loss; rows of weight 0 contribute 0 even if their nats are not finite."""
     return (nats * weights.to(nats.dtype)).where(weights != 0, 0.0).sum()
 
 
 class _WeightGradAccumulator:
-    """A sum of products as large as the head's weights, in float32 where those are of half width.
+    """Sum over chunks of the gradient of the head's weights.
 
-    A single product comes out as a backward pass would give it.
+    Half-precision products are summed in float32: 16 chunks summed in bfloat16 would round 16
+    times. A single chunk needs no sum and gives the bits that an unchunked backward pass would.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -170,15 +179,17 @@ class _WeightGradAccumulator:
         self._weight = weight
         self._sum: Tensor | None = None
 
-    def add_product(self, left: Tensor, right: Tensor) -> None:
+    def add_product(
+        self, logits_grad: Float[Tensor, "columns n"], rows: Float[Tensor, "n hidden"]
+    ) -> None:
         if self._sum is None:
-            self._sum = left @ right
+            self._sum = logits_grad @ rows
         elif self._is_wide:
-            self._sum.addmm_(left, right)
+            self._sum.addmm_(logits_grad, rows)
         else:
-            self._sum = self._sum.float().add_(left @ right)
+            self._sum = self._sum.float().add_(logits_grad @ rows)
 
     @property
-    def total(self) -> Tensor:
-        assert self._sum is not None, "there are rows"
+    def total(self) -> Float[Tensor, "columns hidden"]:
+        assert self._sum is not None, "a batch has at least one row"
         return self._sum.to(self._weight.dtype)

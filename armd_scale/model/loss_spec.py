@@ -1,4 +1,8 @@
-"""What a step learns from a batch, said before the forward pass, so that the head can act on it."""
+"""Loss weights that are passed into the forward pass, and micro-batches that carry them.
+
+The fused LM head computes the gradient of the loss during the forward pass (see `lm_head`), so it
+must know beforehand how much every row counts.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,37 +15,37 @@ from armd_scale.data.batch import ArmdBatch
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutput:
-    """Another network's last rows for the left-to-right samples of a batch, and its head.
+    """A teacher's final hidden rows and its LM head, for some samples of a batch.
 
-    Logits of a large vocabulary are the largest tensor of a step; this way those of the other
-    network exist for some rows at a time, like the network's own.
+    The head is applied chunk by chunk, like the model's own: the teacher's logits for a whole
+    micro-batch would be the largest tensor of the step.
     """
 
-    sample_mask: Bool[Tensor, " b"]
-    """Which samples of the batch it was asked about: `s` of them."""
-    rows: Float[Tensor, "queries s hidden"]
-    """Its rows before the head, as wide as it is itself."""
+    sample_mask: Bool[Tensor, " batch"]
+    """Which samples of the batch the teacher has seen; `s` of them."""
+    rows: Float[Tensor, "queries s teacher_hidden"]
+    """Its final hidden rows, as wide as the teacher."""
     head: Callable[[Tensor], Tensor]
-    """From rows to this rank's columns of its logits."""
+    """Maps rows to this rank's columns of the teacher's logits."""
 
 
 @dataclass(frozen=True, eq=False)
 class LossSpec:
-    """The loss: a weighted sum of nats over the rows of a batch."""
+    """The loss as a weighted sum of terms in nats over all rows of a batch."""
 
     weights: Float[Tensor, "terms batch queries"]
-    """Of every row's negative log-likelihood; and with a reference of its divergence from it."""
-    reference: TeacherOutput | None = None
+    """Weight of every row's negative log-likelihood and, with a teacher, of its divergence."""
+    teacher: TeacherOutput | None = None
 
     def __post_init__(self) -> None:
-        loss_terms = 1 if self.reference is None else 2
-        assert len(self.weights) == loss_terms, "a reference brings a term, and its weights"
+        num_terms = 1 if self.teacher is None else 2
+        assert len(self.weights) == num_terms, "each loss term needs weights"
 
 
 @dataclass(frozen=True, eq=False)
 class TrainMicroBatch:
-    """A micro-batch on its way through the stages."""
+    """A micro-batch with its loss weights, as the pipeline schedule passes it to every stage."""
 
     batch: ArmdBatch
-    weights: Float[Tensor, "terms batch queries"] | None = None
-    """Of the objective; None where the batch is scored and nothing learned."""
+    loss_weights: Float[Tensor, "terms batch queries"] | None = None
+    """Weights of a `LossSpec`; None if the batch is only evaluated."""

@@ -1,7 +1,7 @@
-"""Rotary position embedding for rows that carry their own positions.
+"""Rotary position embedding (arXiv 2104.09864) for rows that carry their own positions.
 
-Sorting by slot scatters positions, so the angles are looked up per row instead of counted off; they
-are computed once per forward and shared by all layers.
+Sorting by slot scatters positions, so angles are computed from each row's position instead of from
+its row number. They are computed once per forward pass and shared by all layers.
 """
 
 import math
@@ -19,7 +19,7 @@ from armd_scale.config.schema import ModelConfig, RopeScaling
 
 @dataclass(frozen=True)
 class RotaryCosSin:
-    """Cosines and sines of the rows' angles, one for each pair, in the dtype of the heads."""
+    """Cosines and sines of the rows' angles, one per channel pair, in the dtype of the heads."""
 
     cos: Float[Tensor, "rows batch 1 pairs"]
     sin: Float[Tensor, "rows batch 1 pairs"]
@@ -27,23 +27,26 @@ class RotaryCosSin:
     def __call__(
         self, x: Float[Tensor, "rows batch heads head_dim"]
     ) -> Float[Tensor, "rows batch heads head_dim"]:
-        """Turns every pair (x_i, x_{i + pairs}) by its angle (the rotate-half convention).
+        """Rotate every pair (x_i, x_{i + pairs}) by its angle (the rotate-half convention of HF).
 
-        Channels behind the pairs stay as they are.
+        Channels from 2 * pairs on are unchanged (partial rotary embedding).
         """
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # decoding, where the autograd function is pure overhead
             return _apply_rotary(x, self.cos, self.sin)
         return _ApplyRotary.apply(x, self.cos, self.sin)  # pyright: ignore[reportReturnType]
 
     def rows(self, start: int, stop: int) -> "RotaryCosSin":
-        """The rotation of the rows start..stop-1."""
+        """Return the rotation of rows start..stop-1."""
         if (start, stop) == (0, len(self.cos)):
             return self
         return RotaryCosSin(self.cos[start:stop], self.sin[start:stop])
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """A rotation, whose gradient is turned back; it keeps no activation."""
+    """Rotation whose backward pass is the inverse rotation, so that it saves no activation.
+
+    Differentiated operator by operator, autograd would save each half of x.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -53,45 +56,58 @@ class _ApplyRotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
         cos, sin = ctx.saved_tensors
+        # The transpose of [[cos, -sin], [sin, cos]], also if both are scaled (YaRN).
         return _apply_rotary(upstream[0], cos, -sin), None, None
 
 
 def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    pairs, turned = cos.shape[-1], torch.empty_like(x)
-    parts = (pairs, pairs, x.shape[-1] - 2 * pairs)
-    low, high, kept = x.split(parts, dim=-1)
-    new_low, new_high, new_kept = turned.split(parts, dim=-1)
-    torch.mul(low, cos, out=new_low).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=new_high).addcmul_(low, sin)
-    if parts[-1]:
-        new_kept.copy_(kept)
-    return turned
+    """Compute (low * cos - high * sin, high * cos + low * sin, rest).
+
+    Written into one output through views: the concatenations of the usual formula,
+    x * cos + cat(-high, low) * sin, would copy all heads twice more.
+    """
+    pairs, output = cos.shape[-1], torch.empty_like(x)
+    widths = (pairs, pairs, x.shape[-1] - 2 * pairs)
+    low, high, rest = x.split(widths, dim=-1)
+    out_low, out_high, out_rest = output.split(widths, dim=-1)
+    torch.mul(low, cos, out=out_low).addcmul_(high, sin, value=-1)
+    torch.mul(high, cos, out=out_high).addcmul_(low, sin)
+    if widths[-1]:
+        out_rest.copy_(rest)
+    return output
 
 
 def inverse_frequencies(model: ResolvedModel) -> Float[Tensor, " pairs"]:
-    """Radians per position of each pair, stretched where asked for.
+    """Return the angle per position of each channel pair in radians, with scaling applied.
 
-    In float32 at any precision of the network: published models were trained with these values, and
-    are other functions with better ones.
+    theta^(-2i / rotary_dim) for pair i; `rope_scaling` interpolates between that and the same
+    divided by `factor`, pair by pair.
+
+    In float32 whatever the precision of the network: published models were trained with the float32
+    values, and more exact ones would make them different functions.
     """
     width = rotary_dim(model)
-    pairs = torch.arange(0, width, 2, dtype=torch.float32)
-    frequencies = 1 / model.rope_theta ** (pairs / width)
+    channels = torch.arange(0, width, 2, dtype=torch.float32)
+    frequencies = 1 / model.rope_theta ** (channels / width)
     scaling = model.rope_scaling
     if scaling is None:
         return frequencies
+    # Weight of the unscaled frequency: 1 leaves a pair alone, 0 divides it by the factor.
     match scaling.rope_type:
         case "linear":
-            kept = torch.zeros_like(frequencies)
+            weight = torch.zeros_like(frequencies)
         case "llama3":
-            kept = _llama3_ramp(frequencies, scaling)
+            weight = _llama3_ramp(frequencies, scaling)
         case "yarn":
-            kept = _yarn_ramp(width, model.rope_theta, scaling)
-    return kept * frequencies + (1 - kept) * (frequencies / scaling.factor)
+            weight = _yarn_ramp(width, model.rope_theta, scaling)
+    return weight * frequencies + (1 - weight) * (frequencies / scaling.factor)
 
 
 def attention_scaling(model: ModelConfig) -> float:
-    """Factor of the turned channels; YaRN's sharpens attention over a longer context."""
+    """Return the factor of rotated channels: YaRN's 0.1 ln(factor) + 1 (arXiv 2309.00071), else 1.
+
+    It multiplies queries and keys, so attention logits grow by its square.
+    """
     scaling = model.rope_scaling
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
@@ -101,34 +117,45 @@ def attention_scaling(model: ModelConfig) -> float:
 def _llama3_ramp(
     frequencies: Float[Tensor, " pairs"], scaling: RopeScaling
 ) -> Float[Tensor, " pairs"]:
-    """1 where a pair turns often within the original context, 0 where hardly (Llama 3.1)."""
-    low, high, original = _bounds(scaling)
-    turns = original / (2 * math.pi / frequencies)
-    return ((turns - low) / (high - low)).clamp(0, 1)
+    """Return Llama 3.1's weights, linear in the number of rotations within the original context.
+
+    1 for pairs that rotate at least `high_freq_factor` times, 0 at most `low_freq_factor` times.
+    """
+    low, high, original_positions = _bounds(scaling)
+    num_rotations = original_positions / (2 * math.pi / frequencies)
+    return ((num_rotations - low) / (high - low)).clamp(0, 1)
 
 
 def _yarn_ramp(width: int, base: float, scaling: RopeScaling) -> Float[Tensor, " pairs"]:
-    """The same, falling evenly over the pairs between the bounds, these rounded (YaRN)."""
-    low, high, original = _bounds(scaling)
+    """Return YaRN's weights, linear in the pair index between the two bounds.
 
-    def dim_for_num_rotations(times: float) -> float:
-        return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+    The bounds are pair indices, rounded outwards; as in HF, the upper one is clamped to width - 1
+    although there are only width / 2 pairs.
+    """
+    low, high, original_positions = _bounds(scaling)
+
+    def dim_for_num_rotations(num_rotations: float) -> float:
+        """Solve original_positions * base^(-2i / width) = 2 pi * num_rotations for pair i."""
+        ratio = original_positions / (num_rotations * 2 * math.pi)
+        return width * math.log(ratio) / (2 * math.log(base))
 
     first = max(math.floor(dim_for_num_rotations(high)), 0)
     last = min(math.ceil(dim_for_num_rotations(low)), width - 1)
     pairs = torch.arange(width // 2, dtype=torch.float32)
+    # 1e-3 avoids 0 / 0 if both bounds round to the same pair; the ramp is then a step.
     return 1 - ((pairs - first) / (last - first or 1e-3)).clamp(0, 1)
 
 
 def _bounds(scaling: RopeScaling) -> tuple[float, float, int]:
+    """Return the bounds of the ramp in rotations, and the original number of positions."""
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     if scaling.rope_type == "yarn":
         low, high = scaling.beta_slow, scaling.beta_fast
-    original = scaling.original_max_position_embeddings
-    assert low is not None, "a rule asks for the bounds"
+    original_positions = scaling.original_max_position_embeddings
+    assert low is not None, "the recipe's rules require these three for llama3 and yarn"
     assert high is not None
-    assert original is not None
-    return low, high, original
+    assert original_positions is not None
+    return low, high, original_positions
 
 
 def rotation_at(
@@ -136,11 +163,19 @@ def rotation_at(
     frequencies: Float[Tensor, " pairs"],
     dtype: torch.dtype,
     *,
-    amplitude: float = 1.0,
+    scale: float = 1.0,
 ) -> RotaryCosSin:
-    """The rotation of rows at `positions`; angles in float32 at least, whatever `dtype`."""
-    precise = torch.promote_types(dtype, torch.float32)
-    angles = positions.t().unsqueeze(-1).to(precise) * frequencies.to(precise)
-    angles = angles.unsqueeze(2)
-    cos, sin = angles.cos() * amplitude, angles.sin() * amplitude
+    """Return the rotation of rows at the given positions.
+
+    Args:
+        positions: position of each row in its document.
+        frequencies: from `inverse_frequencies`.
+        dtype: type of the result. Angles are computed in float32 at least: bfloat16 has 8 bits of
+            mantissa and could not tell position 256 from 257.
+        scale: factor of cosines and sines, from `attention_scaling`.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    angles = positions.t().unsqueeze(-1).to(wide) * frequencies.to(wide)
+    angles = angles.unsqueeze(2)  # broadcast over heads
+    cos, sin = angles.cos() * scale, angles.sin() * scale
     return RotaryCosSin(cos.to(dtype), sin.to(dtype))

@@ -1,7 +1,8 @@
-"""Initial weights, drawn by parameter name.
+"""Initial weights as a function of (run seed, parameter name).
 
-Every tensor is drawn whole from a generator seeded by (run seed, name), and a rank keeps its part:
-the network a run starts from does not depend on the layout, and adding a parameter moves no other.
+Every tensor is drawn whole, from a generator seeded by the run's seed and the parameter's name, and
+each rank keeps its part. So the initial network does not depend on the layout, and adding a
+parameter to the architecture does not change the others.
 """
 
 import hashlib
@@ -18,32 +19,37 @@ from armd_scale.parallel.tensor.partition import tensor_partition
 
 @torch.no_grad()
 def init_weights(network: ArmdModel, *, seed: int, names: Collection[str] | None = None) -> None:
-    """Fills every parameter of the network, or of a part of it, in place; or those named alone.
+    """Initialize the parameters of a network, or of one chunk of it, in place.
 
-    Matrices and embeddings are normal with `model.init_std`; those that write to the residual
-    stream are narrower by sqrt(2 x layers) (GPT-2). Norms are one, biases zero. The gap table
-    starts at zero, so that a hidden token between anchor and target changes nothing until it is
-    learned.
+    Matrices and embeddings are normal with standard deviation `model.init_std`, divided by
+    sqrt(2 * layers) for those that write to the residual stream (GPT-2). Norms are 1, biases 0. The
+    gap embedding is 0, so that gaps have no effect until they are learned.
+
+    Args:
+        network: the network, or a pipeline stage of it.
+        seed: the run's seed.
+        names: initialize only these parameters; None for all.
     """
     for name, parameter in network.parameters_by_name().items():
         if names is not None and name not in names:
             continue
-        split = tensor_partition(parameter, network.groups.tp)
-        full = torch.empty(split.full_shape(parameter.shape), dtype=torch.float32)
+        partition = tensor_partition(parameter, network.groups.tp)
+        full = torch.empty(partition.full_shape(parameter.shape), dtype=torch.float32)
         init_parameter(full, name, model=network.model, seed=seed)
-        parameter.copy_(split.local_part(full))
+        parameter.copy_(partition.local_part(full))
 
 
 def init_parameter(full: torch.Tensor, name: str, *, model: ModelConfig, seed: int) -> None:
-    """Fills the whole of one parameter, which `name` says, in place."""
-    generator = torch.Generator().manual_seed(_seed_of(seed, name))
+    """Initialize one full (unsplit) float32 parameter in place, by the rule for its name."""
+    # On the CPU also for CUDA runs: CUDA generators give other numbers on other devices.
+    generator = torch.Generator().manual_seed(_derive_seed(seed, name))
     if name.endswith(("norm.weight", "prefix.scale")):
-        # Beside an anchor the prefix comes in gradually; alone it must start the row.
+        # Next to an anchor the prefix starts at 0 and fades in; alone it must start the row.
         nn.init.constant_(full, 0.0 if name.endswith("scale") and "+" in model.query else 1.0)
     elif name.endswith("bias") or "query_start.gap" in name:
         nn.init.zeros_(full)
     elif name.endswith("prefix.position_embedding"):
-        # <PE_p, PE_p> is 1 on average, and <PE_p, PE_j> stays near 0 until it is learned.
+        # With variance 1/width, <PE_p, PE_p> is 1 on average and <PE_p, PE_j> is near 0.
         nn.init.normal_(full, std=model.prefix_width**-0.5, generator=generator)
     else:
         writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
@@ -51,6 +57,7 @@ def init_parameter(full: torch.Tensor, name: str, *, model: ModelConfig, seed: i
         nn.init.normal_(full, std=std, generator=generator)
 
 
-def _seed_of(seed: int, name: str) -> int:
+def _derive_seed(seed: int, name: str) -> int:
+    """Hash seed and name to a non-negative 63-bit seed."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -1,1 +1,1 @@
-"""How weights are updated: learning rate, parameter groups, ZeRO, running averages."""
+"""Weight updates: learning rate schedule, parameter groups, AdamW under ZeRO, EMA."""

@@ -1,6 +1,6 @@
-"""The layout's process groups under the names that DeepSpeed asks for."""
+"""The process groups of a layout under the names that DeepSpeed calls."""
 
-# ruff: noqa: D102 - the names say it all
+# ruff: noqa: D102 - each method returns what its name says
 
 from typing import Any
 
@@ -8,7 +8,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 
 class Mpu:
-    """The process groups under the names that DeepSpeed asks for."""
+    """Adapter from a ProcessGroupCollection to DeepSpeed's `mpu` (model parallel unit) interface.
+
+    megatron-core's own `parallel_state` lacks the model parallel group, which is tensor x pipeline:
+    the ranks that hold one copy of the model, over which the gradient norm is summed.
+    """
 
     def __init__(self, groups: ProcessGroupCollection) -> None:
         self._groups = groups

@@ -1,4 +1,4 @@
-"""A running average of the weights (EMA), which often evaluates better than the last weights."""
+"""Exponential moving average (EMA) of the weights, which often evaluates better than the last."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 class ExponentialMovingAverage:
-    """average <- decay x average + (1 - decay) x weights, after every step, in float32.
+    """average <- decay * average + (1 - decay) * weights, after every step, in float32.
+
+    bfloat16 has 8 significant bits: updates of relative size 1 - decay = 0.001 would be lost.
 
     Args:
-        weights: gives name and value of every weight, whole, each time it is called.
-        decay: share of the old average that a step keeps.
+        weights: yields name and full value of every weight each time it is called.
+        decay: fraction of the old average that a step keeps.
     """
 
     def __init__(self, weights: Callable[[], Iterable[tuple[str, Tensor]]], decay: float) -> None:
@@ -22,11 +24,11 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the weights of this step in."""
+        """Move the average towards the current weights."""
         for name, weight in self._weights():
             self.average[name].lerp_(weight.float(), 1 - self._decay)
 
     def load(self, average: dict[str, Tensor]) -> None:
-        """Continues from a saved average."""
+        """Continue from a saved average."""
         for name, value in average.items():
             self.average[name].copy_(value)

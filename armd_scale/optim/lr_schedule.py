@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step."""
+"""Learning rate schedule as a pure function of the step, so that a resume needs no state."""
 
 import math
 
@@ -7,11 +7,16 @@ from armd_scale.config.schema import TrainConfig
 
 
 def learning_rate_at(optim: ResolvedOptim, train: TrainConfig, step: int) -> float:
-    """The learning rate of optimizer step `step`, counted from 0.
+    """Return the learning rate of an optimizer step.
 
-    Linear growth over `warmup_steps`, reaching `lr` at their end; then half a cosine down to
-    `min_lr` at the last step, or flat and a linear decay over the last `decay_steps` (wsd:
-    warm-up, stable, decay), or flat.
+    Linear warmup over `warmup_steps`, reaching `lr` in its last step. Then, by `schedule`:
+    `cosine`: half a cosine down to `min_lr` in the last step; `wsd` (warmup, stable, decay): flat,
+    then linear down to `min_lr` over the last `decay_steps`; `constant`: flat.
+
+    Args:
+        optim: the recipe's optim section.
+        train: the recipe's train section, for the number of steps.
+        step: step index, from 0. Beyond the last step the rate stays as it is.
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
@@ -20,6 +25,7 @@ def learning_rate_at(optim: ResolvedOptim, train: TrainConfig, step: int) -> flo
     start = optim.warmup_steps
     if optim.schedule == "wsd":
         start = max(start, train.steps - optim.decay_steps)
+    # 0 in step `start`, 1 in the last step (steps - 1).
     progress = min(1.0, max(0.0, (step - start) / max(1, train.steps - 1 - start)))
     if optim.schedule == "wsd":
         return optim.lr + (optim.min_lr - optim.lr) * progress

@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""Parameter groups of AdamW, by weight decay."""
 
 from typing import Any
 
@@ -8,7 +8,10 @@ from armd_scale.config.schema import OptimConfig
 
 
 def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices and embeddings decay; norms, biases and single vectors do not."""
+    """Return AdamW's groups: matrices and embeddings decay; norms, biases and vectors do not.
+
+    Frozen parameters and empty groups are omitted.
+    """
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     matrices = [p for _, p in named if p.dim() > 1]
     vectors = [p for _, p in named if p.dim() <= 1]

@@ -1,12 +1,18 @@
-"""AdamW under DeepSpeed's ZeRO: the only module that knows DeepSpeed.
+"""AdamW under DeepSpeed's ZeRO, fed by megatron-core's schedules.
 
-megatron-core's schedules call autograd themselves. DeepSpeed's `coalesce_grad_reduction` lets them:
-inside it every backward leaves its gradient on the parameter, and its exit reduces once. From stage
-2 on, without a pipeline, each backward shares its gradients out at once instead, so that a process
-never holds more than its part: that is what stages 2 and 3 are for, at one reduction a micro-batch.
+megatron-core's schedules call autograd themselves, while DeepSpeed expects `engine.backward`. Two
+ways lead from one to the other:
+
+* once per step (ZeRO 1, and 2 with a pipeline): inside DeepSpeed's `coalesce_grad_reduction` every
+  backward pass leaves its gradient on the parameter; the exit reduces the sum once.
+* once per micro-batch (ZeRO 2 and 3 without a pipeline): each backward pass reduces its gradients
+  and every rank keeps its partition only, so that no rank ever holds all of them. That saves the
+  memory that these stages promise, at the price of one reduction per micro-batch.
+
+`config.derived.reduces_every_micro_batch` decides. Without ZeRO (stage 0) DeepSpeed all-reduces
+whole gradients once per step.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +23,6 @@ import deepspeed
 import torch
 from deepspeed.runtime.utils import clip_grad_norm_
 from deepspeed.utils import (
-    logger,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -26,9 +31,10 @@ from deepspeed.utils import (
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from armd_scale.config.derived import REDUCE_BUCKET_SIZE
+from armd_scale.config.derived import reduces_every_micro_batch
 from armd_scale.config.schema import OptimConfig
 from armd_scale.model.model_chunks import ModelChunks
+from armd_scale.optim.deepspeed_config import configure_deepspeed, deepspeed_config
 from armd_scale.optim.deepspeed_mpu import Mpu
 from armd_scale.optim.param_groups import parameter_groups
 from armd_scale.parallel.tensor.grad_reduce import (
@@ -37,37 +43,39 @@ from armd_scale.parallel.tensor.grad_reduce import (
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-logger.setLevel(logging.WARNING)
-# DeepSpeed would compile a shared-memory reduction for CPU ranks at first use, under a lock that a
-# killed build leaves behind, for which every later run waits. gloo does without it.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+"""Names of AdamW's moments in its state."""
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What AdamW remembers, whole along data parallelism: float32 tensors by parameter name."""
+    """AdamW's state, gathered over data parallel ranks: float32 tensors by parameter name.
 
-    steps: int
-    """Updates made so far."""
+    Independent of ZeRO stage and data parallel size, so that any layout continues from any other.
+    Tensor and pipeline parallel ranks hold their own parts.
+    """
+
+    num_updates: int
+    """Updates made so far; AdamW's bias correction depends on it."""
     master: dict[str, Tensor]
-    """The weights as the optimizer keeps them."""
+    """The weights that the optimizer updates."""
     moments: dict[str, dict[str, Tensor]]
-    """First and second moment, by moment name, then parameter name."""
+    """First and second moment: by moment name, then parameter name."""
 
     def weights(self, network: ModelChunks) -> dict[str, Tensor]:
-        """Whole weights in the network's own type, also where ZeRO 3 has split its parameters."""
+        """Return full weights in the network's own dtype, also if ZeRO 3 has partitioned it."""
         return {
             name: self.master[name].to(p.dtype) for name, p in network.parameters_by_name().items()
         }
 
 
 class ZeroEngine:
-    """A network with its optimizer, split over the data-parallel group as the ZeRO stage says.
+    """A network with its optimizer, partitioned over data parallel ranks by a ZeRO stage.
 
     Args:
-        network: this process's parts of the network, on their device.
+        network: this rank's model chunks, on their device.
         optim: the recipe's optim section.
-        precision: "fp32" or "bf16": the type of the weights in forward and backward.
+        precision: "fp32" or "bf16": dtype of the weights in forward and backward. In bf16 the
+            optimizer keeps a float32 master copy.
         groups: the process groups of the layout.
     """
 
@@ -79,6 +87,7 @@ class ZeroEngine:
         precision: str,
         groups: ProcessGroupCollection,
     ) -> None:
+        configure_deepspeed()
         adam = torch.optim.AdamW(
             parameter_groups(network, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps
         )
@@ -89,41 +98,49 @@ class ZeroEngine:
             optimizer=adam,
             mpu=Mpu(groups),
             dist_init_required=False,
-            config=_deepspeed_config(
+            config=deepspeed_config(
                 optim,
                 precision=precision,
                 groups=groups,
                 num_parameters=sum(p.numel() for p in network.parameters()),
             ),
         )
-        self._engine: Any = engine  # DeepSpeed's own annotations name neither half of what it is
+        self._engine: Any = engine  # DeepSpeed's annotations lack most of its attributes
         self.network = network
         self._parameters = network.parameters_by_name()
         self._groups = groups
-        # Stages of a pipeline reach their gradients at different times, so there they wait.
-        self._reduces_at_once = (
-            self._stage >= 2 and groups.pp.size() == 1 and optim.offload == "none"
+        self._reduces_every_micro_batch = reduces_every_micro_batch(
+            optim, pipeline_size=groups.pp.size()
         )
-        if self._reduces_at_once:
+        if self._reduces_every_micro_batch:
+            # After a backward pass no whole gradient is left that could be completed.
             register_partial_grad_hooks(self._parameters, groups)
-        if self._reduces_at_once and self._stage == 2:
-            # Else DeepSpeed keeps all of every gradient that its partition has a part of.
-            self._engine.optimizer._use_compact_grad_partition_buffer = lambda group: True
+            if self._stage == 2:
+                # By default DeepSpeed keeps whole gradients of all parameters that overlap this
+                # rank's partition, unless their dtype differs from that of accumulation. Compact
+                # buffers are exactly as large as the partition.
+                self._engine.optimizer._use_compact_grad_partition_buffer = lambda group: True
         self._skip = False
         self._init_optimizer_state(num_updates=0)
 
     def __call__(self, *inputs: Any) -> Any:
-        """The network's forward.
+        """Run the network's forward pass.
 
-        Through the engine, whose hooks ZeRO needs; at stage 0 around it, because there the engine
-        refuses any backward pass that it does not start itself.
+        Through the engine, whose hooks gather and partition parameters. At stage 0 the engine is
+        bypassed, because there it rejects backward passes that it did not start itself.
         """
         return self.network(*inputs) if self._stage == 0 else self._engine(*inputs)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Backward passes inside add up; the exit completes and averages the gradients."""
-        if self._reduces_at_once:
+        """Accumulate the gradients of all backward passes inside; the exit completes them.
+
+        Completing means: sums over ranks that hold parts of one gradient (`grad_reduce`), and the
+        mean over data parallel ranks.
+        """
+        if self._reduces_every_micro_batch:
+            # With the boundary off, backward passes add to this rank's partition of the gradients;
+            # setting it tells DeepSpeed that the sum is complete.
             self._engine.set_gradient_accumulation_boundary(False)
             yield
             self._engine.set_gradient_accumulation_boundary(True)
@@ -133,6 +150,7 @@ class ZeroEngine:
         coalesce = self._engine.coalesce_grad_reduction if self._stage > 0 else nullcontext
         with coalesce():
             yield
+            # Before the exit, while whole gradients are on the parameters: it reduces them.
             self._poison_grads()
             all_reduce_partial_grads(
                 self._parameters, tied=self.network.tied_across_stages, groups=self._groups
@@ -141,45 +159,54 @@ class ZeroEngine:
             self._engine.allreduce_gradients()
 
     def skip_next_step(self) -> None:
-        """Has the next `step` change nothing; called inside `accumulate`, after backward passes.
+        """Make the next `step` a no-op. Call inside `accumulate`, after the backward passes.
 
-        A gradient that is not finite is what every ZeRO stage turns down, gradients cleared.
+        DeepSpeed has no call for this that works on all stages. But every stage checks the global
+        gradient norm and, if it is not finite, clears the gradients and leaves weights and moments
+        alone. So one gradient is set to NaN. All ranks must call it, but a single rank would do:
+        the norm is reduced over all of them.
         """
         self._skip = True
 
     def _poison_grads(self) -> None:
-        """Makes a gradient NaN where parameters have theirs until the block's exit."""
+        """Set a gradient to NaN while whole gradients are on the parameters."""
         if self._skip:
-            gradient = next(iter(self._parameters.values())).grad
-            assert gradient is not None, "every parameter takes part in every step"
-            gradient.fill_(math.nan)
+            grad = next(iter(self._parameters.values())).grad
+            assert grad is not None, "every parameter takes part in every step"
+            grad.fill_(math.nan)
         self._skip = False
 
     def _poison_reduced_grads(self) -> None:
-        """The same where each backward pass has shared them out."""
+        """Set this rank's partition of gradients to NaN, after backward passes have reduced it."""
         optimizer = self._engine.optimizer
         if self._skip and self._stage == 3:
             optimizer.grad_partitions_flat_buffer.fill_(math.nan)
         elif self._skip:
-            groups = optimizer.averaged_gradients.values()
-            next(gradient for group in groups for gradient in group).fill_(math.nan)
+            grads_by_group = optimizer.averaged_gradients.values()
+            next(grad for grads in grads_by_group for grad in grads).fill_(math.nan)
         self._skip = False
 
     def step(self, learning_rate: float) -> float:
-        """Clips, updates and clears; returns the global gradient norm before clipping.
+        """Clip the gradients, update the weights, and clear the gradients.
 
-        Where that is not finite, weights and moments stay as they are.
+        Args:
+            learning_rate: of this step.
+
+        Returns:
+            The global gradient norm before clipping. If it is not finite, weights and moments are
+            unchanged.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._stage > 0:
             self._engine.step()
-            skipped = self._engine.optimizer.overflow
-            if skipped and self._stage == 3:
-                # The next step writes over all of it but padding, which counts in the norm.
+            has_overflow = self._engine.optimizer.overflow
+            if has_overflow and self._stage == 3:
+                # The next backward passes overwrite this buffer except its padding, where NaN
+                # would remain and count in every later norm.
                 self._engine.optimizer.grad_partitions_flat_buffer.zero_()
-            return math.inf if skipped else float(self._engine.get_global_grad_norm())
-        # The engine's own clipping at stage 0 keeps the norm to itself.
+            return math.inf if has_overflow else float(self._engine.get_global_grad_norm())
+        # Stage 0: the engine would clip as well (disabled in its config), but not return the norm.
         norm = clip_grad_norm_(self.network.parameters(), self._clip_grad, mpu=self._engine.mpu)
         if math.isfinite(norm):
             self._engine.step()
@@ -188,18 +215,22 @@ class ZeroEngine:
         return float(norm)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of all parameters; ZeRO 3 gathers them one by one (collective)."""
+        """Yield names and full values of all parameters.
+
+        ZeRO 3 gathers them one by one, so all ranks must iterate to the end (collective).
+        """
         for name, parameter in self._parameters.items():
             yield name, self._get(parameter, None) if self._stage == 3 else parameter.detach()
 
     def export_state(
         self, to_host: Callable[[str, str, Tensor], Tensor] = lambda _, __, tensor: tensor
     ) -> OptimizerState:
-        """The optimizer's state as full tensors (a collective over data parallelism).
+        """Return the optimizer's state as full tensors (collective over data parallel ranks).
 
         Args:
-            take: makes of section ("master" or a moment), name and full tensor what is kept of it,
-                before the next one is gathered.
+            to_host: maps section ("master" or a moment), name and full tensor to what is kept of
+                it. Called before the next tensor is gathered, so that a copy to host memory, or a
+                slice, bounds the device memory that the export needs.
         """
         named = self._parameters.items()
 
@@ -207,29 +238,31 @@ class ZeroEngine:
             return {name: to_host(key or "master", name, self._get(p, key)) for name, p in named}
 
         moments = {key: section(key) for key in MOMENTS}
-        return OptimizerState(steps=self._num_updates(), master=section(None), moments=moments)
+        return OptimizerState(
+            num_updates=self._num_updates(), master=section(None), moments=moments
+        )
 
     def weight_tensors(self) -> Iterator[Tensor]:
-        """The weights on this process: the parameters, and under ZeRO 3 its shards of them."""
+        """Yield this rank's weights: the parameters, and under ZeRO 3 their local partitions."""
         for parameter in self._parameters.values():
             yield parameter
             if self._stage == 3:
                 yield getattr(parameter, "ds_tensor")  # noqa: B009 - set by DeepSpeed
 
     def optimizer_tensors(self) -> Iterator[Tensor]:
-        """What AdamW holds on this process: the weights that it updates, and their moments."""
+        """Yield AdamW's tensors on this rank: the weights that it updates, and their moments."""
         for tensor in self._updated_tensors():
             yield tensor
             yield from (self._adam.state[tensor][key] for key in MOMENTS)
 
     def reduction_buffers(self) -> Iterator[Tensor]:
-        """What gradients are gathered in to be reduced together, LARGEST_BUCKET at most."""
+        """Yield the buffers in which gradients are collected to be reduced together."""
         for bucket in getattr(self._engine.optimizer, "ipg_buckets", {}).values():
             yield from bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
 
     def import_state(self, state: OptimizerState) -> None:
-        """Continues from a state that any layout exported."""
-        self._init_optimizer_state(state.steps)
+        """Continue from a state that any ZeRO stage or data parallel size has exported."""
+        self._init_optimizer_state(state.num_updates)
         for name, parameter in self._parameters.items():
             self._set(parameter, state.master[name], None)
             for key in MOMENTS:
@@ -237,26 +270,28 @@ class ZeroEngine:
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
-        """The AdamW that DeepSpeed drives; from stage 1 on, DeepSpeed's optimizer wraps it."""
+        """The AdamW that DeepSpeed calls; from stage 1 on, DeepSpeed's optimizer wraps it."""
         return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
 
     def _updated_tensors(self) -> list[Tensor]:
-        """What AdamW updates: parameters, or this rank's flat partitions of them."""
-        wrapper = self._engine.optimizer
+        """Return what AdamW updates: the parameters, or this rank's flat float32 partitions."""
+        zero_optimizer = self._engine.optimizer
         if self._stage == 0:
             return [p for group in self._adam.param_groups for p in group["params"]]
         if self._stage == 3:
-            return wrapper.fp32_partitioned_groups_flat
-        return wrapper.single_partition_of_fp32_groups
+            return zero_optimizer.fp32_partitioned_groups_flat
+        return zero_optimizer.single_partition_of_fp32_groups
 
     def _num_updates(self) -> int:
         return int(self._adam.state[self._updated_tensors()[0]]["step"])
 
     def _init_optimizer_state(self, num_updates: int) -> None:
-        """Creates AdamW's state before the first update.
+        """Create AdamW's state, with moments of zero, before the first update.
 
-        DeepSpeed links parameters to their moments right after the first group's first update, when
-        the other groups have none yet, and never again; so all of them must exist before it.
+        torch creates it lazily in the first update. But DeepSpeed links parameters to slices of
+        their moments (which `safe_get_full_optimizer_state` follows) once, right after the first
+        update of the first parameter group, when the other groups have no moments yet. Their
+        export would fail. So all moments exist beforehand, and the link is made here.
         """
         for tensor in self._updated_tensors():
             self._adam.state[tensor] = {
@@ -265,10 +300,12 @@ class ZeroEngine:
             }
         link_states = getattr(self._engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
         if link_states is not None:
+            # The moments may have been linked before (import after export): link the new ones.
             self._engine.optimizer._hp_optimizer_states_linked = False
             link_states()
 
     def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        """Return a full tensor: the master weight if `key` is None, else a moment (collective)."""
         if self._stage == 0:
             return parameter.detach() if key is None else self._adam.state[parameter][key]
         if key is None:
@@ -279,31 +316,10 @@ class ZeroEngine:
         return value
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Store a full tensor: each rank copies its partition of it."""
         if self._stage == 0:
             self._get(parameter, key).copy_(value)
         elif key is None:
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, key)
-
-
-def _deepspeed_config(
-    optim: OptimConfig, *, precision: str, groups: ProcessGroupCollection, num_parameters: int
-) -> dict[str, Any]:
-    """DeepSpeed's configuration; batch sizes are nominal, as the schedule feeds micro-batches."""
-    config: dict[str, Any] = {
-        "train_batch_size": groups.dp.size(),
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": optim.clip_grad if optim.zero_stage > 0 else 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": optim.zero_stage,
-            "reduce_bucket_size": min(REDUCE_BUCKET_SIZE, num_parameters),
-        },
-        "bf16": {"enabled": precision == "bf16"},
-    }
-    if optim.offload == "optimizer":
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-    return config

@@ -1,1 +1,1 @@
-"""Where a run lives: launcher's environment, process groups, schedule, CPU stand-in for CUDA."""
+"""Launch environment, process groups, pipeline and tensor parallelism; see README.md."""

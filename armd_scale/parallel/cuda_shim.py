@@ -1,9 +1,9 @@
-"""Lets megatron-core's schedules run on a machine without CUDA, for tests and laptops.
+"""Runs megatron-core's pipeline schedules on machines without CUDA, for tests and laptops.
 
-Three habits of megatron-core stand in the way: it asks CUDA for the current device, it synchronises
-CUDA, and its schedules build small tensors with `device="cuda"`. All three are answered here, only
-while a schedule runs and only where there is no CUDA, so that a CPU test runs the very schedule
-that a GPU run uses.
+megatron-core makes three CUDA assumptions: it asks CUDA for the current device, it synchronizes
+CUDA, and its schedules create small tensors with `device="cuda"`. Each is redirected to the CPU,
+only inside the context manager and only if CUDA is not available. So a CPU test runs the very
+schedule that a GPU run uses, and no second pipeline implementation exists.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _RedirectCudaToCpu(TorchFunctionMode):
-    """Rewrites `device="cuda"` to the CPU in every torch call."""
+    """Replace a `device` keyword of "cuda" by the CPU in every torch call."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -28,14 +28,15 @@ class _RedirectCudaToCpu(TorchFunctionMode):
 
 @contextmanager
 def patch_cuda_for_cpu() -> Iterator[None]:
-    """Answers megatron-core's CUDA calls on the CPU; does nothing where CUDA is available."""
+    """Redirect CUDA calls to the CPU inside the block; a no-op if CUDA is available."""
     if torch.cuda.is_available():
         yield
         return
-    answers = {"current_device": lambda: torch.device("cpu"), "synchronize": lambda *_: None}
-    originals = {name: getattr(torch.cuda, name) for name in answers}
-    for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
+    # These two are plain Python functions of torch.cuda, which the mode does not see.
+    replacements = {"current_device": lambda: torch.device("cpu"), "synchronize": lambda *_: None}
+    originals = {name: getattr(torch.cuda, name) for name in replacements}
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
     try:
         with _RedirectCudaToCpu():
             yield

@@ -1,8 +1,8 @@
-"""What the launcher says: which process this is, of how many, and where they meet.
+"""Launch environment: rank, world size, device and rendezvous address of this process.
 
 torchrun and srun describe a job in environment variables. They are read here, once, into one typed
-value; nothing else in the package looks at the environment to learn about the job. srun says where
-its processes are but not where they meet; that follows from the job's first node and its number.
+value; the rest of the package does not read the environment (`cluster`, which records it, aside).
+srun sets the ranks but no rendezvous address, so that is derived from the job's first host and ID.
 """
 
 import os
@@ -14,10 +14,14 @@ import torch
 
 from armd_scale.errors import TrainingError
 
+# Rendezvous ports of Slurm jobs: below the ephemeral ports (32768 and up on Linux), and spread by
+# job ID, so that two jobs on one node do not meet.
+SLURM_PORT_BASE, SLURM_PORT_RANGE = 10_000, 20_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedEnv:
-    """One process's place in the job."""
+    """This process within the job."""
 
     rank: int
     world_size: int
@@ -26,44 +30,46 @@ class DistributedEnv:
     host: str = "localhost"
     """Name of the machine, for messages."""
     master_addr: str = "localhost"
-    """Where rank 0 can be reached."""
+    """Address of rank 0 (MASTER_ADDR)."""
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process speaks for the job (prints, writes the shared files)."""
+        """Whether this process prints and writes the shared files."""
         return self.rank == 0
 
     @property
     def backend(self) -> str:
-        """The torch.distributed backend that serves the device."""
+        """The torch.distributed backend for the device."""
         return "nccl" if self.device.type == "cuda" else "gloo"
 
 
 def read_environment() -> DistributedEnv:
-    """This process's place: torchrun's variables, else Slurm's, else a job of one process.
+    """Read this process's rank from torchrun's variables, else Slurm's; else it is the only one.
+
+    Also sets DS_ACCELERATOR and LOCAL_RANK for DeepSpeed, and MASTER_ADDR and MASTER_PORT under
+    srun, unless they are set already.
 
     Raises:
-        TrainingError: the launcher's variables contradict one another.
+        TrainingError: a variable is missing, not an integer, or the rank is out of range.
     """
-    place = _read_ints("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    # A batch script has a SLURM_PROCID too; only what srun started is in a step.
-    if place is None and "SLURM_STEP_NUM_TASKS" in os.environ:
-        place = _read_ints("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    ranks = _read_ints("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    # An sbatch script has a SLURM_PROCID as well, but only processes of srun are in a step.
+    if ranks is None and "SLURM_STEP_NUM_TASKS" in os.environ:
+        ranks = _read_ints("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         _set_rendezvous_from_slurm()
-    rank, world_size, local_rank = place or (0, 1, 0)
+    rank, world_size, local_rank = ranks or (0, 1, 0)
     if not 0 <= rank < world_size:
         raise TrainingError(
-            f"the launcher must give a rank below the world size, got rank {rank} of {world_size}: "
-            "start through torchrun or srun, or unset RANK and WORLD_SIZE"
+            f"the rank must be below the world size (got rank {rank} of {world_size}): "
+            "start with torchrun or srun, or unset RANK and WORLD_SIZE"
         )
-    # Where a scheduler shows each process its own GPU alone, that one is number 0.
-    gpus = torch.cuda.device_count()
-    number = local_rank % gpus if gpus else local_rank
-    device = torch.device("cuda", number) if gpus else torch.device("cpu")
-    # DeepSpeed reads both for itself: the accelerator as it is imported, the local rank as an
-    # engine is made, which only torchrun sets.
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    os.environ.setdefault("LOCAL_RANK", str(number))
+    # A scheduler may show each process its own GPU only; that GPU has index 0 in every process.
+    num_gpus = torch.cuda.device_count()
+    device_index = local_rank % num_gpus if num_gpus else local_rank
+    device = torch.device("cuda", device_index) if num_gpus else torch.device("cpu")
+    # DeepSpeed reads the accelerator while it is imported, and the local rank in `initialize`,
+    # where it fails without the variable; srun does not set it.
+    set_default_variables(DS_ACCELERATOR=device.type, LOCAL_RANK=str(device_index))
     return DistributedEnv(
         rank=rank,
         world_size=world_size,
@@ -74,79 +80,50 @@ def read_environment() -> DistributedEnv:
     )
 
 
+def set_default_variables(**defaults: str) -> dict[str, str]:
+    """Set environment variables that libraries read, unless the user has; return their values."""
+    return {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
+
+
 def _set_rendezvous_from_slurm() -> None:
-    """Sets where torch.distributed meets, unless the user has."""
-    nodes = os.environ["SLURM_STEP_NODELIST"]
-    os.environ.setdefault("MASTER_ADDR", _address(first_slurm_host(nodes)))
-    # Below the ports that systems hand out, and another one for each job that shares a node.
-    port = 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-    os.environ.setdefault("MASTER_PORT", str(port))
+    """Set the rendezvous of torch.distributed to the first host of the Slurm step."""
+    host = first_slurm_host(os.environ["SLURM_STEP_NODELIST"])
+    port = SLURM_PORT_BASE + int(os.environ["SLURM_JOB_ID"]) % SLURM_PORT_RANGE
+    set_default_variables(MASTER_ADDR=_resolvable_address(host), MASTER_PORT=str(port))
 
 
-def first_slurm_host(nodes: str) -> str:
-    """The first name of Slurm's short form, as `scontrol show hostnames` gives it: gpu[08-11],x."""
-    found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
-    assert found is not None, nodes
-    return "".join(part or "" for part in found.groups())
+def first_slurm_host(node_list: str) -> str:
+    """Return the first host of a Slurm node list, as `scontrol show hostnames` would.
 
-
-def _address(node: str) -> str:
-    """A node's name where it can be looked up, else where srun ran: in a batch job that node."""
-    try:
-        socket.getaddrinfo(node, None)
-    except OSError:
-        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", node)
-    return node
-
-
-def enable_determinism(device: torch.device) -> str:
-    """Has this process compute the same bits from the same inputs; to be called before it starts.
-
-    On CPU that was so already, at a fixed number of threads. On CUDA kernels that add in an order
-    of their own are replaced by slower ones, or refused by an error where there is no other:
-
-    * cuBLAS gets workspaces of one fixed size, and cuDNN does not choose kernels by timing them;
-    * NCCL reduces along rings, whose order the layout decides, instead of what it finds fastest;
-    * attention: the flash kernel's backward adds in a fixed order under this mode, and the
-      memory-efficient one does not split keys; cuDNN's makes no such promise and is switched off.
-      FlexAttention, which serves larger blocks, has no atomic additions in its backward kernels.
-
-    The promise is for one layout on one kind of device with one set of libraries: another layout
-    adds in another order, and agrees to rounding. On CUDA it costs speed, most of it in attention's
-    backward pass.
-
-    Returns:
-        What was chosen, in words.
+    >>> first_slurm_host("gpu[08-11,15],login")
+    'gpu08'
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("NCCL_ALGO", "Ring")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if device.type == "cpu":
-        return "deterministic: attention by PyTorch's CPU kernels"
-    enabled = {
-        "flash": torch.backends.cuda.flash_sdp_enabled(),
-        "memory-efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
-        "math": torch.backends.cuda.math_sdp_enabled(),
-    }
-    kernels = ", ".join(name for name, is_enabled in enabled.items() if is_enabled)
-    return (
-        f"deterministic: causal attention by the first kernel that fits of {kernels}; other "
-        f"attention by FlexAttention; cuBLAS {os.environ['CUBLAS_WORKSPACE_CONFIG']}, "
-        f"NCCL {os.environ['NCCL_ALGO']}"
-    )
+    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", node_list)
+    assert match is not None, node_list
+    return "".join(group or "" for group in match.groups())
+
+
+def _resolvable_address(host: str) -> str:
+    """Return the host if its name resolves, else the address that srun was started from.
+
+    Node names need not be in the DNS. Within a batch job srun runs on the first node, so its
+    address is the same machine.
+    """
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", host)
+    return host
 
 
 def _read_ints(*names: str) -> tuple[int, ...] | None:
-    """The integers under `names`, or None where the first of them is not set."""
+    """Return the integer values of environment variables, or None if the first is not set."""
     if names[0] not in os.environ:
         return None
     try:
         return tuple(int(os.environ[name]) for name in names)
     except (KeyError, ValueError) as error:
         raise TrainingError(
-            f"the launcher must set {', '.join(names)} to integers, got {error}: "
-            "start through torchrun or srun, or unset them all"
+            f"{', '.join(names)} must all be set to integers (got {error}): "
+            "start with torchrun or srun, or unset them all"
         ) from error

@@ -1,7 +1,7 @@
-"""Process groups: made once from the layout, then passed, never fetched.
+"""Process groups: created once from the layout, then passed as arguments, never looked up.
 
-megatron-core builds them; its `ProcessGroupCollection` is what modules take. A job of one process
-has the same groups as a large one, each of size 1, so there is one code path.
+megatron-core creates them; its `ProcessGroupCollection` (tp, pp, dp, ...) is what modules take. A
+job of one process has the same groups as a large one, each of size 1, so there is one code path.
 """
 
 import atexit
@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import HashStore
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import DistributedEnv, read_environment
 
+# Only the last resort: `fault` notices dead ranks within seconds, and hung ones by its own timeout.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 _SHARED_LOOP = "gloo_one_loop"
 
@@ -29,11 +30,12 @@ _SHARED_LOOP = "gloo_one_loop"
 def process_groups(
     environment: DistributedEnv, parallel: ParallelConfig
 ) -> Iterator[ProcessGroupCollection]:
-    """Joins the job and yields its groups (tp, pp, dp, ...); leaves the job at the end.
+    """Join the job, yield the groups of its layout, and leave the job at the end.
 
     Args:
-        environment: this process's place in the job.
-        parallel: the layout; data parallelism takes the ranks that tensor and pipeline leave over.
+        environment: this process within the job.
+        parallel: the layout. The data parallel size is the world size divided by the tensor,
+            pipeline and context parallel sizes.
     """
     if _is_single_process_job_running(environment):
         # `current_process_groups` has joined already. All layouts of one process are the same.
@@ -71,15 +73,16 @@ def _is_single_process_job_running(environment: DistributedEnv) -> bool:
 
 @contextmanager
 def init_distributed(environment: DistributedEnv) -> Iterator[None]:
-    """Starts torch.distributed; a job of one process needs no address to meet at."""
+    """Start torch.distributed for the block."""
     if environment.device.type == "cuda":
         torch.cuda.set_device(environment.device)
-    alone = environment.world_size == 1
+    is_single_process = environment.world_size == 1
     dist.init_process_group(
         _register_gloo_shared_loop() if environment.backend == "gloo" else environment.backend,
         rank=environment.rank,
         world_size=environment.world_size,
-        store=HashStore() if alone else None,
+        # A single process needs no rendezvous, hence no free port: its store is a dictionary.
+        store=HashStore() if is_single_process else None,
         timeout=COLLECTIVE_TIMEOUT,
     )
     try:
@@ -90,7 +93,7 @@ def init_distributed(environment: DistributedEnv) -> Iterator[None]:
 
 @contextmanager
 def model_parallel_groups(parallel: ParallelConfig) -> Iterator[ProcessGroupCollection]:
-    """The groups of a layout in a job that is joined."""
+    """Create the groups of a layout for the block; torch.distributed must be running."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -98,7 +101,7 @@ def model_parallel_groups(parallel: ParallelConfig) -> Iterator[ProcessGroupColl
             parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
         ),
         context_parallel_size=parallel.context,
-        create_gloo_process_groups=False,
+        create_gloo_process_groups=False,  # megatron-core's extra CPU groups, which nothing uses
     )
     try:
         yield ProcessGroupCollection.use_mpu_process_groups()
@@ -108,17 +111,20 @@ def model_parallel_groups(parallel: ParallelConfig) -> Iterator[ProcessGroupColl
 
 @cache
 def _register_gloo_shared_loop() -> str:
-    """Name of a backend that is gloo with one network thread for all groups of a process.
+    """Register gloo with one network thread per process as a backend, and return its name.
 
-    Every gloo group brings a thread that wakes up a hundred times a second, and a layout has dozens
-    of groups: with four processes on two cores, half the time went there.
+    By default every gloo group has a network thread of its own that wakes up 100 times a second,
+    and a layout has dozens of groups. With four processes on two cores these threads took half of
+    the CPU time. Groups that share a gloo device share its thread.
     """
     device = dist.ProcessGroupGloo.create_default_device()
 
-    def make_group(given: Any, _: Any) -> dist.ProcessGroupGloo:
+    def make_group(settings: Any, _: Any) -> dist.ProcessGroupGloo:
         options = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
-        options._devices, options._timeout = [device], given.timeout
-        return dist.ProcessGroupGloo(given.store, given.group_rank, given.group_size, options)
+        options._devices, options._timeout = [device], settings.timeout
+        return dist.ProcessGroupGloo(
+            settings.store, settings.group_rank, settings.group_size, options
+        )
 
     dist.Backend.register_backend(_SHARED_LOOP, make_group, extended_api=True, devices=["cpu"])
     return _SHARED_LOOP

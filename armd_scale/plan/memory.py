@@ -104,11 +104,14 @@ def _state(recipe: ResolvedRecipe, count: int, replicas: int) -> dict[str, float
     master = FP32 * share if stage > 0 else 0
     average = FP32 * count if recipe.optim.ema_decay is not None else 0
     on_gpu = recipe.optim.offload == "none"
+    reduces_early = derive.reduces_every_micro_batch(
+        recipe.optim, pipeline_size=recipe.parallel.pipeline
+    )
     adam = 2 * FP32 * share if on_gpu else 0  # torch's foreach AdamW: gradient and one temporary
     gathered = width * min(count, LIVE_ELEMENTS)
     state = {
         "weights": width * (share if stage == 3 else count),
-        "gradients": width * (share if derive.reduces_every_micro_batch(recipe) else count),
+        "gradients": width * (share if reduces_early else count),
         "optimizer": (master + 2 * FP32 * share) * on_gpu + average,
         "buffers": bucket + gathered if stage == 3 else 0,
         "update": max(bucket if stage in (1, 2) else 0, adam),

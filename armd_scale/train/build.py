@@ -223,10 +223,10 @@ def make_chunks_for(
     """
 
     def call(lesson: TrainMicroBatch, number: int) -> Tensor | tuple[Tensor, Tensor]:
-        if lesson.weights is None:
+        if lesson.loss_weights is None:
             return forward(lesson.batch, number)
         reference = None if parent is None else parent.reference(lesson.batch)
-        return forward(lesson.batch, number, LossSpec(lesson.weights, reference))
+        return forward(lesson.batch, number, LossSpec(lesson.loss_weights, reference))
 
     return [
         ScheduledChunk(
@@ -249,5 +249,5 @@ def load_train_state(
     sections = load_optimizer(checkpoint, names, network=network, groups=network.groups)
     state = TrainState.from_json(checkpoint.state)
     moments = {key: sections[key] for key in MOMENTS}
-    optimizer = OptimizerState(steps=state.updates, master=sections["master"], moments=moments)
+    optimizer = OptimizerState(num_updates=state.updates, master=sections["master"], moments=moments)
     return state, optimizer, sections.get("average")

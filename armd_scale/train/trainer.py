@@ -29,7 +29,8 @@ from armd_scale.model.attention import sdpa_backend_name
 from armd_scale.model.model_chunks import ModelChunks
 from armd_scale.optim.ema import ExponentialMovingAverage
 from armd_scale.optim.zero_engine import ZeroEngine
-from armd_scale.parallel.environment import DistributedEnv, enable_determinism
+from armd_scale.parallel.determinism import enable_determinism
+from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.pipeline.partition import all_stages, format_partition, layer_costs
 from armd_scale.parallel.process_groups import process_groups
 from armd_scale.plan.recompute import resolve_recompute
@@ -95,7 +96,7 @@ def train_resolved(recipe: ResolvedRecipe, environment: DistributedEnv) -> int:
     with (
         StopRequest() as stop,
         process_groups(environment, recipe.parallel) as groups,
-        monitor_peers(environment, pulse=watchdog),
+        monitor_peers(environment, watchdog=watchdog),
     ):
         record_launch(folder, environment)
         log_layout(recipe, groups)
@@ -192,7 +193,7 @@ def log_layout(recipe: ResolvedRecipe, groups: ProcessGroupCollection) -> None:
             all_stages(recipe.model, parallel, seq_length=length),
             layer_costs(recipe.model, length),
             parallel=parallel,
-            micro_batches=accumulation_steps(recipe.train, groups.dp.size()),
+            num_micro_batches=accumulation_steps(recipe.train, groups.dp.size()),
         )
         get_logger(__name__).info("%s", line)
 

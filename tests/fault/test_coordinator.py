@@ -1,4 +1,4 @@
-"""The roll against plain sockets: many processes, late ones, the first loss, the open files."""
+"""FailureDetector against plain sockets: many ranks, late ranks, the first loss, open files."""
 
 import json
 import resource
@@ -6,67 +6,70 @@ import socket
 from contextlib import ExitStack
 
 from armd_scale.fault.coordinator import FailureDetector
-from armd_scale.fault.json_socket import message, receive_lines
+from armd_scale.fault.json_socket import encode_line, receive_lines
 
 
-def enrolled(stack, roll, rank):
-    connection = stack.enter_context(socket.create_connection(("localhost", roll.port)))
+def register(stack, detector, rank):
+    """Connect to the detector as a rank."""
+    connection = stack.enter_context(socket.create_connection(("localhost", detector.port)))
     connection.settimeout(20)
-    connection.sendall(message(token=roll.token, rank=rank, who=f"rank {rank}"))
+    connection.sendall(encode_line(token=detector.token, rank=rank, name=f"rank {rank}"))
     return connection
 
 
-def test_hundreds_hear_of_one_loss():
+def test_300_ranks_all_receive_the_outcome_of_one_loss():
     size = 300
     with ExitStack() as stack:
-        roll = FailureDetector(size, silent=60)
-        members = [enrolled(stack, roll, rank) for rank in range(size)]
-        members.pop(77).close()
-        heard = {next(receive_lines(member)) for member in members}
-        assert len(heard) == 1
-        verdict = json.loads(heard.pop())
-        assert "rank 77 is gone" in verdict["lost"]
-        assert verdict["is_gone"]
+        detector = FailureDetector(size, keepalive_timeout_seconds=60)
+        peers = [register(stack, detector, rank) for rank in range(size)]
+        peers.pop(77).close()
+        lines = {next(receive_lines(peer)) for peer in peers}
+        assert len(lines) == 1
+        outcome = json.loads(lines.pop())["outcome"]
+        assert "rank 77 is gone" in outcome["failure"]
+        assert outcome["is_gone"]
 
 
-def test_the_first_loss_is_named_and_a_late_process_hears_of_it():
+def test_only_the_first_failure_is_reported_also_to_a_rank_that_registers_later():
     with ExitStack() as stack:
-        roll = FailureDetector(4, silent=60)
-        members = [enrolled(stack, roll, rank) for rank in range(3)]
-        members[1].close()
-        verdict = next(receive_lines(members[0]))
-        assert b"rank 1 is gone" in verdict
-        members[2].sendall(message(failed="ValueError: collective failed"))
-        assert next(receive_lines(enrolled(stack, roll, 3))) == verdict
+        detector = FailureDetector(4, keepalive_timeout_seconds=60)
+        peers = [register(stack, detector, rank) for rank in range(3)]
+        peers[1].close()
+        outcome = next(receive_lines(peers[0]))
+        assert b"rank 1 is gone" in outcome
+        peers[2].sendall(encode_line(failed="ValueError: collective failed"))
+        assert next(receive_lines(register(stack, detector, 3))) == outcome
 
 
-def test_a_process_that_came_to_its_end_is_not_missed():
+def test_a_rank_that_closes_after_finishing_is_not_lost():
     with ExitStack() as stack:
-        roll = FailureDetector(2, silent=60)
-        first, second = (enrolled(stack, roll, rank) for rank in range(2))
-        second.sendall(message(leaving=True))
+        detector = FailureDetector(2, keepalive_timeout_seconds=60)
+        first, second = (register(stack, detector, rank) for rank in range(2))
+        second.sendall(encode_line(finished=True))
         second.close()
-        first.sendall(message(leaving=True))
-        assert json.loads(next(receive_lines(first))) == {"lost": None}
-        roll.finish()
+        first.sendall(encode_line(finished=True))
+        assert json.loads(next(receive_lines(first))) == {
+            "outcome": {"failure": None, "is_gone": False, "is_hung": False}
+        }
+        detector.wait_until_finished()
 
 
-def test_a_process_that_ends_between_its_lines_is_missed():
+def test_a_rank_that_closes_before_its_line_is_complete_is_lost():
     with ExitStack() as stack:
-        roll = FailureDetector(2, silent=60)
-        first, second = (enrolled(stack, roll, rank) for rank in range(2))
-        second.sendall(message(leaving=True).rstrip(b"\n"))
+        detector = FailureDetector(2, keepalive_timeout_seconds=60)
+        first, second = (register(stack, detector, rank) for rank in range(2))
+        second.sendall(encode_line(finished=True).rstrip(b"\n"))
         second.close()
         assert b"rank 1 is gone" in next(receive_lines(first))
 
 
-def test_the_limit_of_open_files_grows_with_the_job():
+def test_the_open_file_limit_is_raised_for_large_jobs():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
     try:
-        FailureDetector(4, silent=60)
+        FailureDetector(4, keepalive_timeout_seconds=60)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 600
-        FailureDetector(100, silent=60)
+        FailureDetector(100, keepalive_timeout_seconds=60)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 712
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -1,4 +1,4 @@
-"""Requests to stop."""
+"""Stop signals."""
 
 import os
 import signal
@@ -13,20 +13,20 @@ from tests.support.spawn import run_on_ranks
 CPU = torch.device("cpu")
 
 
-def send(number: int) -> None:
-    os.kill(os.getpid(), number)
+def send(signum: int) -> None:
+    os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_remembered(groups: ProcessGroupCollection, number: signal.Signals) -> None:
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_is_recorded(groups: ProcessGroupCollection, signum: signal.Signals) -> None:
     with StopRequest() as stop:
         assert stop.any_rank(CPU) is None
-        send(number)
-        assert stop.any_rank(CPU) == number
-        assert stop.any_rank(CPU) == number
+        send(signum)
+        assert stop.any_rank(CPU) == signum
+        assert stop.any_rank(CPU) == signum
 
 
-def test_a_second_ctrl_c_ends_at_once(groups: ProcessGroupCollection) -> None:
+def test_a_second_ctrl_c_interrupts_immediately(groups: ProcessGroupCollection) -> None:
     with StopRequest() as stop:
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -34,14 +34,14 @@ def test_a_second_ctrl_c_ends_at_once(groups: ProcessGroupCollection) -> None:
         assert stop.any_rank(CPU) == signal.SIGINT
 
 
-def test_the_signals_are_given_back() -> None:
-    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+def test_the_previous_handlers_are_restored() -> None:
+    before = [signal.getsignal(signum) for signum in STOP_SIGNALS]
     with StopRequest():
-        assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
-    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+        assert [signal.getsignal(signum) for signum in STOP_SIGNALS] != before
+    assert [signal.getsignal(signum) for signum in STOP_SIGNALS] == before
 
 
-def stop_the_second(groups: ProcessGroupCollection) -> tuple[int | None, int | None]:
+def signal_rank_1(groups: ProcessGroupCollection) -> tuple[int | None, int | None]:
     with StopRequest() as stop:
         before = stop.any_rank(CPU)
         if groups.dp.rank() == 1:
@@ -49,5 +49,5 @@ def stop_the_second(groups: ProcessGroupCollection) -> tuple[int | None, int | N
         return before, stop.any_rank(CPU)
 
 
-def test_all_processes_agree_on_what_one_of_them_got() -> None:
-    assert run_on_ranks(stop_the_second, 2) == [(None, 15), (None, 15)]
+def test_all_ranks_see_the_signal_that_one_received() -> None:
+    assert run_on_ranks(signal_rank_1, 2) == [(None, 15), (None, 15)]

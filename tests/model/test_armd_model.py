@@ -1,4 +1,4 @@
-"""The fast two-stream network against the plain oracle."""
+"""The two-stream network against the dense oracle, forward and backward."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ ORDERS = [
 N = 18
 
 
-def sample(order, *, lengths=(N + 1,), seed=0, count=2):
+def draw_samples(order, *, lengths=(N + 1,), seed=0, count=2):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 101, size=(count, sum(lengths)))
     spec = parse_spec(order)
@@ -34,35 +34,36 @@ def sample(order, *, lengths=(N + 1,), seed=0, count=2):
     return tokens, block, [lengths] * count
 
 
-def documents_of(lengths):
+def document_ids(lengths):
     return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
 
 
 def assert_equals_oracle(model, groups, order, lengths, dtype=torch.float64, atol=1e-10):
     network = build(model, groups, dtype=dtype)
-    tokens, block, all_lengths = sample(order, lengths=lengths)
+    tokens, block, all_lengths = draw_samples(order, lengths=lengths)
     batch = batch_of(tokens, block, all_lengths)
     weights = {k: v.detach().clone().requires_grad_() for k, v in network.named_parameters()}
     oracle = Oracle(model, weights)
     expected = [
         oracle.log_probs(
-            torch.from_numpy(tokens[b]), torch.from_numpy(block[b]), documents_of(lengths)
+            torch.from_numpy(tokens[b]), torch.from_numpy(block[b]), document_ids(lengths)
         )
         for b in range(len(tokens))
     ]
-    got = log_probs_by_position(network, batch)
-    for mine, theirs in zip(got, expected, strict=True):
-        assert mine.keys() == theirs.keys()
-        for p in theirs:
-            torch.testing.assert_close(mine[p], theirs[p], atol=atol, rtol=0)
-    sum(sum(sample.values()) for sample in got).backward()
+    actual = log_probs_by_position(network, batch)
+    for sample, expected_sample in zip(actual, expected, strict=True):
+        assert sample.keys() == expected_sample.keys()
+        for p, log_prob in expected_sample.items():
+            torch.testing.assert_close(sample[p], log_prob, atol=atol, rtol=0)
+    sum(sum(sample.values()) for sample in actual).backward()
     sum(sum(sample.values()) for sample in expected).backward()
     for name, parameter in network.named_parameters():
-        theirs = weights[name].grad
-        theirs = torch.zeros_like(parameter) if theirs is None else theirs
-        mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        expected_grad = weights[name].grad
+        if expected_grad is None:
+            expected_grad = torch.zeros_like(parameter)
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(
-            mine, theirs, atol=100 * atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            grad, expected_grad, atol=100 * atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 

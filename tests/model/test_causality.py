@@ -1,4 +1,4 @@
-"""Which tokens reach which prediction: exactly those of earlier blocks of the same document."""
+"""A prediction depends on exactly the tokens of earlier blocks of the same document."""
 
 import dataclasses
 
@@ -17,15 +17,15 @@ ORDERS = ["l2r", "random", "strided-ar:2", "strided:3", "permuted_groups:4", "gi
 DOCUMENTS = [(14,), (4, 1, 7, 2)]
 
 
-def earlier(windows: Windows) -> np.ndarray:
-    """[P, P]: whether the prediction at p may depend on token j, by definition."""
+def may_depend(windows: Windows) -> np.ndarray:
+    """Return [P, P]: whether the prediction at p may depend on token j, by definition."""
     block, document = windows.block[0], windows.document
     same = document[:, None] == document[None, :]
     return same & (block[:, None] > block[None, :])
 
 
 def influence(network: ArmdModel, windows: Windows) -> np.ndarray:
-    """[P, P]: whether any logit at p changes when token j does, in the last bit even."""
+    """Return [P, P]: whether any bit of the logits at p changes when token j changes."""
     count = windows.tokens.shape[1]
     copies = Windows(
         windows.tokens.repeat(count, 0), windows.block.repeat(count, 0), windows.lengths
@@ -50,71 +50,71 @@ def test_a_prediction_depends_on_earlier_blocks_and_nothing_else(
     model = dataclasses.replace(LLAMA, query=query, upper_visibility=upper)
     network = build(model, groups, dtype=torch.float64)
     windows = draw_windows(order, lengths, count=1)
-    np.testing.assert_array_equal(influence(network, windows), earlier(windows))
+    np.testing.assert_array_equal(influence(network, windows), may_depend(windows))
 
 
 @pytest.mark.parametrize("two_stream_layers", [1, 3, 4])
 @pytest.mark.parametrize("order", ["random", "given"])
-def test_lower_and_upper_half_alike(groups, order, two_stream_layers):
+def test_causality_for_any_number_of_two_stream_layers(groups, order, two_stream_layers):
     model = dataclasses.replace(LLAMA, two_stream_layers=two_stream_layers)
     windows = draw_windows(order, (9, 5), count=1)
     for dtype in (torch.float32, torch.float64):
         network = build(model, groups, dtype=dtype)
-        np.testing.assert_array_equal(influence(network, windows), earlier(windows))
+        np.testing.assert_array_equal(influence(network, windows), may_depend(windows))
 
 
 @pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("order", ["l2r", "random", "given"])
-def test_other_architectures_alike(groups, order, model):
+def test_causality_for_other_architectures(groups, order, model):
     network = build(model, groups, dtype=torch.float64)
     windows = draw_windows(order, (9, 5), count=1)
-    np.testing.assert_array_equal(influence(network, windows), earlier(windows))
+    np.testing.assert_array_equal(influence(network, windows), may_depend(windows))
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_no_gradient_flows_back_from_a_prediction_to_its_own_block(groups, query):
-    """The same by the backward pass: through attention, anchors and prefixes at once."""
+def test_no_gradient_reaches_the_predictions_own_block(groups, query):
+    """Check causality with the backward pass, through attention, anchors and prefixes at once."""
     model = dataclasses.replace(LLAMA, query=query, tie_embeddings=False)
     network = build(model, groups, dtype=torch.float64)
     windows = draw_windows("permuted_groups:3", (14,), count=1)
-    # A token of its own for every index, so that a row of the table stands for one index.
+    # A different token at every index, so that each row of the table belongs to one index.
     windows = dataclasses.replace(windows, tokens=np.arange(14)[None, :])
     for p in range(1, 14):
         network.zero_grad()
         logits_by_index(network, windows.batch())[0, p].sum().backward()
         reached = network.embedding.weight.grad[:14].abs().sum(dim=-1) > 0
-        np.testing.assert_array_equal(reached.numpy(), earlier(windows)[p])
+        np.testing.assert_array_equal(reached.numpy(), may_depend(windows)[p])
 
 
-def reslotted(windows: Windows, *, seed: int) -> ArmdBatch:
-    """The windows as a batch whose tokens stand in other slots of their own blocks."""
+def permute_slots(windows: Windows, *, seed: int) -> ArmdBatch:
+    """Return a batch in which tokens are in other slots within their own blocks."""
     batch = windows.batch()
     key = torch.from_numpy(windows.document * 100 + windows.block)
     by_slot = torch.take_along_dim(key, batch.order, dim=1).numpy()
-    dice = np.random.default_rng(seed).random(by_slot.shape)
-    slots = torch.from_numpy(np.lexsort((dice, by_slot)))
+    noise = np.random.default_rng(seed).random(by_slot.shape)
+    slots = torch.from_numpy(np.lexsort((noise, by_slot)))
     assert (slots != torch.arange(slots.shape[1])).any()
 
-    def moved(content: Tensor, queries: Tensor) -> Tensor:
-        """Per slot: what content rows hold, and for the last slot what its query row holds."""
+    def permute_content(content: Tensor, queries: Tensor) -> Tensor:
+        """Permute values by slot; the last slot has no content row, but its query row's value."""
         return torch.take_along_dim(torch.cat((content, queries[:, -1:]), dim=1), slots, dim=1)
 
-    def moved_queries(queries: Tensor) -> Tensor:
-        # Slot 0 is no query row's; whatever a given token brings to another slot is never read.
+    def permute_queries(queries: Tensor) -> Tensor:
+        # Slot 0 has no query row. Its placeholder lands on a given token, which is never read.
         return torch.take_along_dim(torch.cat((queries[:, :1], queries), dim=1), slots, dim=1)[
             :, 1:
         ]
 
-    tokens = moved(batch.tokens, batch.labels)
-    positions = moved(batch.positions, batch.label_positions)
+    tokens = permute_content(batch.tokens, batch.labels)
+    positions = permute_content(batch.positions, batch.label_positions)
     return dataclasses.replace(
         batch,
         tokens=tokens[:, :-1],
         labels=tokens[:, 1:],
         positions=positions[:, :-1],
         label_positions=positions[:, 1:].clamp(min=1),
-        anchor_tokens=moved_queries(batch.anchor_tokens),
-        anchor_gaps=moved_queries(batch.anchor_gaps),
+        anchor_tokens=permute_queries(batch.anchor_tokens),
+        anchor_gaps=permute_queries(batch.anchor_gaps),
         order=torch.take_along_dim(batch.order, slots, dim=1),
     )
 
@@ -123,29 +123,29 @@ def reslotted(windows: Windows, *, seed: int) -> ArmdBatch:
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("order", ["strided:3", "permuted_groups:4", "given"])
-def test_slots_within_a_block_mean_nothing(groups, order, query, upper, lengths):
+def test_the_order_of_slots_within_a_block_is_irrelevant(groups, order, query, upper, lengths):
     model = dataclasses.replace(LLAMA, query=query, upper_visibility=upper)
     network = build(model, groups, dtype=torch.float64)
     windows = draw_windows(order, lengths)
     with torch.no_grad():
         expected = logits_by_index(network, windows.batch())
         for seed in range(3):
-            got = logits_by_index(network, reslotted(windows, seed=seed))
-            torch.testing.assert_close(got, expected, atol=1e-10, rtol=0, equal_nan=True)
+            logits = logits_by_index(network, permute_slots(windows, seed=seed))
+            torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0, equal_nan=True)
 
 
-def asked_alone(windows: Windows, p: int) -> Windows:
-    """The windows with every other token of p's block put off to a block after all others."""
+def query_alone(windows: Windows, p: int) -> Windows:
+    """Move every other token of p's block to a block after all others."""
     block = windows.block.copy()
     others = (block == block[:, p : p + 1]) & (np.arange(block.shape[1]) != p)
     return dataclasses.replace(windows, block=np.where(others, block.max() + 1, block))
 
 
-def largest_change_when_asked_alone(network: ArmdModel, windows: Windows) -> float:
+def largest_change_when_queried_alone(network: ArmdModel, windows: Windows) -> float:
     with torch.no_grad():
         together = logits_by_index(network, windows.batch())
         changes = [
-            (logits_by_index(network, asked_alone(windows, p).batch()) - together)[:, p].abs().max()
+            (logits_by_index(network, query_alone(windows, p).batch()) - together)[:, p].abs().max()
             for p in np.flatnonzero(windows.block[0])
         ]
     return float(max(changes))
@@ -154,29 +154,32 @@ def largest_change_when_asked_alone(network: ArmdModel, windows: Windows) -> flo
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("order", ["strided:3", "permuted_groups:4", "given"])
-def test_upper_self_makes_a_prediction_independent_of_the_others_asked(
+def test_upper_self_makes_a_prediction_independent_of_the_other_queries(
     groups, order, query, lengths
 ):
     model = dataclasses.replace(LLAMA, query=query, upper_visibility="self")
     windows = draw_windows(order, lengths, count=1)
     network = build(model, groups, dtype=torch.float64)
-    assert largest_change_when_asked_alone(network, windows) < 1e-10
-    # Under `block` the rows of a block do see one another, so the test would notice.
+    assert largest_change_when_queried_alone(network, windows) < 1e-10
+    # Under `block` the rows of a block see one another, so the test can fail.
     network.model = dataclasses.replace(model, upper_visibility="block")
-    assert largest_change_when_asked_alone(network, windows) > 1e-3
+    assert largest_change_when_queried_alone(network, windows) > 1e-3
 
 
 @pytest.mark.parametrize(
     ("order", "two_stream_layers"), [("random", 2), ("l2r", 1), ("diffusion:4", 4)]
 )
-def test_upper_visibilities_agree_where_there_is_nothing_to_choose(
+def test_upper_visibilities_agree_without_larger_blocks_or_upper_layers(
     groups, order, two_stream_layers
 ):
-    """Singleton blocks, or no upper half."""
+    """The two settings agree for singleton blocks, or without upper layers."""
     model = dataclasses.replace(LLAMA, two_stream_layers=two_stream_layers)
     network = build(model, groups, dtype=torch.float64)
     batch = dataclasses.replace(
-        draw_windows(order, (5, 9)).batch(), causal=False, document_rows=None, left_to_right=False
+        draw_windows(order, (5, 9)).batch(),
+        is_plain_causal=False,
+        document_rows=None,
+        is_left_to_right=False,
     )
     block = network(batch)
     network.model = dataclasses.replace(model, upper_visibility="self")

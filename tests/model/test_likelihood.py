@@ -1,4 +1,4 @@
-"""What one forward pass computes: the chain rule over blocks, and the AR loss in text order."""
+"""One forward pass computes the chain rule over blocks, and left to right the AR loss."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ BLOCKS = ["strided:3", "permuted_groups:3", "diffusion:4", "given"]
 DOCUMENTS = [(16,), (4, 1, 8, 3)]
 
 
-def nll_of(logits: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
+def label_nll(logits: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
     picked = logits.log_softmax(-1).gather(-1, torch.from_numpy(labels).unsqueeze(-1))
     return -picked.squeeze(-1)
 
@@ -26,8 +26,8 @@ def summed_nll(network: ArmdModel, batch: ArmdBatch) -> torch.Tensor:
     return network(batch).double().where(batch.is_target, 0.0).sum()
 
 
-def batch_of_visible(windows: Windows, tokens: np.ndarray, last_block: int) -> ArmdBatch:
-    """One window without any token of a later block than `last_block`; positions stay."""
+def make_truncated_batch(windows: Windows, tokens: np.ndarray, last_block: int) -> ArmdBatch:
+    """Return one window without the tokens of blocks after `last_block`; positions are kept."""
     assert len(windows.block) == 1
     kept = np.flatnonzero(windows.block[0] <= last_block)
     lengths = np.bincount(windows.document[kept])
@@ -35,7 +35,7 @@ def batch_of_visible(windows: Windows, tokens: np.ndarray, last_block: int) -> A
         tokens[:, kept], windows.block[:, kept], [tuple(int(length) for length in lengths)]
     )
     position = torch.from_numpy(windows.position[kept])[short.order]
-    # Within the short window an anchor has the index that it has in the whole one.
+    # Index of each anchor in the truncated window, from which its original position is read.
     starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]))
     document = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))[short.order[:, 1:]]
     anchor = starts[document] + short.label_positions - 1 - short.anchor_gaps
@@ -50,53 +50,56 @@ def batch_of_visible(windows: Windows, tokens: np.ndarray, last_block: int) -> A
     )
 
 
-def nll_of_block(
-    network: ArmdModel, windows: Windows, block: int, *, shorter: bool
-) -> torch.Tensor:
-    """Nats of one block from a pass that holds no token of it, nor of a later one."""
+def block_nll(network: ArmdModel, windows: Windows, block: int, *, truncate: bool) -> torch.Tensor:
+    """Return the nats of one block from a pass whose tokens of this and later blocks are random.
+
+    With `truncate` the tokens of later blocks are removed instead.
+    """
     hidden = windows.block >= block
     garbage = np.random.default_rng(block).integers(0, VOCAB, size=hidden.shape)
     tokens = np.where(hidden, garbage, windows.tokens)
-    asked = torch.from_numpy(windows.block == block)
-    if not shorter:
+    in_block = torch.from_numpy(windows.block == block)
+    if not truncate:
         logits = logits_by_index(network, windows.batch(tokens))
-        return nll_of(logits, windows.tokens)[asked].double().sum()
+        return label_nll(logits, windows.tokens)[in_block].double().sum()
     kept = windows.block[0] <= block
-    logits = logits_by_index(network, batch_of_visible(windows, tokens, block))
-    return nll_of(logits, windows.tokens[:, kept])[asked[:, kept]].double().sum()
+    logits = logits_by_index(network, make_truncated_batch(windows, tokens, block))
+    return label_nll(logits, windows.tokens[:, kept])[in_block[:, kept]].double().sum()
 
 
-def assert_one_pass_is_all_passes(network, windows, tolerance):
+def assert_one_pass_equals_block_passes(network, windows, tolerance):
     with torch.no_grad():
-        once = summed_nll(network, windows.batch())
-        for shorter in (False, True):
+        expected = summed_nll(network, windows.batch())
+        for truncate in (False, True):
             blocks = range(1, windows.block.max() + 1)
-            each = [nll_of_block(network, windows, t, shorter=shorter) for t in blocks]
-            torch.testing.assert_close(sum(each), once, rtol=0, atol=tolerance)
+            block_nlls = [block_nll(network, windows, t, truncate=truncate) for t in blocks]
+            torch.testing.assert_close(sum(block_nlls), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("order", BLOCKS)
-def test_one_pass_equals_a_pass_a_block(groups, order, query, upper, lengths):
+def test_one_pass_equals_one_pass_per_block(groups, order, query, upper, lengths):
     model = dataclasses.replace(LLAMA, query=query, upper_visibility=upper)
     network = build(model, groups, dtype=torch.float64)
-    assert_one_pass_is_all_passes(network, draw_windows(order, lengths, count=1), 1e-10)
+    assert_one_pass_equals_block_passes(network, draw_windows(order, lengths, count=1), 1e-10)
 
 
 @pytest.mark.parametrize("order", [*BLOCKS, "l2r", "random"])
-def test_one_pass_equals_a_pass_a_block_in_float32(groups, order):
+def test_one_pass_equals_one_pass_per_block_in_float32(groups, order):
     network = build(LLAMA, groups)
-    assert_one_pass_is_all_passes(network, draw_windows(order, (16,), count=1), 1e-5)
+    assert_one_pass_equals_block_passes(network, draw_windows(order, (16,), count=1), 1e-5)
 
 
 @pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("two_stream_layers", [1, 3])
-def test_one_pass_equals_a_pass_a_block_for_other_architectures(groups, model, two_stream_layers):
+def test_one_pass_equals_one_pass_per_block_for_other_architectures(
+    groups, model, two_stream_layers
+):
     model = dataclasses.replace(model, two_stream_layers=two_stream_layers)
     network = build(model, groups, dtype=torch.float64)
-    assert_one_pass_is_all_passes(network, draw_windows("given", (4, 9), count=1), 1e-10)
+    assert_one_pass_equals_block_passes(network, draw_windows("given", (4, 9), count=1), 1e-10)
 
 
 def loss_and_gradient(network, batch):
@@ -110,19 +113,21 @@ def loss_and_gradient(network, batch):
     return loss.detach(), gradient
 
 
-def assert_same_loss(mine, theirs):
-    torch.testing.assert_close(mine[0], theirs[0], atol=1e-10, rtol=0)
-    for name in mine[1].keys() - theirs[1].keys():
-        assert not mine[1][name].any(), name
-    for name, gradient in theirs[1].items():
+def assert_same_loss(actual, expected):
+    """Compare (loss, gradients); gradients that are not expected must be zero."""
+    (loss, grads), (expected_loss, expected_grads) = actual, expected
+    torch.testing.assert_close(loss, expected_loss, atol=1e-10, rtol=0)
+    for name in grads.keys() - expected_grads.keys():
+        assert not grads[name].any(), name
+    for name, expected_grad in expected_grads.items():
         torch.testing.assert_close(
-            mine[1][name], gradient, atol=1e-10, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+            grads[name], expected_grad, atol=1e-10, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("model", SHAPES.values(), ids=SHAPES)
-def test_left_to_right_with_anchor_is_the_auto_regressive_loss(groups, model, lengths):
+def test_left_to_right_with_anchor_equals_the_auto_regressive_loss(groups, model, lengths):
     network = build(model, groups, dtype=torch.float64)
     plain_model = dataclasses.replace(model, two_stream_layers=0)
     plain = build(plain_model, groups, dtype=torch.float64, seed=7)
@@ -157,15 +162,15 @@ def test_other_query_starts_run_both_streams_left_to_right(groups, query):
     network = build(dataclasses.replace(LLAMA, query=query), groups, dtype=torch.float64)
     batch = draw_windows("l2r", (16,)).batch()
     assert not network.can_skip_content_stream(batch)
-    forced = dataclasses.replace(
+    two_streams = dataclasses.replace(
         batch, is_left_to_right=False, is_plain_causal=False, document_rows=None
     )
-    torch.testing.assert_close(network(batch), network(forced), atol=1e-10, rtol=0)
+    torch.testing.assert_close(network(batch), network(two_streams), atol=1e-10, rtol=0)
 
 
-def test_the_gap_table_says_nothing_left_to_right(groups):
+def test_the_gap_embedding_has_no_effect_left_to_right(groups):
     network = build(LLAMA, groups, dtype=torch.float64)
-    batch = dataclasses.replace(draw_windows("l2r", (16,)).batch(), left_to_right=False)
+    batch = dataclasses.replace(draw_windows("l2r", (16,)).batch(), is_left_to_right=False)
     before = network(batch)
     with torch.no_grad():
         network.query_start.gap.weight.normal_()

@@ -1,4 +1,4 @@
-"""What a network holds and computes, against what a recipe's numbers say."""
+"""Parameters and FLOPs of built networks against the counts derived from a recipe."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ MODELS = {**SHAPES, "prefix": dataclasses.replace(LLAMA, query="anchor+prefix")}
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_weights_are_as_many_as_a_recipe_says(groups, model):
+def test_parameter_count_equals_the_derived_count(groups, model):
     network = build(model, groups, max_positions=LENGTH)
     padded = derive.padded_vocab_size(model.vocab_size, 1)
     expected = derive.num_parameters(network.model, padded)
@@ -26,14 +26,15 @@ def test_weights_are_as_many_as_a_recipe_says(groups, model):
 
 @pytest.mark.parametrize("two_stream_layers", [0, 2])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_operations_are_as_many_as_a_recipe_says(groups, model, two_stream_layers):
+def test_flop_count_equals_the_derived_count(groups, model, two_stream_layers):
     model = dataclasses.replace(model, two_stream_layers=two_stream_layers)
     network = build(model, groups)
     batch = draw_windows("random", (LENGTH,)).batch()
-    # Written out, attention computes the half of its products that a causal kernel leaves out.
+    # The math kernel also computes the half of the scores that a causal kernel skips, so the
+    # derived count is that of twice the length.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(batch)
     padded = derive.padded_vocab_size(model.vocab_size, 1)
-    both_halves = forward_flops_per_token(network.model, 2 * (LENGTH - 1), padded)
+    expected = forward_flops_per_token(network.model, 2 * (LENGTH - 1), padded)
     counted = counter.get_total_flops() / batch.labels.numel()
-    assert counted == pytest.approx(both_halves, rel=0.02)
+    assert counted == pytest.approx(expected, rel=0.02)

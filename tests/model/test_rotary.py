@@ -1,4 +1,4 @@
-"""Rotary embedding: angles by position, distances alone in products, Llama 3.1's stretching."""
+"""Rotary embedding: angles, relative distances, and the scaling rules."""
 
 import dataclasses
 import math
@@ -26,61 +26,61 @@ WIDE = resolve_model(dataclasses.replace(SMALL_LLAMA, hidden=512, heads=4, rope_
 
 
 @pytest.fixture(autouse=True)
-def _same_draws():
+def _seed():
     torch.manual_seed(0)
 
 
-def turned(vector, position, model=LLAMA):
+def rotate(vector, position, model=LLAMA):
     frequencies = inverse_frequencies(model)
     rotation = rotation_at(torch.tensor([[position]]), frequencies, torch.float64)
     return rotation(vector.view(1, 1, 1, -1)).flatten()
 
 
-def test_each_pair_turns_by_position_over_its_wavelength():
+def test_each_pair_rotates_by_position_times_frequency():
     x = torch.randn(8, dtype=torch.float64)
-    got = turned(x, 5)
+    rotated = rotate(x, 5)
     for i in range(4):
         angle = 5 * 10000.0 ** (-2 * i / 8)
         pair = complex(x[i], x[i + 4]) * complex(math.cos(angle), math.sin(angle))
-        # Wavelengths are float32's.
-        assert got[i].item() == pytest.approx(pair.real, abs=1e-5)
-        assert got[i + 4].item() == pytest.approx(pair.imag, abs=1e-5)
+        # Frequencies are float32.
+        assert rotated[i].item() == pytest.approx(pair.real, abs=1e-5)
+        assert rotated[i + 4].item() == pytest.approx(pair.imag, abs=1e-5)
 
 
-def test_channels_behind_the_rotary_ones_stay():
+def test_channels_after_the_rotary_ones_are_unchanged():
     x = torch.randn(8, dtype=torch.float64)
-    got = turned(x, 5, dataclasses.replace(LLAMA, partial_rotary_factor=0.5))
-    assert torch.equal(got[4:], x[4:])
+    rotated = rotate(x, 5, dataclasses.replace(LLAMA, partial_rotary_factor=0.5))
+    assert torch.equal(rotated[4:], x[4:])
     narrow = dataclasses.replace(LLAMA, head_dim=4)
-    assert torch.equal(got[:4], turned(x[:4], 5, narrow))
+    assert torch.equal(rotated[:4], rotate(x[:4], 5, narrow))
 
 
-def test_products_depend_on_distance_alone():
+def test_products_depend_only_on_the_distance():
     q, k = torch.randn(2, 8, dtype=torch.float64)
-    near = turned(q, 9) @ turned(k, 4)
-    torch.testing.assert_close(turned(q, 905) @ turned(k, 900), near, atol=1e-10, rtol=0)
-    assert abs(turned(q, 9) @ turned(k, 5) - near) > 1e-3
+    near = rotate(q, 9) @ rotate(k, 4)
+    torch.testing.assert_close(rotate(q, 905) @ rotate(k, 900), near, atol=1e-10, rtol=0)
+    assert abs(rotate(q, 9) @ rotate(k, 5) - near) > 1e-3
 
 
-def test_position_zero_turns_nothing():
+def test_position_zero_rotates_nothing():
     x = torch.randn(8, dtype=torch.float64)
-    assert torch.equal(turned(x, 0), x)
+    assert torch.equal(rotate(x, 0), x)
 
 
-def test_every_row_turns_by_its_own_position():
+def test_every_row_rotates_by_its_own_position():
     positions = torch.tensor([[3, 0, 7], [1, 1, 2]])
     rotation = rotation_at(positions, inverse_frequencies(LLAMA), torch.float64)
     x = torch.randn(3, 2, 4, 8, dtype=torch.float64)
-    got = rotation(x)
+    rotated = rotation(x)
     for row in range(3):
         for sample in range(2):
             for head in range(4):
-                expected = turned(x[row, sample, head], int(positions[sample, row]))
-                torch.testing.assert_close(got[row, sample, head], expected, atol=1e-12, rtol=0)
-    torch.testing.assert_close(rotation.rows(1, 3)(x[1:]), got[1:], atol=0, rtol=0)
+                expected = rotate(x[row, sample, head], int(positions[sample, row]))
+                torch.testing.assert_close(rotated[row, sample, head], expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(rotation.rows(1, 3)(x[1:]), rotated[1:], atol=0, rtol=0)
 
 
-def test_stretching_by_the_published_rule():
+def test_llama3_scaling_follows_the_published_rule():
     plain = inverse_frequencies(WIDE)
     scaled = inverse_frequencies(dataclasses.replace(WIDE, rope_scaling=LLAMA31))
     kinds = set()
@@ -98,14 +98,14 @@ def test_stretching_by_the_published_rule():
     assert kinds == {"short", "between", "long"}
 
 
-def test_linear_scaling_stretches_every_wavelength():
+def test_linear_scaling_divides_every_frequency():
     linear = dataclasses.replace(WIDE, rope_scaling=RopeScaling(rope_type="linear", factor=8.0))
     torch.testing.assert_close(inverse_frequencies(linear) * 8, inverse_frequencies(WIDE))
     assert attention_scaling(linear) == attention_scaling(WIDE) == 1
 
 
-def test_yarn_stretches_by_channel_between_its_bounds():
-    """Of 64 pairs, those that turn 32 times in 32,768 tokens come before the 25th (24.98)."""
+def test_yarn_scaling_is_linear_in_the_pair_index_between_its_bounds():
+    """Of 64 pairs, those before index 24.98 rotate at least 32 times in 32,768 tokens."""
     yarn = dataclasses.replace(WIDE, rope_scaling=YARN)
     ratio = inverse_frequencies(WIDE) / inverse_frequencies(yarn)
     first = 64 * math.log(32768 / (32 * 2 * math.pi)) / math.log(5e5)
@@ -119,8 +119,8 @@ def test_yarn_stretches_by_channel_between_its_bounds():
     assert attention_scaling(yarn) == pytest.approx(1 + 0.1 * math.log(4))
 
 
-def test_half_precision_rows_turn_by_precise_angles():
-    """At position 100,000 an angle in bfloat16 would be off by whole turns."""
+def test_half_precision_rotations_use_float32_angles():
+    """At position 100,000 an angle in bfloat16 would be wrong by several full rotations."""
     positions, frequencies = torch.tensor([[100_000]]), inverse_frequencies(LLAMA)
     precise = rotation_at(positions, frequencies, torch.float64)
     for dtype, error in ((torch.bfloat16, 2**-8), (torch.float32, 0.01)):

@@ -1,4 +1,4 @@
-"""Initial weights: a function of seed and name, whatever the layout."""
+"""Initial weights are a function of seed and parameter name, on any layout."""
 
 import dataclasses
 import math
@@ -18,16 +18,20 @@ from tests.support.spawn import run_on_ranks
 PREFIX = dataclasses.replace(LLAMA, query="prefix")
 WIDE = ModelConfig(
     layers=3, hidden=256, ffn_hidden=512, heads=4, vocab_size=1000, query="anchor+prefix",
-    position_embedding="learned_absolute", mlp_bias=True, norm="layernorm", tie_embeddings=False, init_std=0.03,
+    position_embedding="learned_absolute", mlp_bias=True, norm="layernorm", tie_embeddings=False,
+    init_std=0.03,
 )  # fmt: skip
 
 
-def weights(model, groups, **how):
-    """Parameters by name of a fresh network (state dicts hold megatron-core's empty extras too)."""
-    return {name: p.detach() for name, p in fresh(model, groups, **how).named_parameters()}
+def weights(model, groups, **kwargs):
+    """Return initial parameters by name; a state dict would include megatron-core's extras."""
+    return {
+        name: p.detach()
+        for name, p in build_initialized(model, groups, **kwargs).named_parameters()
+    }
 
 
-def fresh(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
+def build_initialized(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
     model = resolve_model(model, max_positions=64)
     config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
     network = ArmdModel(model, config, groups=groups)
@@ -39,21 +43,25 @@ def fresh(model, groups, *, seed=0, parallel=None, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("model", [*SHAPES.values(), PREFIX, WIDE])
-def test_the_same_seed_gives_the_same_weights_and_another_others(groups, model):
-    one, same, other = (weights(model, groups, seed=seed) for seed in (1, 1, 2))
-    for name, tensor in one.items():
+def test_weights_depend_on_the_seed(groups, model):
+    first, same, other = (weights(model, groups, seed=seed) for seed in (1, 1, 2))
+    for name, tensor in first.items():
         assert tensor.isfinite().all(), name
         assert torch.equal(tensor, same[name]), name
         assert tensor.unique().numel() == 1 or not torch.equal(tensor, other[name]), name
 
 
-def test_no_two_tensors_share_their_draws(groups):
-    seen = [p.flatten()[:8] for p in fresh(WIDE, groups).parameters() if p.unique().numel() > 1]
-    seen = torch.stack([values / values.norm() for values in seen])
-    assert (seen @ seen.T - torch.eye(len(seen))).abs().max() < 0.999
+def test_no_two_parameters_have_the_same_values(groups):
+    heads = [
+        p.flatten()[:8]
+        for p in build_initialized(WIDE, groups).parameters()
+        if p.unique().numel() > 1
+    ]
+    heads = torch.stack([values / values.norm() for values in heads])
+    assert (heads @ heads.T - torch.eye(len(heads))).abs().max() < 0.999
 
 
-def test_a_parameter_more_moves_no_other(groups):
+def test_an_additional_parameter_does_not_change_the_others(groups):
     plain, normed = (
         weights(dataclasses.replace(LLAMA, qk_norm=qk_norm, query=query), groups)
         for qk_norm, query in (("none", "learned"), ("head", "anchor"))
@@ -63,7 +71,7 @@ def test_a_parameter_more_moves_no_other(groups):
     assert all(torch.equal(plain[name], normed[name]) for name in shared)
 
 
-def test_spreads_and_constants(groups):
+def test_standard_deviations_and_constants(groups):
     for name, weight in weights(WIDE, groups).items():
         if name.endswith("norm.weight"):
             assert (weight == 1).all(), name
@@ -81,23 +89,23 @@ def test_spreads_and_constants(groups):
             assert abs(weight.mean().item()) < 2 * error, name
 
 
-def test_a_prefix_alone_starts_the_row_and_beside_an_anchor_does_not(groups):
-    assert (fresh(PREFIX, groups).query_start.prefix.scale == 1).all()
-    assert (fresh(WIDE, groups).query_start.prefix.scale == 0).all()
+def test_the_prefix_scale_starts_at_one_alone_and_at_zero_with_an_anchor(groups):
+    assert (build_initialized(PREFIX, groups).query_start.prefix.scale == 1).all()
+    assert (build_initialized(WIDE, groups).query_start.prefix.scale == 0).all()
 
 
-def test_lower_precision_rounds_the_same_draws(groups):
+def test_lower_precision_rounds_the_same_values(groups):
     full = weights(LLAMA, groups)
     for name, tensor in weights(LLAMA, groups, dtype=torch.bfloat16).items():
         assert torch.equal(tensor, full[name].bfloat16()), name
 
 
-def parts_of_rank(groups, models):
+def local_parts(groups, models):
     parallel = ParallelConfig(tensor=2)
     return [
         {
             name: (tensor_partition(p, groups.tp), p.detach())
-            for name, p in fresh(model, groups, parallel=parallel).named_parameters()
+            for name, p in build_initialized(model, groups, parallel=parallel).named_parameters()
         }
         for model in models
     ]
@@ -105,7 +113,7 @@ def parts_of_rank(groups, models):
 
 def test_weights_do_not_depend_on_the_layout(groups):
     models = [*SHAPES.values(), WIDE]
-    ranks = run_on_ranks(parts_of_rank, 2, models, parallel=ParallelConfig(tensor=2))
+    ranks = run_on_ranks(local_parts, 2, models, parallel=ParallelConfig(tensor=2))
     for rank, networks in enumerate(ranks):
         for model, parts in zip(models, networks, strict=True):
             whole = weights(model, groups)

@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""Parameter groups by weight decay."""
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import nn
@@ -26,14 +26,14 @@ def test_matrices_and_embeddings_decay_and_vectors_do_not(
     assert "layers.0.attention.linear_q.bias" in names[0.0]
 
 
-def test_every_parameter_is_in_one_group(groups: ProcessGroupCollection) -> None:
+def test_every_parameter_is_in_exactly_one_group(groups: ProcessGroupCollection) -> None:
     network = build(LLAMA, groups)
     names = names_by_decay(network)
     assert names[0.3] | names[0.0] == {name for name, _ in network.named_parameters()}
     assert not names[0.3] & names[0.0]
 
 
-def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+def test_frozen_parameters_and_empty_groups_are_omitted() -> None:
     network = nn.Linear(2, 2)
     network.weight.requires_grad_(False)
     assert names_by_decay(network) == {0.0: {"bias"}}

@@ -1,4 +1,4 @@
-"""Every ZeRO stage against plain torch AdamW; states that leave one engine and enter another."""
+"""Every ZeRO stage against torch's AdamW; export of a state and import into another engine."""
 
 import copy
 import math
@@ -23,29 +23,29 @@ RATES = [1e-3, 3e-3, 2e-3, 1e-3, 5e-4]
 
 
 def optim(stage: int = 1, **changes: object) -> OptimConfig:
-    """Clips every step: gradients of the perturbed network have norms above 0.5.
+    """Return settings under which every step clips: gradient norms of the network exceed 0.5.
 
-    Epsilon is large, because a gradient that is zero but for rounding would else be scaled to one.
+    eps is large, because Adam would scale a gradient that is zero up to rounding errors to 1.
     """
-    values = {"warmup_steps": 1, "schedule": "constant", "clip_grad": 0.5, "epsilon": 1e-5}
+    values = {"warmup_steps": 1, "schedule": "constant", "clip_grad": 0.5, "eps": 1e-5}
     return OptimConfig(zero_stage=stage, **{**values, **changes})  # type: ignore[arg-type]
 
 
 def batches(step: int) -> list[ArmdBatch]:
-    """Two micro-batches."""
+    """Return the two micro-batches of a step."""
     return [draw_windows("strided-ar:2", (12,), seed=2 * step + i).batch() for i in range(2)]
 
 
 @dataclass
-class Course:
-    """What steps did."""
+class Curve:
+    """Loss and gradient norm by step."""
 
     losses: list[float]
     norms: list[float]
 
 
-def advance(engine: ZeroEngine, steps: range) -> Course:
-    course = Course([], [])
+def train(engine: ZeroEngine, steps: range) -> Curve:
+    curve = Curve([], [])
     for step in steps:
         total = 0.0
         with engine.accumulate():
@@ -53,17 +53,17 @@ def advance(engine: ZeroEngine, steps: range) -> Course:
                 loss = engine(batch).mean() / 2
                 loss.backward()
                 total += loss.item()
-        course.losses.append(total)
-        course.norms.append(engine.step(RATES[step]))
-    return course
+        curve.losses.append(total)
+        curve.norms.append(engine.step(RATES[step]))
+    return curve
 
 
-def advance_plainly(network: ArmdModel, config: OptimConfig, steps: range) -> Course:
-    """The same by torch alone."""
+def train_with_torch(network: ArmdModel, config: OptimConfig, steps: range) -> Curve:
+    """Do the same steps with torch only."""
     adam = torch.optim.AdamW(
         parameter_groups(network, config), lr=0.0, betas=config.betas, eps=config.eps
     )
-    course = Course([], [])
+    curve = Curve([], [])
     for step in steps:
         losses = [network(batch).mean() / 2 for batch in batches(step)]
         adam.zero_grad()
@@ -73,18 +73,18 @@ def advance_plainly(network: ArmdModel, config: OptimConfig, steps: range) -> Co
         for group in adam.param_groups:
             group["lr"] = RATES[step]
         adam.step()
-        course.losses.append(sum(loss.item() for loss in losses))
-        course.norms.append(float(norm))
-    return course
+        curve.losses.append(sum(loss.item() for loss in losses))
+        curve.norms.append(float(norm))
+    return curve
 
 
-def start(
+def build_engine(
     network: ArmdModel, groups: ProcessGroupCollection, config: OptimConfig, precision: str = "fp32"
 ) -> ZeroEngine:
     return ZeroEngine(ModelChunks([network]), config, precision=precision, groups=groups)
 
 
-def copied(state: OptimizerState) -> OptimizerState:
+def copy_state(state: OptimizerState) -> OptimizerState:
     return copy.deepcopy(state)
 
 
@@ -96,19 +96,19 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("clip_grad", [0.5, 0.0])
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_updates_as_torch_does(
+def test_each_stage_updates_like_torch(
     groups: ProcessGroupCollection, stage: int, clip_grad: float
 ) -> None:
     config = optim(stage, clip_grad=clip_grad)
     plain = build(LLAMA, groups)
-    expected = advance_plainly(plain, config, range(3))
+    expected = train_with_torch(plain, config, range(3))
     assert min(expected.norms) > 0.6
-    engine = start(build(LLAMA, groups), groups, config)
-    found = advance(engine, range(3))
-    assert found.losses == pytest.approx(expected.losses, abs=1e-6)
-    assert found.norms == pytest.approx(expected.norms, rel=1e-6)
+    engine = build_engine(build(LLAMA, groups), groups, config)
+    curve = train(engine, range(3))
+    assert curve.losses == pytest.approx(expected.losses, abs=1e-6)
+    assert curve.norms == pytest.approx(expected.norms, rel=1e-6)
     state = engine.export_state()
-    assert state.steps == 3
+    assert state.num_updates == 3
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(state.master[name], parameter.data, atol=1e-6, rtol=1e-6)
     assert_equal(state.weights(engine.network), state.master)
@@ -118,52 +118,52 @@ CASES = [(stage, "fp32") for stage in STAGES] + [(stage, "bf16") for stage in ST
 
 
 @pytest.mark.parametrize(("stage", "precision"), CASES)
-def test_a_state_goes_on_in_another_engine(
+def test_a_state_continues_in_another_engine(
     groups: ProcessGroupCollection, stage: int, precision: str
 ) -> None:
     config = optim(stage)
-    engine = start(build(LLAMA, groups), groups, config, precision)
-    advance(engine, range(2))
-    state = copied(engine.export_state())
-    weights = copied(state).weights(engine.network)
-    expected = advance(engine, range(2, 5))
+    engine = build_engine(build(LLAMA, groups), groups, config, precision)
+    train(engine, range(2))
+    state = copy_state(engine.export_state())
+    weights = copy_state(state).weights(engine.network)
+    expected = train(engine, range(2, 5))
 
     network = build(LLAMA, groups, seed=9)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(weights[name])
-    other = start(network, groups, config, precision)
+    other = build_engine(network, groups, config, precision)
     other.import_state(state)
-    assert other.export_state().steps == 2
-    assert advance(other, range(2, 5)) == expected
+    assert other.export_state().num_updates == 2
+    assert train(other, range(2, 5)) == expected
     one, two = engine.export_state(), other.export_state()
-    assert one.steps == two.steps == 5
+    assert one.num_updates == two.num_updates == 5
     assert_equal(one.master, two.master)
     for key in MOMENTS:
         assert_equal(one.moments[key], two.moments[key])
         assert all(tensor.any() for tensor in one.moments[key].values())
 
 
-def test_a_state_of_one_stage_goes_on_in_another(groups: ProcessGroupCollection) -> None:
-    found = []
+def test_a_state_of_stage_1_continues_in_every_stage(groups: ProcessGroupCollection) -> None:
+    losses = []
     for stage in STAGES:
-        engine = start(build(LLAMA, groups), groups, optim(1))
-        advance(engine, range(2))
-        state = copied(engine.export_state())
+        engine = build_engine(build(LLAMA, groups), groups, optim(1))
+        train(engine, range(2))
+        state = copy_state(engine.export_state())
         network = build(LLAMA, groups)
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 parameter.copy_(state.master[name])
-        other = start(network, groups, optim(stage))
+        other = build_engine(network, groups, optim(stage))
         other.import_state(state)
-        found.append(advance(other, range(2, 5)).losses)
-    for losses in found[1:]:
-        assert losses == pytest.approx(found[0], abs=1e-6)
+        losses.append(train(other, range(2, 5)).losses)
+    for other_losses in losses[1:]:
+        assert other_losses == pytest.approx(losses[0], abs=1e-6)
 
 
-def test_bf16_keeps_its_master_weights_in_fp32(groups: ProcessGroupCollection) -> None:
-    engine = start(build(LLAMA, groups), groups, optim(1), "bf16")
-    advance(engine, range(1))
+def test_bf16_has_fp32_master_weights(groups: ProcessGroupCollection) -> None:
+    engine = build_engine(build(LLAMA, groups), groups, optim(1), "bf16")
+    train(engine, range(1))
     state = engine.export_state()
     assert {tensor.dtype for tensor in state.master.values()} == {torch.float32}
     rounded = {name: tensor.bfloat16() for name, tensor in state.master.items()}
@@ -172,12 +172,10 @@ def test_bf16_keeps_its_master_weights_in_fp32(groups: ProcessGroupCollection) -
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_gradient_that_is_not_finite_changes_nothing(
-    groups: ProcessGroupCollection, stage: int
-) -> None:
-    engine = start(build(LLAMA, groups), groups, optim(stage))
-    advance(engine, range(1))
-    before = copied(engine.export_state())
+def test_a_non_finite_gradient_changes_nothing(groups: ProcessGroupCollection, stage: int) -> None:
+    engine = build_engine(build(LLAMA, groups), groups, optim(stage))
+    train(engine, range(1))
+    before = copy_state(engine.export_state())
     with engine.accumulate():
         (engine(batches(1)[0]).mean() * torch.inf).backward()
     assert not math.isfinite(engine.step(1e-3))

@@ -1,14 +1,14 @@
-"""The stand-in for CUDA."""
+"""The CUDA shim."""
 
 import pytest
 import torch
 
 from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA needs no stand-in")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the shim is a no-op with CUDA")
 
 
-def test_what_asks_for_cuda_gets_the_cpu() -> None:
+def test_cuda_calls_are_redirected_to_the_cpu() -> None:
     with patch_cuda_for_cpu():
         assert torch.zeros(2, device="cuda").device.type == "cpu"
         assert torch.ones(2, device=torch.device("cuda", 0)).device.type == "cpu"
@@ -17,10 +17,10 @@ def test_what_asks_for_cuda_gets_the_cpu() -> None:
         torch.cuda.synchronize()
 
 
-def test_it_ends_with_the_block_even_after_an_error() -> None:
-    before = (torch.cuda.current_device, torch.cuda.synchronize)
+def test_the_patch_is_undone_after_an_exception() -> None:
+    originals = (torch.cuda.current_device, torch.cuda.synchronize)
     with pytest.raises(KeyError), patch_cuda_for_cpu():
         raise KeyError
-    assert (torch.cuda.current_device, torch.cuda.synchronize) == before
+    assert (torch.cuda.current_device, torch.cuda.synchronize) == originals
     with pytest.raises((AssertionError, RuntimeError)):
         torch.zeros(2, device="cuda")

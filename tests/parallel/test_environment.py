@@ -1,10 +1,13 @@
-"""The launcher's variables."""
+"""Launch environment under torchrun, srun, and neither."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import armd_scale
 from armd_scale.errors import TrainingError
 from armd_scale.parallel.environment import DistributedEnv, first_slurm_host, read_environment
 
@@ -21,9 +24,11 @@ STEP = {
 
 @pytest.fixture(autouse=True)
 def launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No launcher; what the test or the code sets is undone."""
+    """Start without a launcher; variables that the test or the code sets are restored."""
     for name in NAMES:
-        monkeypatch.setenv(name, "")  # so that it is restored even where the code sets it
+        monkeypatch.setenv(
+            name, ""
+        )  # registers the variable, so that it is restored even if the code sets it
         monkeypatch.delenv(name)
     return monkeypatch
 
@@ -33,51 +38,53 @@ def set_all(launcher: pytest.MonkeyPatch, **values: object) -> None:
         launcher.setenv(name, str(value))
 
 
-def place(environment: DistributedEnv) -> tuple[int, int, int]:
+def ranks(environment: DistributedEnv) -> tuple[int, int, int]:
     return environment.rank, environment.world_size, environment.local_rank
 
 
-def refused() -> str:
-    with pytest.raises(TrainingError) as caught:
+def error_message() -> str:
+    with pytest.raises(TrainingError) as error:
         read_environment()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_without_a_launcher_the_job_is_one_process() -> None:
     environment = read_environment()
-    assert place(environment) == (0, 1, 0)
+    assert ranks(environment) == (0, 1, 0)
     assert environment.is_rank0
 
 
-def test_torchrun_goes_before_slurm(launcher: pytest.MonkeyPatch) -> None:
+def test_torchrun_takes_precedence_over_slurm(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, **STEP)
-    assert place(read_environment()) == (9, 16, 1)
+    assert ranks(read_environment()) == (9, 16, 1)
     assert os.environ["LOCAL_RANK"] == "1"  # where DeepSpeed looks
     set_all(launcher, RANK=3, WORLD_SIZE=8, LOCAL_RANK=3)
     environment = read_environment()
-    assert place(environment) == (3, 8, 3)
+    assert ranks(environment) == (3, 8, 3)
     assert not environment.is_rank0
 
 
-def test_a_batch_script_is_no_part_of_a_step(launcher: pytest.MonkeyPatch) -> None:
+def test_a_batch_script_outside_srun_is_a_job_of_one_process(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, SLURM_PROCID=0, SLURM_NTASKS=16, SLURM_LOCALID=0, SLURM_JOB_ID=7)
-    assert place(read_environment()) == (0, 1, 0)
+    assert ranks(read_environment()) == (0, 1, 0)
 
 
-def test_slurm_s_processes_meet_at_their_first_node(launcher: pytest.MonkeyPatch) -> None:
+def test_under_srun_the_rendezvous_is_the_first_host(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, **STEP)
     assert read_environment().master_addr == "localhost"
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("localhost", "17123")
 
 
-def test_a_node_without_an_address_is_found_where_srun_ran(launcher: pytest.MonkeyPatch) -> None:
+def test_a_host_name_that_does_not_resolve_is_replaced_by_the_launch_address(
+    launcher: pytest.MonkeyPatch,
+) -> None:
     nodes = {"SLURM_STEP_NODELIST": "n.invalid", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}
     set_all(launcher, **{**STEP, **nodes})
     assert read_environment().master_addr == "10.0.0.1"
 
 
-def test_the_user_may_say_where_they_meet(launcher: pytest.MonkeyPatch) -> None:
+def test_rendezvous_variables_of_the_user_are_kept(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, **STEP, MASTER_ADDR="10.0.0.2", MASTER_PORT=5)
     assert read_environment().master_addr == "10.0.0.2"
     assert os.environ["MASTER_PORT"] == "5"
@@ -93,25 +100,40 @@ def test_the_user_may_say_where_they_meet(launcher: pytest.MonkeyPatch) -> None:
         ("a-b.c[0012]", "a-b.c0012"),
     ],
 )
-def test_the_first_of_slurm_s_nodes(nodes: str, first: str) -> None:
+def test_first_host_of_a_slurm_node_list(nodes: str, first: str) -> None:
     assert first_slurm_host(nodes) == first
 
 
-def test_variables_that_contradict_one_another(launcher: pytest.MonkeyPatch) -> None:
+def test_a_rank_outside_the_world_is_an_error(launcher: pytest.MonkeyPatch) -> None:
     set_all(launcher, RANK=8, WORLD_SIZE=8, LOCAL_RANK=0)
-    assert "got rank 8 of 8" in refused()
+    assert "got rank 8 of 8" in error_message()
 
 
 @pytest.mark.parametrize("values", [{"RANK": 0}, {"RANK": 0, "WORLD_SIZE": "two", "LOCAL_RANK": 0}])
-def test_variables_that_are_missing_or_no_numbers(
+def test_missing_or_non_integer_variables_are_an_error(
     launcher: pytest.MonkeyPatch, values: dict[str, object]
 ) -> None:
     set_all(launcher, **values)
-    assert "must set RANK, WORLD_SIZE, LOCAL_RANK to integers" in refused()
+    assert "RANK, WORLD_SIZE, LOCAL_RANK must all be set to integers" in error_message()
 
 
-def test_the_backend_serves_the_device() -> None:
-    devices = {"cpu": "gloo", "cuda": "nccl"}
-    for device, backend in devices.items():
-        made = DistributedEnv(rank=0, world_size=1, local_rank=0, device=torch.device(device))
-        assert made.backend == backend
+def test_the_backend_follows_from_the_device() -> None:
+    backends = {"cpu": "gloo", "cuda": "nccl"}
+    for device, backend in backends.items():
+        environment = DistributedEnv(
+            rank=0, world_size=1, local_rank=0, device=torch.device(device)
+        )
+        assert environment.backend == backend
+
+
+def test_the_environment_is_read_in_one_module() -> None:
+    """`cluster` records and sets variables of child processes; nothing else may look at them."""
+    package = Path(armd_scale.__file__).parent
+    readers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"\b(os\.environ|getenv|from os import environ)\b", path.read_text())
+    }
+    assert {name for name in readers if not name.startswith("cluster/")} == {
+        "parallel/environment.py"
+    }

@@ -73,7 +73,7 @@ def kept_bytes(groups: ProcessGroupCollection, recipe: Recipe, order: str = "ran
         network = network.bfloat16()
     batch = batch_of(recipe, order)
     with patch_cuda_for_cpu(), kept_storages(network) as kept:
-        loss, _ = network(batch, objective=mean_of_targets(batch))
+        loss, _ = network(batch, loss_spec=mean_of_targets(batch))
     assert loss.requires_grad
     return sum(size for size, _ in kept.values())
 

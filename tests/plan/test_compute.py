@@ -39,7 +39,7 @@ def counted(recipe: Recipe, order: str, groups) -> float:
     network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
     batch = batch_of(recipe, order)
     with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
-        loss, _ = network(batch, objective=mean_of_targets(batch))
+        loss, _ = network(batch, loss_spec=mean_of_targets(batch))
         loss.backward()
     return counter.get_total_flops() / (recipe.data.seq_length * recipe.train.micro_batch)
 

@@ -1,4 +1,4 @@
-"""Runs a test's function on several processes that form one job over gloo."""
+"""Runs a function of a test on several ranks, processes that form one job over gloo."""
 
 import multiprocessing
 import os
@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import install_import_hook
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
@@ -21,39 +22,46 @@ def run_on_ranks(
     *arguments: object,
     parallel: ParallelConfig | None = None,
 ) -> list[Any]:
-    """What `function(groups, *arguments)` returns on each rank.
+    """Return the result of `function(groups, *arguments)` on each rank.
 
     Args:
-        function: of a module, so that it can be named to another process.
-        size: number of processes.
-        arguments: passed on, pickled.
-        parallel: the layout; ranks that it leaves over are data parallel.
+        function: a module-level function, so that other processes can import it.
+        size: number of ranks.
+        arguments: passed to the function, pickled.
+        parallel: the layout; the data parallel size follows from `size`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     job = (size, port, parallel or ParallelConfig(), function, arguments)
-    ranks = [_processes(size).submit(_run, rank, *job) for rank in range(size)]
+    futures = [_rank_pool(size).submit(_run_rank, rank, *job) for rank in range(size)]
     try:
-        return [rank.result(timeout=120) for rank in ranks]
+        return [future.result(timeout=240) for future in futures]
     except BaseException:
-        # The others may wait for the failed one for ever, and with them the end of the tests.
+        # The other ranks may wait forever for the failed one, and pytest for them at its end.
         for process in multiprocessing.active_children():
             process.kill()
-        _processes.cache_clear()
+        _rank_pool.cache_clear()
         raise
 
 
 @cache
-def _processes(size: int) -> ProcessPoolExecutor:
-    """As many processes as ranks, kept for the next test: starting them takes seconds.
+def _rank_pool(size: int) -> ProcessPoolExecutor:
+    """Return a pool with one process per rank, kept for later tests: starting them takes seconds.
 
-    A rank waits for the others before it does anything, so each process takes exactly one.
+    A rank blocks until all others have joined the job, so each process runs exactly one rank.
     """
-    return ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(
+        size,
+        mp_context=multiprocessing.get_context("spawn"),
+        # Checks the shapes in annotations on ranks too, like --jaxtyping-packages in this process.
+        # It must run before armd_scale is imported, which the first task does by being unpickled.
+        initializer=install_import_hook,
+        initargs=("armd_scale", "beartype.beartype"),
+    )
 
 
-def _run(
+def _run_rank(
     rank: int,
     size: int,
     port: int,
@@ -62,7 +70,8 @@ def _run(
     arguments: tuple[object, ...],
 ) -> Any:
     torch.set_num_threads(1)
-    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     with process_groups(read_environment(), parallel) as groups:
         return function(groups, *arguments)

@@ -7,7 +7,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.schema import Recipe
-from armd_scale.parallel.environment import enable_determinism
+from armd_scale.parallel.determinism import enable_determinism
 from tests.support.cli import contents, tiny_recipe, train, write_text
 from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
 from tests.support.recipes import bend

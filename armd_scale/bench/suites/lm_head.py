@@ -123,7 +123,8 @@ def our_step(group: dist.ProcessGroup, rows: Tensor, weight: Tensor, labels: Ten
     """What the network's head does, with weights given to it as a tied embedding's are."""
     head = LMHead(len(weight), len(weight), hidden=None, dtype=weight.dtype, group=group)
     one = torch.ones(1, 1, len(rows), dtype=torch.float64, device=rows.device)
-    loss, _ = head(rows.unsqueeze(1), labels.unsqueeze(1), tied=weight, objective=LossSpec(one))
+    spec = LossSpec(one)
+    loss, _ = head(rows.unsqueeze(1), labels.unsqueeze(1), tied_weight=weight, loss_spec=spec)
     loss.backward()
 
 

@@ -1,1 +1,1 @@
-"""Pipeline partition, schedule and point-to-point messages."""
+"""Pipeline parallelism: partition of layers, schedule, and point-to-point communication."""

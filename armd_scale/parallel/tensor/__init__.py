@@ -1,1 +1,1 @@
-"""Tensor-parallel partitioning and gradient reduction."""
+"""Tensor parallelism: partition of parameters and reduction of partial gradients."""

@@ -1,4 +1,16 @@
-"""Gradients that processes of one model hold in part, summed before the optimizer sees them."""
+"""Sums of gradients that several ranks of one model hold in part, before the optimizer step.
+
+Two kinds of parameters are held whole by several ranks, each of which sees only part of the
+gradient:
+
+* marked by `mark_partial_grad`: norms and row-parallel biases under sequence parallelism (each
+  tensor parallel rank applies them to its own rows), and norms of attention heads (each rank has
+  its own heads). They are summed over the tensor parallel group.
+* a tied embedding in a pipeline: the first stage looks tokens up in it, the last stage predicts
+  with it. It is summed over the embedding group, the first and last stage.
+
+DeepSpeed knows of neither; it averages over data parallel ranks only.
+"""
 
 from collections.abc import Mapping
 
@@ -13,44 +25,47 @@ def all_reduce_partial_grads(
     tied: str | None,
     groups: ProcessGroupCollection,
 ) -> None:
-    """Completes the gradients of parameters that several processes of one model share.
+    """Complete the gradients of shared parameters in place, after the last backward pass.
 
-    Marked parameters (norms and biases under sequence parallelism, norms of heads) are summed over
-    the tensor-parallel group; a tied embedding over the stages that hold it, first and last.
+    Collective over the tensor parallel and the embedding group: all ranks iterate over the
+    parameters in the same order, that of their names in the network.
 
     Args:
-        parameters: this process's parameters by name.
-        tied: name of the tied embedding, or None where nothing is tied across stages.
+        parameters: this rank's parameters by name; each has a gradient.
+        tied: name of the embedding that two stages share; None if no parameter is shared.
         groups: the process groups of the layout.
     """
     if groups.tp.size() > 1:
         for parameter in parameters.values():
             if getattr(parameter, "sequence_parallel", False):
-                dist.all_reduce(_gradient(parameter), group=groups.tp)
+                dist.all_reduce(_grad(parameter), group=groups.tp)
     if tied is not None and tied in parameters:
-        dist.all_reduce(_gradient(parameters[tied]), group=groups.embd)
+        dist.all_reduce(_grad(parameters[tied]), group=groups.embd)
 
 
 def register_partial_grad_hooks(
     parameters: Mapping[str, nn.Parameter], groups: ProcessGroupCollection
 ) -> None:
-    """Has every backward pass from now on sum the gradients of marked parameters as they appear.
+    """Register hooks that all-reduce the gradients of marked parameters in each backward pass.
 
-    For an engine that shares gradients out within the backward pass. All tensor-parallel ranks
-    have the same graph, so they come to the same parameters in the same order.
+    Needed when DeepSpeed partitions gradients during the backward pass (ZeRO 2 and 3): after it no
+    rank holds a whole gradient that could be summed. The hooks run before DeepSpeed's own. All
+    tensor parallel ranks have the same autograd graph, hence reach the hooks in the same order, so
+    the collectives match.
     """
 
-    def summed(gradient: Tensor) -> Tensor:
-        total = gradient.clone()
+    def all_reduced(grad: Tensor) -> Tensor:
+        # Autograd may share the tensor with another consumer, so it must not be changed in place.
+        total = grad.clone()
         dist.all_reduce(total, group=groups.tp)
         return total
 
     if groups.tp.size() > 1:
         for parameter in parameters.values():
             if getattr(parameter, "sequence_parallel", False):
-                parameter.register_hook(summed)
+                parameter.register_hook(all_reduced)
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _grad(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None, "every parameter takes part in every step"
     return parameter.grad

@@ -1,8 +1,10 @@
-"""Which part of a full tensor a tensor-parallel rank holds.
+"""Partition of parameters over tensor parallel ranks, and the marks that describe it.
 
-megatron-core marks every tensor-parallel parameter with the dimension it is split along and with a
-stride: the number of equal parts that are split one by one (2 for the gate and up halves of a gated
-MLP, which every rank holds its share of).
+megatron-core marks every tensor parallel parameter with the dimension it is split along and with a
+stride: the number of equal sections that are split separately. The first matrix of a gated MLP
+holds a gate and an up section; every rank needs its share of both, so its stride is 2:
+
+    full    [gate 0 | gate 1 | up 0 | up 1]        rank 0    [gate 0 | up 0]
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -20,28 +23,31 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPartition:
-    """How a parameter is split over the tensor-parallel group; `dim` is None where it is whole."""
+    """The split of a parameter over the tensor parallel group."""
 
     dim: int | None
+    """Dimension that is split; None if every rank holds the whole parameter."""
     stride: int
+    """Number of equal sections along `dim` that are split separately."""
     rank: int
     size: int
 
     def full_shape(self, local: torch.Size) -> tuple[int, ...]:
-        """Shape of the full tensor whose local part has shape `local`."""
+        """Return the shape of the full tensor whose local part has shape `local`."""
         return tuple(n * self.size if d == self.dim else n for d, n in enumerate(local))
 
     def local_part(self, full: Tensor) -> Tensor:
-        """This rank's part of the full tensor."""
+        """Return this rank's part of the full tensor."""
         if self.dim is None or self.size == 1:
             return full
-        parts = full.chunk(self.stride, dim=self.dim)
-        mine = [part.chunk(self.size, dim=self.dim)[self.rank] for part in parts]
-        return torch.cat(mine, dim=self.dim)
+        # Each section is split by itself, so that a rank gets its share of gate and of up.
+        sections = full.chunk(self.stride, dim=self.dim)
+        local_sections = [section.chunk(self.size, self.dim)[self.rank] for section in sections]
+        return torch.cat(local_sections, dim=self.dim)
 
 
 def tensor_partition(parameter: Any, group: dist.ProcessGroup) -> TensorPartition:
-    """How `parameter` is split over `group`, read from megatron-core's marks on it."""
+    """Read the partition of a parameter over `group` from megatron-core's marks on it."""
     is_split = getattr(parameter, "tensor_model_parallel", False)
     return TensorPartition(
         dim=parameter.partition_dim if is_split else None,
@@ -52,37 +58,43 @@ def tensor_partition(parameter: Any, group: dist.ProcessGroup) -> TensorPartitio
 
 
 def gather_or_copy_input(
-    rows: Tensor, config: TransformerConfig, group: dist.ProcessGroup
-) -> Tensor:
-    """All rows, as input of column-parallel layers that leave the reduction of gradients to this.
+    rows: Float[Tensor, "local_rows batch hidden"],
+    config: TransformerConfig,
+    group: dist.ProcessGroup,
+) -> Float[Tensor, "rows batch hidden"]:
+    """Return all rows, as the shared input of several column-parallel layers.
 
-    Forward: under sequence parallelism the ranks' rows are gathered, otherwise each has them all.
-    Backward: the ranks' gradients are summed, once for all layers that read the rows.
+    Forward: all-gather over the tensor parallel ranks under sequence parallelism; identity
+    otherwise, as every rank has all rows. Backward: reduce-scatter or all-reduce of the gradient.
+
+    The layers that read the result are built with `disable_grad_reduce`, so that the gradient is
+    reduced once for all of them here instead of once per layer.
     """
     if group.size() == 1:
         return rows
+    # Both functions are differentiable; their backward passes are the reductions.
     if config.sequence_parallel:
         return gather_from_sequence_parallel_region(rows, group=group)
     return copy_to_tensor_model_parallel_region(rows, group=group)
 
 
 def mark_partial_grad(module: nn.Module, is_partial: bool) -> None:
-    """Marks parameters of which each tensor-parallel rank has a part of the gradient only.
+    """Mark parameters of which each tensor parallel rank computes only a part of the gradient.
 
-    Every rank holds such a parameter whole, but applies it to its own rows (sequence parallelism)
-    or to its own heads, so the gradients must be summed. The name is megatron-core's, whose layers
-    mark their biases with it.
+    Every rank holds such a parameter whole but applies it to its own rows (sequence parallelism)
+    or its own heads, so `grad_reduce` must sum the gradients. The attribute is megatron-core's,
+    whose row-parallel layers mark their biases with it.
     """
     for parameter in module.parameters():
-        mark: Any = parameter
-        mark.sequence_parallel = is_partial
+        marked: Any = parameter
+        marked.sequence_parallel = is_partial
 
 
 def mark_tied_copy(parameter: Any) -> None:
-    """Marks the head's copy of an embedding that lives on another stage.
+    """Mark the LM head's copy of an embedding that lives on another pipeline stage.
 
-    DeepSpeed leaves parameters with the second mark out of the gradient norm, which counts the
-    embedding where it lives.
+    DeepSpeed leaves parameters with `ds_pipe_replicated` out of the gradient norm, where the
+    embedding itself is counted; counting both would inflate the norm that clipping divides by.
     """
     parameter.is_tied_copy = True
     parameter.ds_pipe_replicated = True

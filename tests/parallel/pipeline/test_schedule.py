@@ -1,4 +1,4 @@
-"""megatron-core's schedule on one stage."""
+"""megatron-core's schedule on a single stage."""
 
 import pytest
 import torch
@@ -36,20 +36,20 @@ def test_the_gradient_is_that_of_the_sum_of_the_losses(
         groups=groups,
     )
     assert reports == [batch.sum().item() for batch in batches]
-    found = [p.grad for p in network.parameters()]
+    grads = [p.grad for p in network.parameters()]
     loss = network(torch.cat(batches)).square().sum()
-    for gradient, expected in zip(
-        found, torch.autograd.grad(loss, tuple(network.parameters())), strict=True
+    for grad, expected in zip(
+        grads, torch.autograd.grad(loss, tuple(network.parameters())), strict=True
     ):
-        torch.testing.assert_close(gradient, expected)
+        torch.testing.assert_close(grad, expected)
 
 
 def test_forward_only_leaves_no_gradient(
     groups: ProcessGroupCollection, network: nn.Linear
 ) -> None:
     batches = [torch.ones(1, 3), torch.zeros(1, 3)]
-    stages = [ScheduledChunk(network, lambda rows: None, CONFIG)]
-    reports = run_micro_batches(stages, batches, loss_fn=squares, groups=groups, forward_only=True)
+    chunks = [ScheduledChunk(network, lambda rows: None, CONFIG)]
+    reports = run_micro_batches(chunks, batches, loss_fn=squares, groups=groups, forward_only=True)
     assert reports == [3.0, 0.0]
     assert all(p.grad is None for p in network.parameters())
     assert torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Gradients that processes share are complete after the sum: they are those of one process."""
+"""Partial gradients are complete after the reduction: they equal those of one process."""
 
 import dataclasses
 
@@ -23,8 +23,8 @@ from tests.support.spawn import run_on_ranks
 N = 16
 
 
-def chunks_of(model, groups, parallel):
-    """This rank's part of a network whose weights do not depend on the layout."""
+def build_chunks(model, groups, parallel):
+    """Build this rank's model chunks; their weights do not depend on the layout."""
     model = resolve_model(dataclasses.replace(model, init_std=0.3), max_positions=N + 1)
     config = transformer_config(model, parallel)
     stages = stages_of_rank(model, parallel, seq_length=N, rank=groups.pp.rank())
@@ -35,26 +35,26 @@ def chunks_of(model, groups, parallel):
 
 
 def samples():
-    """Two micro-batches: singletons in a random order, and two segments side by side."""
-    numbers = np.random.default_rng(1)
-    shuffled = np.concatenate(([0], 1 + numbers.permutation(N)))
+    """Return two micro-batches: a random order, and two segments drawn jointly."""
+    rng = np.random.default_rng(1)
+    shuffled = np.concatenate(([0], 1 + rng.permutation(N)))
     joint = np.concatenate(([0], 1 + np.arange(N) % (N // 2)))
     return [
-        batch_of(numbers.integers(0, 101, (2, N + 1)), np.stack([block] * 2))
+        batch_of(rng.integers(0, 101, (2, N + 1)), np.stack([block] * 2))
         for block in (shuffled, joint)
     ]
 
 
 def gradients(groups, model, parallel, *, complete=True):
-    """Gradients by name of the samples' summed loss, with how each is split."""
-    chunks = chunks_of(model, groups, parallel)
+    """Return partition and gradient of the samples' summed loss, by parameter name."""
+    chunks = build_chunks(model, groups, parallel)
     stages = [
         ScheduledChunk(
-            lambda batch, number=number: chunks(batch, number),
+            lambda batch, index=index: chunks(batch, index),
             part.set_input_tensor,
             chunks.transformer_config,
         )
-        for number, part in enumerate(chunks.models)
+        for index, part in enumerate(chunks.models)
     ]
     run_micro_batches(stages, samples(), loss_fn=lambda nll, _: (nll.sum(), None), groups=groups)
     if complete:
@@ -66,20 +66,20 @@ def gradients(groups, model, parallel, *, complete=True):
     }
 
 
-def of_models(groups, models, parallel, complete):
+def model_gradients(groups, models, parallel, complete):
     return [gradients(groups, model, parallel, complete=complete) for model in models]
 
 
 @pytest.mark.parametrize("sequence", [False, True])
-def test_gradients_of_two_tensor_ranks_are_parts_of_the_whole(groups, sequence):
+def test_gradients_of_two_tensor_ranks_are_parts_of_the_full_gradient(groups, sequence):
     parallel = ParallelConfig(tensor=2, sequence=sequence)
     models = list(SHAPES.values())
-    ranks = run_on_ranks(of_models, 2, models, parallel, True, parallel=parallel)
-    for number, model in enumerate(models):
+    ranks = run_on_ranks(model_gradients, 2, models, parallel, True, parallel=parallel)
+    for index, model in enumerate(models):
         whole = gradients(groups, model, ParallelConfig())
         for rank in ranks:
-            assert rank[number].keys() == whole.keys()
-            for name, (split, gradient) in rank[number].items():
+            assert rank[index].keys() == whole.keys()
+            for name, (split, gradient) in rank[index].items():
                 expected = split.local_part(whole[name][1])
                 scale = expected.abs().max()
                 torch.testing.assert_close(gradient / scale, expected / scale, rtol=0, atol=1e-5)
@@ -96,11 +96,11 @@ def test_gradients_of_two_tensor_ranks_are_parts_of_the_whole(groups, sequence):
         ),
     ],
 )
-def test_what_each_rank_has_in_part_without_the_sum(groups, sequence, expected):
-    """Exactly the marked parameters need the sum, so none of them is marked for nothing."""
+def test_exactly_the_marked_parameters_have_partial_gradients(groups, sequence, expected):
+    """Without the reduction exactly the marked parameters differ, so no mark is redundant."""
     model = dataclasses.replace(QWEN3, attention_output_bias=True, mlp_bias=True)
     parallel = ParallelConfig(tensor=2, sequence=sequence)
-    ranks = run_on_ranks(of_models, 2, [model], parallel, False, parallel=parallel)
+    ranks = run_on_ranks(model_gradients, 2, [model], parallel, False, parallel=parallel)
     whole = gradients(groups, model, ParallelConfig())
     differing = set()
     for (rank,) in ranks:
@@ -114,8 +114,8 @@ def test_what_each_rank_has_in_part_without_the_sum(groups, sequence, expected):
         torch.testing.assert_close(total, whole[name][1], rtol=1e-4, atol=1e-4)
 
 
-def marked_and_not(groups):
-    """Gradients of ones, summed where marked."""
+def reduce_ones(groups):
+    """Reduce gradients of 1 + rank of a marked and an unmarked parameter."""
     parameters = {name: torch.nn.Parameter(torch.zeros(2)) for name in ("marked", "plain")}
     parameters["marked"].sequence_parallel = True
     for parameter in parameters.values():
@@ -124,35 +124,35 @@ def marked_and_not(groups):
     return {name: p.grad.tolist() for name, p in parameters.items()}
 
 
-def test_marked_gradients_are_summed_and_others_left():
+def test_marked_gradients_are_summed_and_others_unchanged():
     parallel = ParallelConfig(tensor=2)
-    ranks = run_on_ranks(marked_and_not, 2, parallel=parallel)
+    ranks = run_on_ranks(reduce_ones, 2, parallel=parallel)
     assert [rank["marked"] for rank in ranks] == [[3.0, 3.0]] * 2
     assert [rank["plain"] for rank in ranks] == [[1.0, 1.0], [2.0, 2.0]]
 
 
-def test_data_parallel_ranks_are_not_summed():
-    ranks = run_on_ranks(marked_and_not, 2)
+def test_gradients_are_not_summed_over_data_parallel_ranks():
+    ranks = run_on_ranks(reduce_ones, 2)
     assert ranks == [{"marked": [1.0, 1.0], "plain": [1.0, 1.0]}] * 2
 
 
 def test_a_tied_embedding_has_one_gradient_on_both_stages(groups):
     parallel = ParallelConfig(pipeline=2)
-    parts, whole_parts = (
-        run_on_ranks(of_models, 2, [LLAMA, GPT2], parallel, complete, parallel=parallel)
+    partial_grads, full_grads = (
+        run_on_ranks(model_gradients, 2, [LLAMA, GPT2], parallel, complete, parallel=parallel)
         for complete in (False, True)
     )
-    for number, model in enumerate((LLAMA, GPT2)):
+    for index, model in enumerate((LLAMA, GPT2)):
         _, expected = gradients(groups, model, ParallelConfig())[EMBEDDING]
-        first, last = (rank[number][EMBEDDING][1] for rank in whole_parts)
+        first, last = (rank[index][EMBEDDING][1] for rank in full_grads)
         assert torch.equal(first, last)
         torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
-        looked_up, predicted = (rank[number][EMBEDDING][1] for rank in parts)
-        assert not torch.equal(looked_up, predicted), "each stage has a part"
-        torch.testing.assert_close(looked_up + predicted, expected, rtol=1e-4, atol=1e-4)
+        lookup_grad, head_grad = (rank[index][EMBEDDING][1] for rank in partial_grads)
+        assert not torch.equal(lookup_grad, head_grad), "each stage has only its part"
+        torch.testing.assert_close(lookup_grad + head_grad, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_missing_gradient_is_our_mistake(groups):
+def test_a_missing_gradient_fails_an_assertion(groups):
     parameter = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(AssertionError, match="takes part in every step"):
         all_reduce_partial_grads({EMBEDDING: parameter}, tied=EMBEDDING, groups=groups)

@@ -1,4 +1,4 @@
-"""Parts of tensors over tensor-parallel ranks: disjoint, complete, gate and up halves together."""
+"""Partition of tensors over tensor parallel ranks: disjoint, complete, gate and up separately."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ from armd_scale.parallel.tensor.partition import TensorPartition, tensor_partiti
 from tests.support.networks import LLAMA, build
 
 
-def splits(dim, stride, size):
+def partitions(dim, stride, size):
     return [TensorPartition(dim=dim, stride=stride, rank=rank, size=size) for rank in range(size)]
 
 
-def reassembled(parts, dim, stride):
-    """The full tensor: for each of the stride's parts, every rank's piece of it in turn."""
+def reassemble(parts, dim, stride):
+    """Return the full tensor: for each section of the stride, every rank's piece in turn."""
     pieces = [part.chunk(stride, dim=dim) for part in parts]
     return torch.cat([rank[s] for s in range(stride) for rank in pieces], dim=dim)
 
@@ -23,29 +23,29 @@ def reassembled(parts, dim, stride):
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dim", [0, 1])
-def test_the_parts_make_the_whole(dim, stride, size):
+def test_the_local_parts_make_up_the_full_tensor(dim, stride, size):
     full = torch.arange(16 * 24).view(16, 24)
-    parts = [split.local_part(full) for split in splits(dim, stride, size)]
-    assert torch.equal(reassembled(parts, dim, stride), full)
-    for split, part in zip(splits(dim, stride, size), parts, strict=True):
+    parts = [split.local_part(full) for split in partitions(dim, stride, size)]
+    assert torch.equal(reassemble(parts, dim, stride), full)
+    for split, part in zip(partitions(dim, stride, size), parts, strict=True):
         assert split.full_shape(part.shape) == (16, 24)
 
 
-def test_a_rank_holds_its_share_of_both_halves():
+def test_a_rank_holds_its_part_of_gate_and_up():
     gate, up = torch.arange(0, 4), torch.arange(10, 14)
-    parts = [split.local_part(torch.cat((gate, up))) for split in splits(0, 2, 2)]
+    parts = [split.local_part(torch.cat((gate, up))) for split in partitions(0, 2, 2)]
     assert [part.tolist() for part in parts] == [[0, 1, 10, 11], [2, 3, 12, 13]]
 
 
-def test_a_whole_tensor_is_the_same_on_every_rank():
+def test_an_unsplit_tensor_is_whole_on_every_rank():
     full = torch.arange(6)
-    for split in splits(None, 1, 3):
+    for split in partitions(None, 1, 3):
         assert torch.equal(split.local_part(full), full)
         assert split.full_shape(full.shape) == (6,)
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
-def test_every_parameter_says_how_it_is_split(groups, activation):
+def test_every_parameter_is_marked_with_its_partition(groups, activation):
     model = dataclasses.replace(
         LLAMA,
         activation=activation,

@@ -1,4 +1,4 @@
-"""The start of a query row, against the sums that define it."""
+"""Start of the query stream against the sums that define it."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ LENGTHS = (4, 1, 14)
 ORDERS = ["random", "strided:3", "given"]
 
 
-def starts(network, batch):
-    """G^0 before any position is added, and the mask it was computed under."""
+def query_rows(network, batch):
+    """Return G^0 before any absolute position is added."""
     mask = IntervalMask(batch.query.start, batch.query.stop, num_keys=batch.tokens.shape[1])
     content = network.embedding(batch.tokens).transpose(0, 1)
     anchors = network.embedding(batch.anchor_tokens).transpose(0, 1)
@@ -23,7 +23,7 @@ def starts(network, batch):
 
 
 def expected_starts(network, windows, kind):
-    """By index in the window: (sample, index, vector)."""
+    """Yield (sample, index in the window, vector)."""
     table, document = network.embedding.weight, windows.document
     start = network.query_start
     for b, (tokens, block) in enumerate(zip(windows.tokens, windows.block, strict=True)):
@@ -37,8 +37,8 @@ def expected_starts(network, windows, kind):
                 total = total + table[tokens[anchor]]
                 total = total + (start.gap.weight[gap] if gap else 0)
             if "prefix" in kind:
-                place = start.prefix.position_embedding[windows.position]
-                weights = place[p] @ place[visible].T
+                positions = start.prefix.position_embedding[windows.position]
+                weights = positions[p] @ positions[visible].T
                 mean = weights @ table[tokens[visible]] / len(visible)
                 total = total + start.prefix.scale * mean
             if "learned" in kind:
@@ -49,31 +49,31 @@ def expected_starts(network, windows, kind):
 @pytest.mark.parametrize("max_anchor_gap", [2, 64])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("query", ["anchor", "prefix", "learned", "anchor+prefix"])
-def test_starts_by_definition(groups, query, order, max_anchor_gap):
+def test_query_start_by_definition(groups, query, order, max_anchor_gap):
     model = dataclasses.replace(LLAMA, query=query, max_anchor_gap=max_anchor_gap)
     network = build(model, groups, dtype=torch.float64)
     windows = draw_windows(order, LENGTHS)
     batch = windows.batch()
-    assert batch.anchor_gaps[batch.is_target].max() > 2, "no gap is longer than the shorter table"
-    rows = starts(network, batch)
-    row_of = batch.order.argsort(dim=1) - 1
+    assert batch.anchor_gaps[batch.is_target].max() > 2, "no gap exceeds the smaller table"
+    rows = query_rows(network, batch)
+    row_index = batch.order.argsort(dim=1) - 1
     for b, p, vector in expected_starts(network, windows, query):
-        torch.testing.assert_close(rows[row_of[b, p], b], vector, atol=1e-12, rtol=0)
+        torch.testing.assert_close(rows[row_index[b, p], b], vector, atol=1e-12, rtol=0)
 
 
-def test_row_zero_of_the_gap_table_is_zero_whatever_it_holds(groups):
+def test_gap_zero_maps_to_zero_whatever_row_zero_holds(groups):
     network = build(LLAMA, groups, dtype=torch.float64)
     gap = network.query_start.gap
     assert gap.weight[0].any()
-    out = gap(torch.tensor([[0, 1, 2]]))
-    assert not out[0].any()
-    assert torch.equal(out[1:, 0], gap.weight[1:3])
-    out.sum().backward()
+    vectors = gap(torch.tensor([[0, 1, 2]]))
+    assert not vectors[0].any()
+    assert torch.equal(vectors[1:, 0], gap.weight[1:3])
+    vectors.sum().backward()
     assert not gap.weight.grad[0].any()
     assert gap.weight.grad[1].any()
 
 
-def test_an_anchor_with_a_fresh_prefix_is_an_anchor(groups):
+def test_anchor_with_a_new_prefix_equals_anchor(groups):
     batch = draw_windows("random", (15,)).batch()
     losses = []
     for query in ("anchor", "anchor+prefix"):
@@ -83,15 +83,15 @@ def test_an_anchor_with_a_fresh_prefix_is_an_anchor(groups):
     torch.testing.assert_close(*losses, atol=1e-12, rtol=0)
 
 
-def test_a_fresh_gap_table_says_nothing(groups):
-    """A converted AR model decodes in streams before it has learned what a gap is."""
+def test_a_new_gap_embedding_is_zero(groups):
+    """So a converted AR model can decode in streams before any training."""
     network = build(LLAMA, groups)
     init_weights(network, seed=0)
     assert not network.query_start.gap(torch.arange(80).view(1, -1)).any()
 
 
-def test_absolute_positions_are_those_of_the_place_before(groups):
-    """The learned table's row p - 1 and no other stands in the query row of p."""
+def test_a_query_row_has_the_absolute_position_before_its_label(groups):
+    """The query row of p adds row p - 1 of the position embedding (and sees earlier rows)."""
     model = dataclasses.replace(GPT2, two_stream_layers=0, layers=1)
     network = build(model, groups, dtype=torch.float64, max_positions=16)
     batch = draw_windows("l2r", (8,), count=1).batch()
