@@ -112,7 +112,12 @@ def monitor_peers(
     try:
         yield
     except BaseException as error:
-        client.report_failure(error)
+        # Alone in the job there is nobody to tell, and the process may live on (a notebook, a
+        # test): report_failure would end it some seconds after its error.
+        if environment.world_size == 1:
+            client.close()
+        else:
+            client.report_failure(error)
         raise
     client.close()
 

@@ -1,1 +1,1 @@
-"""Writers of training metrics."""
+"""What a run writes about itself: metrics to one or several writers, events to events.jsonl."""

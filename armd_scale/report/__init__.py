@@ -1,1 +1,1 @@
-"""One self-contained HTML page about one run, or several side by side, from their folders."""
+"""A self-contained HTML page about one run, or several side by side, from their run folders."""

@@ -1,7 +1,6 @@
-"""Where a run's wall-clock time went: steps that count, saves, evaluations, standing still."""
+"""Where a run's wall-clock time went: useful steps, saves, evaluations, downtime."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 
 from armd_scale.report.run_folder import Run
@@ -9,61 +8,61 @@ from armd_scale.report.run_folder import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """Seconds from the first line of the log to the last."""
+    """Seconds from the first sign of life of a run to the last."""
 
     steps: float
-    """Steps that the run kept; those that a resume repeated are counted once."""
+    """Steps that the run kept; a step that was repeated after a resume counts once."""
     checkpoints: float
+    """Training waited for saves, those of repeated steps included."""
     evaluations: float
+    """Evaluations, those of repeated steps included."""
     downtime: float
-    """From a stop, or a death, to the next start."""
+    """From the last sign of life before a stop or a crash to the next start."""
     other: float
-    """Start-up, repeated steps, and whatever the files do not tell apart."""
+    """Start-up, repeated steps, and whatever the files do not record."""
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return self.steps + self.checkpoints + self.evaluations + self.downtime + self.other
 
 
 def goodput_of(run: Run) -> Goodput | None:
-    """The split of a run's time; None where the log or the metrics tell none."""
+    """Split the wall-clock time of a run; None if its files have no times or no steps."""
     if len(run.times) < 2 or not run.steps:
         return None
     total = (run.times[-1] - run.times[0]).total_seconds()
     if total <= 0:
         return None
-    lines = [*run.steps, *run.evaluations, *run.other_lines]
+    # A run that was killed, or is running, may have metrics of steps after its last log line.
     steps = min(total, _step_seconds(run))
-    checkpoints = _sum(lines, "checkpoint_seconds")
-    evaluations = _sum(lines, "evaluation_seconds")
-    stopped = sum((start - last).total_seconds() for last, start in _standstills(run))
-    rest = max(0.0, total - steps - checkpoints - evaluations - stopped)
+    checkpoints = _sum_over_events(run, "save", "wait_seconds")
+    evaluations = _sum_over_events(run, "evaluation", "seconds")
+    downtime = _downtime_seconds(run)
     return Goodput(
         steps=steps,
         checkpoints=checkpoints,
         evaluations=evaluations,
-        downtime=float(stopped),
-        other=rest,
+        downtime=downtime,
+        other=max(0.0, total - steps - checkpoints - evaluations - downtime),
     )
 
 
 def _step_seconds(run: Run) -> float:
-    """A line's `step_seconds` is the mean over the steps since the line before."""
-    seconds, before = 0.0, 0
+    """Sum over lines of their `step_seconds`, the mean over the steps since the line before."""
+    seconds, previous_step = 0.0, 0
     for line in run.steps:
-        seconds += (line.get("step_seconds") or 0.0) * (line["step"] - before)
-        before = line["step"]
+        seconds += (line.get("step_seconds") or 0.0) * (line["step"] - previous_step)
+        previous_step = line["step"]
     return seconds
 
 
-def _sum(lines: list[dict], key: str) -> float:
-    return float(sum(line.get(key) or 0.0 for line in lines))
+def _sum_over_events(run: Run, kind: str, key: str) -> float:
+    return float(sum(event.values.get(key) or 0.0 for event in run.events_of(kind)))
 
 
-def _standstills(run: Run) -> list[tuple[datetime, datetime]]:
-    """The last line before each start but the first, and the start; or the resume."""
-    kinds = {event.kind for event in run.events}
-    mark = "start" if "start" in kinds else "resume"
-    starts = {event.time for event in run.events if event.kind == mark}
-    return [(last, time) for last, time in pairwise(run.times) if time in starts]
+def _downtime_seconds(run: Run) -> float:
+    """Time between each start but the first and the sign of life before it."""
+    starts = {event.time for event in run.events_of("start")}
+    gaps = [(time - previous) for previous, time in pairwise(run.times) if time in starts]
+    return float(sum(gap.total_seconds() for gap in gaps))

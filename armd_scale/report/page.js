@@ -39,7 +39,7 @@ function short(value) {
   return size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(5));
 }
 
-// The curves of a panel: [{label, colour, dash, points: [[x, y], ...]}].
+// The curves of a panel: [{label, color, dash, points: [[x, y], ...]}].
 function curves(panel) {
   const found = [];
   const several = runs.length > 1;
@@ -51,7 +51,7 @@ function curves(panel) {
         const place = orders.indexOf(order);
         found.push({
           label: several ? run.name + ", " + order : order,
-          colour: several ? number : place,
+          color: several ? number : place,
           dash: several ? DASHES[place % DASHES.length] : "",
           points: points.map((point) => [view.axis === "step" ? point[0] : point[1], point[2]]),
         });
@@ -60,7 +60,7 @@ function curves(panel) {
     }
     const values = run.steps[panel.key];
     const points = values.map((y, i) => [run.steps[view.axis][i], y === null ? null : y * (panel.factor || 1)]);
-    found.push({ label: run.name, colour: number, dash: "", points });
+    found.push({ label: run.name, color: number, dash: "", points });
   });
   for (const curve of found) curve.points = curve.points.filter(([x, y]) => x !== null && y !== null && !(panel.log && y <= 0));
   return found.filter((curve) => curve.points.length);
@@ -137,11 +137,11 @@ function drawChart(panel, box) {
   const frame = svg("svg", { x: LEFT, y: 0, width: width - LEFT - RIGHT + 4, height: height - BOTTOM + 4, viewBox: `${LEFT} 0 ${width - LEFT - RIGHT + 4} ${height - BOTTOM + 4}`, style: "overflow:hidden" }, root);
   found.forEach((curve, number) => {
     const path = (points) => "M" + points.map(([x, y]) => sx(x).toFixed(1) + " " + sy(y).toFixed(1)).join("L");
-    const colour = "c" + (curve.colour % 8);
-    if (lines[number] !== curve.points) svg("path", { class: "curve raw " + colour, d: path(curve.points) }, frame);
-    svg("path", { class: "curve " + colour, d: path(lines[number]), "stroke-dasharray": curve.dash }, frame);
+    const color = "c" + (curve.color % 8);
+    if (lines[number] !== curve.points) svg("path", { class: "curve raw " + color, d: path(curve.points) }, frame);
+    svg("path", { class: "curve " + color, d: path(lines[number]), "stroke-dasharray": curve.dash }, frame);
     if (panel.evaluations && curve.points.length < 60)
-      for (const [x, y] of curve.points) svg("circle", { class: "dot " + colour, cx: sx(x), cy: sy(y), r: 3 }, frame);
+      for (const [x, y] of curve.points) svg("circle", { class: "dot " + color, cx: sx(x), cy: sy(y), r: 3 }, frame);
   });
   if (panel.evaluations) drawKeys(found, box);
   listen(root, { panel, found, x0, x1, sx, width, height });
@@ -158,7 +158,7 @@ function drawKeys(found, box) {
   for (const curve of found) {
     const key = html("span", "", keys);
     const sample = svg("svg", { viewBox: "0 0 24 8" }, key);
-    svg("path", { class: "curve c" + (curve.colour % 8), d: "M0 4H24", "stroke-dasharray": curve.dash }, sample);
+    svg("path", { class: "curve c" + (curve.color % 8), d: "M0 4H24", "stroke-dasharray": curve.dash }, sample);
     key.append(curve.label);
   }
 }
@@ -183,7 +183,7 @@ function listen(root, { panel, found, x0, x1, sx, width, height }) {
     for (const curve of found) {
       const near = curve.points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
       title = title ?? html("b", "", tip, view.axis + " " + short(near[0]));
-      const row = html("div", "c" + (curve.colour % 8), tip);
+      const row = html("div", "c" + (curve.color % 8), tip);
       const label = html("span", "", row);
       html("i", "", label);
       label.append(curve.label);

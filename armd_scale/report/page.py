@@ -1,4 +1,4 @@
-"""The report as HTML: data and script inline, so that the page is one file without a network."""
+"""The report as one HTML file with inline data and script, which needs no network."""
 
 import json
 import re
@@ -8,12 +8,13 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from armd_scale.report.goodput import goodput_of
-from armd_scale.report.run_folder import Run, differences
-from armd_scale.report.summary import duration, figures
+from armd_scale.report.goodput import Goodput, goodput_of
+from armd_scale.report.run_folder import Event, Run, differences
+from armd_scale.report.summary import format_duration, summarize
 
-MOST_POINTS = 2000
-SHOWN = (
+MAX_POINTS = 2000
+NUM_COLORS = 8
+_CURVES = (
     "step",
     "loss",
     "grad_norm",
@@ -25,24 +26,27 @@ SHOWN = (
     "hfu",
     "memory_gib",
 )
-GOODPUT = {
+# Titles of the parts of Goodput; its field names are also the CSS classes of their colors.
+_GOODPUT_TITLES = {
     "steps": "training steps",
     "checkpoints": "checkpoints",
     "evaluations": "evaluations",
-    "stopped": "stopped",
-    "rest": "start-up and the rest",
+    "downtime": "downtime",
+    "other": "start-up and other",
 }
+# Routine events, of which there are too many for a table.
+_ROUTINE_EVENTS = ("start", "save", "evaluation")
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page about one run or several."""
+    """Render the page about one run or several."""
     title = " · ".join(run.name for run in runs)
     sections = [
         _overview(runs),
-        _remarks(runs),
+        _warnings(runs),
         _section("Curves", '<div id="charts"></div><noscript>Curves need JavaScript.</noscript>'),
         _section("Orders", '<div id="orders"></div>'),
-        _time(runs),
+        _wall_clock(runs),
         _events(runs),
         _recipes(runs),
         _samples(runs),
@@ -52,12 +56,14 @@ def render(runs: Sequence[Run]) -> str:
         "title": escape(title),
         "style": _resource("page.css"),
         "script": _resource("page.js"),
-        "legend": "".join(map(_legend, range(len(runs)), runs)),
+        "legend": "".join(_legend(index, run) for index, run in enumerate(runs)),
         "body": "\n".join(filter(None, sections)),
-        # Nothing in a script element may look like its end.
+        # A browser ends a script element at the first "</script", also inside a JSON string, which
+        # the name of a run could contain.
         "data": data.replace("<", "\\u003c"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda hole: values[hole[1]], _resource("page.html"))
+    # One pass over the template: text of a run that looks like {{style}} is not substituted again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], _resource("page.html"))
 
 
 def _resource(name: str) -> str:
@@ -69,44 +75,57 @@ def _data(run: Run) -> dict[str, Any]:
     lines = downsample(run.steps)
     return {
         "name": run.name,
-        "steps": {key: [line.get(key) for line in lines] for key in SHOWN},
-        "evaluations": _by_order(run),
+        "steps": {key: [line.get(key) for line in lines] for key in _CURVES},
+        "evaluations": _evaluations_by_order(run),
         "orders": order_spans(run.steps),
     }
 
 
-def downsample(lines: Sequence[dict[str, Any]], most: int = MOST_POINTS) -> list[dict[str, Any]]:
-    """At most about `most` lines: of each stretch the lowest and highest loss, so spikes stay."""
-    if len(lines) <= most:
+def downsample(
+    lines: Sequence[dict[str, Any]], max_points: int = MAX_POINTS
+) -> list[dict[str, Any]]:
+    """Keep about `max_points` lines: the lowest and the highest loss of each stretch.
+
+    Every n-th line, or the mean of n, would hide spikes, which are what curves are looked at for.
+    """
+    if len(lines) <= max_points:
         return list(lines)
-    size = -(-2 * len(lines) // most)
+    # Two lines are kept of each stretch, so a stretch is 2 * len / max_points long, rounded up.
+    length = -(-2 * len(lines) // max_points)
     kept = [lines[0]]
-    for start in range(0, len(lines), size):
-        stretch = [line for line in lines[start : start + size] if line.get("loss") is not None]
+    for start in range(0, len(lines), length):
+        stretch = [line for line in lines[start : start + length] if line.get("loss") is not None]
         if stretch:
-            low, high = (pick(stretch, key=lambda line: line["loss"]) for pick in (min, max))
-            kept += sorted({one["step"]: one for one in (low, high)}.values(), key=_step)
-    return sorted({line["step"]: line for line in [*kept, lines[-1]]}.values(), key=_step)
+            kept += [pick(stretch, key=lambda line: line["loss"]) for pick in (min, max)]
+    kept.append(lines[-1])
+    by_step = {line["step"]: line for line in kept}
+    return [by_step[step] for step in sorted(by_step)]
 
 
-def _step(line: dict[str, Any]) -> int:
-    return line["step"]
-
-
-def _by_order(run: Run) -> dict[str, list[list[Any]]]:
+def _evaluations_by_order(run: Run) -> dict[str, list[list[Any]]]:
+    """Points [step, tokens, NLL] of every order."""
+    # The page can plot over tokens, which evaluation lines do not have; they are looked up by step.
     tokens = {line["step"]: line.get("tokens") for line in run.steps}
-    found: dict[str, list[list[Any]]] = {}
-    for line in sorted(run.evaluations, key=_step):
+    points: dict[str, list[list[Any]]] = {}
+    for line in sorted(run.evaluations, key=lambda line: line["step"]):
         point = [line["step"], tokens.get(line["step"]), line.get("nll_nats_per_token")]
-        found.setdefault(str(line["eval_order"]), []).append(point)
-    return found
+        points.setdefault(str(line["eval_order"]), []).append(point)
+    return points
 
 
 def order_spans(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Stretches of steps under one policy, with its amounts at both ends."""
+    """Group consecutive steps of one order policy; each span has its first and last amount.
+
+    Args:
+        steps: metrics of training steps, sorted by step.
+
+    Returns:
+        Objects with policy, start (exclusive) and stop (inclusive) step, first and last order.
+    """
     spans: list[dict[str, Any]] = []
     for line in steps:
         order = str(line.get("order", "?"))
+        # The policy is what precedes the amount, e.g. "progressive:8", or the parts of a mixture.
         policy = re.split(r"[:(]", order)[0]
         if not spans or spans[-1]["policy"] != policy:
             start = spans[-1]["stop"] if spans else 0
@@ -115,9 +134,9 @@ def order_spans(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return spans
 
 
-def _legend(number: int, run: Run) -> str:
+def _legend(index: int, run: Run) -> str:
     return (
-        f'<button class="run c{number % 8}" aria-pressed="true" data-run="{number}">'
+        f'<button class="run c{index % NUM_COLORS}" aria-pressed="true" data-run="{index}">'
         f"<i></i>{escape(run.name)}</button>"
     )
 
@@ -126,87 +145,94 @@ def _section(title: str, content: str) -> str:
     return f'<section class="card"><h2>{title}</h2>{content}</section>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]], *, kind: str = "") -> str:
-    """Cells are escaped."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+def _table(titles: Sequence[str], rows: Sequence[Sequence[object]], *, css_class: str = "") -> str:
+    """An HTML table; its cells are escaped."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
     return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead>'
+        f'<div class="scroll"><table class="{css_class}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def _overview(runs: Sequence[Run]) -> str:
-    rows = [list(figures(run).values()) for run in runs]
-    return _section("At a glance", _table(list(figures(runs[0])), rows, kind="numbers"))
+    summaries = [summarize(run) for run in runs]
+    rows = [list(summary.values()) for summary in summaries]
+    return _section("Overview", _table(list(summaries[0]), rows, css_class="numbers"))
 
 
-def _remarks(runs: Sequence[Run]) -> str:
-    items = [f"{run.name}: {remark}" for run in runs for remark in run.warnings]
-    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return _section("What could not be shown", f"<ul>{listed}</ul>") if items else ""
+def _warnings(runs: Sequence[Run]) -> str:
+    texts = [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return _section("What could not be shown", f"<ul>{items}</ul>") if items else ""
 
 
-def _time(runs: Sequence[Run]) -> str:
+def _wall_clock(runs: Sequence[Run]) -> str:
     bars = []
     for run in runs:
-        spent = goodput_of(run)
-        if spent is None:
-            text = "the log holds too little to tell"
-            bars.append(f'<p class="bar-name">{escape(run.name)}: {text}</p>')
-            continue
-        parts = asdict(spent)
-        told = ", ".join(
-            f"{GOODPUT[name]} {duration(seconds)} ({100 * seconds / spent.total:.1f} %)"
-            for name, seconds in parts.items()
-            if seconds > 0
-        )
-        pieces = "".join(
-            f'<i class="{name}" style="flex:{seconds / spent.total:.5f}" '
-            f'title="{GOODPUT[name]}: {duration(seconds)}"></i>'
-            for name, seconds in parts.items()
-            if seconds > 0
-        )
-        name = f"<b>{escape(run.name)}</b>, {duration(spent.total)}: {told}"
-        bars.append(f'<p class="bar-name">{name}</p><div class="bar">{pieces}</div>')
-    legend = "".join(f'<span><i class="{key}"></i>{text}</span>' for key, text in GOODPUT.items())
+        goodput = goodput_of(run)
+        if goodput is None:
+            text = f"{escape(run.name)}: the files do not say how long it ran"
+            bars.append(f'<p class="bar-name">{text}</p>')
+        else:
+            bars.append(_goodput_bar(run.name, goodput))
+    legend = "".join(
+        f'<span><i class="{key}"></i>{title}</span>' for key, title in _GOODPUT_TITLES.items()
+    )
     return _section("Where time went", "".join(bars) + f'<p class="bar-legend">{legend}</p>')
+
+
+def _goodput_bar(name: str, goodput: Goodput) -> str:
+    parts = {key: seconds for key, seconds in asdict(goodput).items() if seconds > 0}
+    text = ", ".join(
+        f"{_GOODPUT_TITLES[key]} {format_duration(seconds)} ({100 * seconds / goodput.total:.1f} %)"
+        for key, seconds in parts.items()
+    )
+    pieces = "".join(
+        f'<i class="{key}" style="flex:{seconds / goodput.total:.5f}" '
+        f'title="{_GOODPUT_TITLES[key]}: {format_duration(seconds)}"></i>'
+        for key, seconds in parts.items()
+    )
+    heading = f"<b>{escape(name)}</b>, {format_duration(goodput.total)}: {text}"
+    return f'<p class="bar-name">{heading}</p><div class="bar">{pieces}</div>'
 
 
 def _events(runs: Sequence[Run]) -> str:
     rows = [
-        (event.time.isoformat(" ", "seconds"), run.name, event.kind, event.text)
+        (event.time.isoformat(" ", "seconds"), run.name, event.kind, event.step, _details(event))
         for run in runs
         for event in run.events
-        if event.kind not in ("save", "start")
+        if event.kind not in _ROUTINE_EVENTS
     ]
-    saves = ", ".join(
-        f"{run.name} {sum(event.kind == 'save' for event in run.events)}" for run in runs
-    )
-    table = _table(("time", "run", "kind", "line of log.txt"), sorted(rows)) if rows else ""
-    none = "" if rows else "<p>No resume, stop or warning.</p>"
-    return _section("Events", f"{table}{none}<p>Checkpoints saved: {escape(saves)}.</p>")
+    titles = ("time", "run", "event", "step", "details")
+    table = _table(titles, sorted(rows)) if rows else "<p>No resume, skipped step or stop.</p>"
+    saves = ", ".join(f"{run.name} {len(run.events_of('save'))}" for run in runs)
+    return _section("Events", f"{table}<p>Checkpoints saved: {escape(saves)}.</p>")
+
+
+def _details(event: Event) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in event.values.items())
 
 
 def _recipes(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs]
     parts = []
     if len(runs) > 1:
-        rows = [(key, *map(_value, row)) for key, row in differences(runs).items()]
-        empty = "<p>The recipes are equal.</p>"
-        parts.append(_table(("key", *names), rows, kind="recipe") if rows else empty)
+        rows = [(key, *map(_recipe_value, row)) for key, row in differences(runs).items()]
+        no_rows = "<p>The recipes are equal.</p>"
+        parts.append(_table(("key", *names), rows, css_class="recipe") if rows else no_rows)
     keys = list(dict.fromkeys(key for run in runs for key in run.recipe))
-    rows = [(key, *(_value(run.recipe.get(key)) for run in runs)) for key in keys]
+    rows = [(key, *(_recipe_value(run.recipe.get(key)) for run in runs)) for key in keys]
     if rows:
-        table = _table(("key", *names), rows, kind="recipe")
+        table = _table(("key", *names), rows, css_class="recipe")
         parts.append(f"<details><summary>All {len(rows)} keys</summary>{table}</details>")
     title = "What differs between the recipes" if len(runs) > 1 else "Recipe"
     return _section(title, "".join(parts)) if parts else ""
 
 
-def _value(value: object) -> str:
+def _recipe_value(value: object) -> str:
     return "–" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
 
 

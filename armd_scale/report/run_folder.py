@@ -1,9 +1,9 @@
-"""A run's folder as data: metrics, log, recipe, samples; whatever is absent is said, not missed."""
+"""Read a run folder: metrics, events, log times, recipe, samples; name what is missing."""
 
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,74 +12,85 @@ from typing import Any
 from armd_scale.config.codec import to_dict
 from armd_scale.config.load import load_recipe
 from armd_scale.errors import ArmdError, TrainingError
+from armd_scale.metrics.events import EVENTS_FILE
 
-LONGEST_SAMPLE = 4000
-LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) (.*)")
-PROGRESS = re.compile(r"\S+ [\d.e+]+/[\d.e+]+ steps ")
-KINDS = {
-    "start": re.compile(r"starting .* on \d+ processes"),
-    "resume": re.compile(r"resumed from "),
-    "stop": re.compile(r"stopped by signal|stopped "),
-    "save": re.compile(r"saved "),
-    "warning": re.compile(
-        r"warn|error|fail|skip|spike|lost|gone|damaged|not finite", re.IGNORECASE
-    ),
-}
+MAX_SAMPLE_CHARACTERS = 4000
+_LOG_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line of log.txt that is worth a look."""
+    """A line of events.jsonl, whose format armd_scale/metrics/events.py describes."""
 
     time: datetime
     kind: str
-    text: str
+    step: int
+    values: dict[str, Any] = field(default_factory=dict)
+    """The other keys of the line."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run's folder tells."""
+    """The contents of a run folder."""
 
     folder: Path
     name: str
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """Lines of training steps, in order of their steps."""
+    """Metrics of training steps, sorted by step."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    other_lines: list[dict[str, Any]] = field(default_factory=list)
-    """Other lines of metrics.jsonl, such as the time that a save took."""
+    """Metrics of evaluations."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Values by dotted key."""
     events: list[Event] = field(default_factory=list)
+    """What happened, in order of time. Steps that a resume repeated are in it several times."""
     times: list[datetime] = field(default_factory=list)
-    """Of all lines of the log."""
+    """Times at which the run was alive, sorted: of events and of all log lines."""
     samples: dict[str, str] = field(default_factory=dict)
     """Text by file name."""
     warnings: list[str] = field(default_factory=list)
     """What could not be read, in sentences."""
 
+    def events_of(self, kind: str) -> list[Event]:
+        """The events of one kind."""
+        return [event for event in self.events if event.kind == kind]
+
 
 def read_run(folder: Path) -> Run:
-    """Reads a run's folder.
+    """Read a run folder.
 
     Raises:
-        TrainingError: there is no such folder, or nothing of a run in it.
+        TrainingError: the folder does not exist or has none of the files of a run.
     """
     if not folder.is_dir():
-        raise TrainingError(f"a report needs a run's folder, and {folder} is none: check its name")
-    run = Run(folder=folder, name=folder.resolve().name)
-    found = [reader(run) for reader in (_read_recipe, _read_metrics, _read_log, _read_samples)]
-    if not any(found):
         raise TrainingError(
-            f"a run's folder must hold recipe.yaml, metrics.jsonl or log.txt, and {folder} holds "
-            "none: give the run.folder of a training run"
+            f"a report requires a run folder ({folder} is not a folder): fix its name"
         )
+    run = Run(folder=folder, name=folder.resolve().name)
+    # A list, not a generator inside any(): every reader must run, also after one that found a file.
+    has_files = [
+        reader(run) for reader in (_read_recipe, _read_metrics, _read_events, _read_log_times)
+    ]
+    if not any(has_files):
+        raise TrainingError(
+            f"a run folder must contain recipe.yaml, metrics.jsonl, {EVENTS_FILE} or log.txt "
+            f"({folder} has none of them): give the run.folder of a training run"
+        )
+    run.times.sort()
+    _read_samples(run)
     return run
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Recipe keys whose values differ, with the value of each run; None if a recipe lacks one."""
+    keys = dict.fromkeys(key for run in runs for key in run.recipe)
+    values = {key: [run.recipe.get(key) for run in runs] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row[1:])}
 
 
 def _read_recipe(run: Run) -> bool:
     path = run.folder / "recipe.yaml"
     if not path.is_file():
-        run.warnings.append("There is no recipe.yaml: training has not begun here.")
+        run.warnings.append("There is no recipe.yaml: training has not started in this folder.")
         return False
     try:
         recipe = load_recipe(path)
@@ -87,98 +98,114 @@ def _read_recipe(run: Run) -> bool:
         run.warnings.append(f"The recipe cannot be read: {error}.")
         return True
     run.name = recipe.run.name
-    run.recipe = dict(_flat(to_dict(recipe)))
+    run.recipe = dict(_flatten(to_dict(recipe)))
     return True
 
 
-def _flat(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    """Leaves by dotted key; lists of plain values are leaves."""
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key; a list of plain values is a leaf."""
+    children: Iterable[tuple[object, Any]]
     if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        for number, inner in enumerate(value):
-            yield from _flat(inner, f"{path}.{number}")
+        children = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        children = enumerate(value)
     else:
         yield path, value
+        return
+    for key, child in children:
+        yield from _flatten(child, f"{path}.{key}" if path else str(key))
 
 
 def _read_metrics(run: Run) -> bool:
     path = run.folder / "metrics.jsonl"
     if not path.is_file():
-        run.warnings.append("There is no metrics.jsonl: nothing was logged yet.")
+        run.warnings.append("There is no metrics.jsonl: nothing has been logged yet.")
         return False
-    unread = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        values = _object(line)
-        if values is None:
-            unread += bool(line.strip())
-        elif "eval_order" in values:
+    steps: dict[int, dict[str, Any]] = {}
+    for values in _read_lines(run, path):
+        # Other lines, of skipped steps and saves, are also events, with their times.
+        if "eval_order" in values:
             run.evaluations.append(values)
         elif "loss" in values:
-            run.steps.append(values)
-        else:
-            run.other_lines.append(values)
-    if unread:
-        run.warnings.append(
-            f"Lines of metrics.jsonl that are no JSON objects with a step: {unread}."
-        )
-    if not run.steps:
-        run.warnings.append("metrics.jsonl holds no training step yet.")
-    run.steps = list({values["step"]: values for values in run.steps}.values())
-    run.steps.sort(key=lambda values: values["step"])
+            # The last line of a step counts: files that several runs wrote to have more than one.
+            steps[values["step"]] = values
+    if not steps:
+        run.warnings.append("metrics.jsonl has no training step yet.")
+    run.steps = [steps[step] for step in sorted(steps)]
     return True
 
 
-def _object(line: str) -> dict[str, Any] | None:
-    """A metrics line with its numbers finite, others None; None where it is no such line."""
+def _read_events(run: Run) -> bool:
+    path = run.folder / EVENTS_FILE
+    if not path.is_file():
+        run.warnings.append(f"There is no {EVENTS_FILE}, so events and their times are unknown.")
+        return False
+    for line in _read_lines(run, path):
+        values = dict(line)
+        try:
+            # A line that lacks one of these keys, or has another type there, is reported instead.
+            time = datetime.fromisoformat(values.pop("time"))
+            run.events.append(Event(time, values.pop("event"), values.pop("step"), values))
+        except (KeyError, ValueError, TypeError):
+            run.warnings.append(f"A line of {EVENTS_FILE} is not an event: {line}.")
+    run.times += [event.time for event in run.events]
+    return True
+
+
+def _read_log_times(run: Run) -> bool:
+    """Read when the log was written to, not what it says.
+
+    A run that is killed writes no last event; its last log line, at most some seconds before, then
+    tells when the downtime started.
+    """
+    path = run.folder / "log.txt"
+    if not path.is_file():
+        run.warnings.append("There is no log.txt, so it is unknown when a run was killed.")
+        return False
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        match = _LOG_TIME.match(line)
+        if match is not None:
+            run.times.append(datetime.fromisoformat(f"{match[1]}.{match[2]}"))
+    return True
+
+
+def _read_lines(run: Run, path: Path) -> list[dict[str, Any]]:
+    """The lines that are JSON objects with a step; others are counted in a warning."""
+    lines, num_unreadable = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        values = _parse(line)
+        # A killed process leaves an unfinished last line, which is an ordinary thing to find.
+        if values is not None:
+            lines.append(values)
+        elif line.strip():
+            num_unreadable += 1
+    if num_unreadable:
+        run.warnings.append(
+            f"Lines of {path.name} that are not JSON objects with a step: {num_unreadable}."
+        )
+    return lines
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """Parse a line; replace numbers that are not finite by None, which JSON and browsers know."""
     try:
         values = json.loads(line)
     except ValueError:
         return None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
         return None
-    return {key: _finite(value) for key, value in values.items()}
+    return {key: _finite_or_none(value) for key, value in values.items()}
 
 
-def _finite(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_log(run: Run) -> bool:
-    path = run.folder / "log.txt"
-    if not path.is_file():
-        run.warnings.append("There is no log.txt, so times and events are unknown.")
-        return False
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        match = LOG_LINE.fullmatch(line)
-        if match is None:
-            continue
-        time = datetime.fromisoformat(f"{match[1]}.{match[2]}")
-        run.times.append(time)
-        kind = _kind(match[3])
-        if kind is not None:
-            run.events.append(Event(time, kind, match[3]))
-    return True
-
-
-def _kind(text: str) -> str | None:
-    if PROGRESS.match(text):
-        return None
-    return next((kind for kind, pattern in KINDS.items() if pattern.search(text)), None)
-
-
-def _read_samples(run: Run) -> bool:
+def _read_samples(run: Run) -> None:
+    """Read generated texts: the .txt files of the folder and of its samples/."""
     paths = [*run.folder.glob("samples/*.txt"), *run.folder.glob("*.txt")]
     for path in sorted(path for path in paths if path.name != "log.txt"):
         text = path.read_text(encoding="utf-8", errors="replace")
-        cut = "" if len(text) <= LONGEST_SAMPLE else " …"
-        run.samples[str(path.relative_to(run.folder))] = text[:LONGEST_SAMPLE] + cut
-    return False
-
-
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Keys in which recipes differ, with each run's value; a key that a recipe lacks is None."""
-    keys = dict.fromkeys(key for run in runs for key in run.recipe)
-    values = {key: [run.recipe.get(key) for run in runs] for key in keys}
-    return {key: row for key, row in values.items() if any(one != row[0] for one in row[1:])}
+        ellipsis = "" if len(text) <= MAX_SAMPLE_CHARACTERS else " …"
+        name = str(path.relative_to(run.folder))
+        run.samples[name] = text[:MAX_SAMPLE_CHARACTERS] + ellipsis

@@ -1,4 +1,4 @@
-"""The report as a command: run folders in, one HTML file out."""
+"""Write the report: run folders in, one HTML file out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 from armd_scale.errors import TrainingError
 from armd_scale.files import atomic_write_text
 from armd_scale.report.page import render
-from armd_scale.report.run_folder import read_run
+from armd_scale.report.run_folder import Run, read_run
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes the page about the runs and returns its path.
+    """Write the report page and return its path.
 
     Args:
-        folders: of the runs.
-        output: where to write; None: report.html in the first folder.
+        folders: run folders.
+        output: file to write; None: report.html in the first folder.
 
     Raises:
-        TrainingError: a folder is not a run's, or the page cannot be written.
+        TrainingError: a folder is not a run folder, or the page cannot be written.
     """
     page = render(_disambiguate_names([read_run(folder) for folder in folders]))
     path = output or folders[0] / "report.html"
@@ -25,8 +25,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     return path
 
 
-def _disambiguate_names(runs):
-    """Runs that share a name are told apart by their folders."""
+def _disambiguate_names(runs: list[Run]) -> list[Run]:
+    """Append the folder to the names of runs that share one."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:

@@ -1,4 +1,4 @@
-"""What a run reads besides checkpoints: opened and checked before the run writes anything."""
+"""The data of a run: shards, tokenizers and held-out windows, checked before the run writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from armd_scale.order.spec import parse_spec
 
 @dataclass(frozen=True)
 class EvalData:
-    """What evaluations during the run score."""
+    """Held-out windows, and the orders that evaluations during the run score them under."""
 
     windows: TokenWindows
     orders: tuple[OrderPolicy, ...]
@@ -28,44 +28,50 @@ def resolve_from_shards(recipe: Recipe) -> ResolvedRecipe:
     """Resolve a recipe, taking an open `model.vocab_size` from the training shards.
 
     Raises:
-        ShardError: there are no such shards.
-        RecipeError: neither the recipe nor a manifest says how large the vocabulary is.
-        TokenizerError: sources of different tokenizers, or one with more tokens than the model has.
+        ShardError: a training shard does not exist.
+        RecipeError: neither the recipe nor a manifest gives the vocabulary size.
+        TokenizerError: a tokenizer of the data has more tokens than the model.
     """
-    manifests = _manifests(training_prefixes(recipe))
+    manifests = _load_manifests(training_prefixes(recipe))
     largest = max((manifest.vocab_size for manifest in manifests.values()), default=None)
-    given = recipe.model.vocab_size
-    if given is None and largest is None:
+    configured = recipe.model.vocab_size
+    if configured is None and largest is None:
         prefix = training_prefixes(recipe)[0]
-        open_shards(prefix)  # a mistyped path is the likelier mistake, and is named by this
+        # A mistyped path is likelier than shards without a manifest, and its message is clearer.
+        open_shards(prefix)
         raise RecipeError(
-            f"model.vocab_size must be given where data.train has no manifest, and {prefix}.json "
-            "does not exist: set it to the number of tokens of the tokenizer"
+            "model.vocab_size must be set if data.train has no manifest "
+            f"({prefix}.json does not exist): set it to the number of tokens of the tokenizer"
         )
-    if given is not None and largest is not None and largest > given:
+    if configured is not None and largest is not None and largest > configured:
         raise TokenizerError(
-            f"the tokenizer of {', '.join(manifests)} must fit model.vocab_size={given}, and has "
-            f"{largest} tokens: preprocess with the model's tokenizer or raise model.vocab_size"
+            f"model.vocab_size must be >= {largest}, the number of tokens of the tokenizer of "
+            f"{', '.join(manifests)} (got {configured}): preprocess with the model's tokenizer or "
+            "raise model.vocab_size"
         )
+    # A larger configured size is allowed: pretrained models have more rows than tokens.
     return resolve(recipe, vocab_size=largest)
 
 
 def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
-    """Makes sure that all data, and the weights that the run starts from, mean the same by a token.
+    """Check that all data, and the weights that the run starts from, have the same tokenizer.
+
+    Shards without a manifest and checkpoints without a tokenizer are not checked.
 
     Raises:
-        TokenizerError: they do not.
+        TokenizerError: two tokenizers differ.
     """
     prefixes = training_prefixes(recipe)
     if recipe.data.valid is not None:
         prefixes.append(recipe.data.valid)
-    manifests = _manifests(prefixes)
+    manifests = _load_manifests(prefixes)
     fingerprints = {manifest.tokenizer.fingerprint for manifest in manifests.values()}
     if len(fingerprints) > 1:
         raise TokenizerError(
-            f"data.train and data.valid must come from one tokenizer, got {len(fingerprints)} for "
-            f"{', '.join(manifests)}: preprocess them with the same --tokenizer"
+            f"data.train and data.valid must have the same tokenizer (found {len(fingerprints)} "
+            f"different ones in {', '.join(manifests)}): preprocess them with the same --tokenizer"
         )
+    # Compared by fingerprint, not by path: the same tokenizer is often copied to several folders.
     folder = None if checkpoint is None else checkpoint.tokenizer_folder
     if (
         folder is not None
@@ -73,16 +79,16 @@ def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
         and load_tokenizer(folder).fingerprint not in fingerprints
     ):
         raise TokenizerError(
-            f"{', '.join(manifests)} must come from the tokenizer of the weights that the run "
-            f"starts from, and does not: preprocess with --tokenizer {folder}"
+            f"{', '.join(manifests)} must have the tokenizer of the checkpoint that the run starts "
+            f"from, but has a different one: preprocess with --tokenizer {folder}"
         )
 
 
 def open_samples(recipe: ResolvedRecipe) -> SampleStream:
-    """The training samples.
+    """Open the training samples.
 
     Raises:
-        ShardError: a source that is missing, damaged or shorter than a window.
+        ShardError: a source is missing, damaged or shorter than one window.
     """
     return open_sample_stream(
         recipe.data,
@@ -92,12 +98,12 @@ def open_samples(recipe: ResolvedRecipe) -> SampleStream:
     )
 
 
-def open_held_out(recipe: ResolvedRecipe) -> EvalData | None:
-    """The held-out windows and the orders to score them under; None where nothing is evaluated.
+def open_eval_data(recipe: ResolvedRecipe) -> EvalData | None:
+    """Open `data.valid` and parse `eval.orders`; None if the recipe evaluates nothing.
 
     Raises:
-        OrderError: an order that does not exist.
-        ShardError: data.valid is missing, damaged or shorter than a window.
+        OrderError: an order does not exist.
+        ShardError: data.valid is missing, damaged or shorter than one window.
     """
     if recipe.data.valid is None or recipe.eval.every_steps == 0:
         return None
@@ -112,20 +118,20 @@ def open_held_out(recipe: ResolvedRecipe) -> EvalData | None:
 
 
 def tokenizer_folder(recipe: Recipe) -> Path | None:
-    """The tokenizer of the training shards, where their manifest names one that exists."""
-    prefix = training_prefixes(recipe)[0]
+    """The tokenizer folder of the training shards; None if no manifest names an existing one."""
+    prefix = training_prefixes(recipe)[0]  # all of them have the same one: see check_tokenizers
     manifest = load_manifest(prefix)
     folder = None if manifest is None else manifest.tokenizer_folder(prefix)
     return folder if folder is not None and folder.is_dir() else None
 
 
 def training_prefixes(recipe: Recipe) -> list[str]:
-    """Prefixes of all training shards."""
+    """The prefixes of all training shards."""
     train = recipe.data.train
-    return [train] if isinstance(train, str) else [part.path for part in train]
+    return [train] if isinstance(train, str) else [source.path for source in train]
 
 
-def _manifests(prefixes: list[str]) -> dict[str, Manifest]:
-    """Of those shards that have one."""
-    found = {prefix: load_manifest(prefix) for prefix in prefixes}
-    return {prefix: manifest for prefix, manifest in found.items() if manifest is not None}
+def _load_manifests(prefixes: list[str]) -> dict[str, Manifest]:
+    """The manifests by prefix, of those shards that have one."""
+    manifests = {prefix: load_manifest(prefix) for prefix in prefixes}
+    return {prefix: manifest for prefix, manifest in manifests.items() if manifest is not None}

@@ -1,4 +1,4 @@
-"""What the device can do and what it holds, measured rather than looked up."""
+"""Measured peak FLOPs and memory of the device."""
 
 import statistics
 import time
@@ -10,14 +10,15 @@ REPEATS = 5
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations per second of a large square matrix product: the median of several.
+    """Measure the peak FLOP/s of the device: the median over several large square matmuls.
 
-    Utilisation is a share of this, so it says how far training is from what this machine does at
-    best, not from a data sheet.
+    MFU and HFU are fractions of this, so they say how far training is from what this device
+    achieves at best, not from its data sheet.
     """
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []
+    # One more than is used: the first run also pays for kernel selection and memory.
     for _ in range(REPEATS + 1):
         _synchronize(device)
         start = time.perf_counter()
@@ -28,14 +29,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory of the device held so far; on a CPU the process's resident memory now."""
+    """Peak memory that PyTorch allocated on a GPU; on CPU the resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 
 def device_memory_gib(device: torch.device) -> float | None:
-    """Memory of a GPU; None on CPU, where it is the machine's, and shared."""
+    """Total memory of a GPU; None on CPU, whose memory is shared with other processes."""
     if device.type != "cuda":
         return None
     return torch.cuda.get_device_properties(device).total_memory / 2**30

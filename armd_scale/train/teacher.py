@@ -1,13 +1,14 @@
-"""A frozen parent: what the trained network must go on saying left to right.
+"""Distillation from a frozen teacher: a KL term on the left-to-right samples.
 
-Fine-tuning on other orders pulls the left-to-right path along. So the loss gains
+Fine-tuning on other orders changes the left-to-right predictions as well. To limit that, the loss
+gains
 
-    weight * mean of KL( parent(. | x_<p) || model(. | x_<p) )
+    weight * mean of KL( teacher(. | x_<p) || model(. | x_<p) )
 
-over the targets p of those samples of the global batch whose drawn order is the text's, one token
-a block: there both see the same tokens, and a parent that reads left to right has something to say.
-The mean is over these targets alone, so the weight means the same whatever share of the samples
-they are; a step without any has no such term, and the parent does not run.
+over the targets p of those samples of the global batch whose drawn order is left to right with one
+token per block: only there do teacher and student condition on the same tokens. The mean is over
+these targets alone, so the weight means the same whatever fraction of the samples they are; a step
+without any has no such term, and the teacher does not run.
 """
 
 import torch
@@ -19,17 +20,19 @@ from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.loss_spec import TeacherOutput
+from armd_scale.train.context import compute_dtype
 
 
 class Teacher:
-    """A network that is read and never trained.
+    """A frozen network whose predictions the trained one is compared with.
 
-    It is split over the tensor-parallel group as the trained network is, so that both hold the same
-    columns of the logits, and whole otherwise, under ZeRO 3 too.
+    It is split over the tensor-parallel group like the trained network, so that a rank holds the
+    same vocabulary columns of both logits. Otherwise it is replicated, also under ZeRO 3: it has no
+    gradients and no optimizer state, and ZeRO 3 would gather its weights in every micro-batch.
 
     Args:
-        network: the parent, on the device of the trained network.
-        weight: factor of the divergence in the loss.
+        network: the teacher, on the device of the trained network.
+        weight: factor of the KL term in the loss.
     """
 
     def __init__(self, network: ArmdModel, weight: float) -> None:
@@ -38,36 +41,39 @@ class Teacher:
 
     @torch.no_grad()
     def reference(self, batch: ArmdBatch) -> TeacherOutput:
-        """What the parent says of the left-to-right samples of a batch; it runs on no other."""
-        samples, part = batch.left_to_right_subset()
-        if len(part.tokens):
-            rows = self._network.final_hidden(self._network.forward_layers(part))
+        """Run the teacher on the left-to-right samples of a batch; on no others."""
+        sample_mask, subset = batch.left_to_right_subset()
+        if len(subset.tokens):
+            rows = self._network.final_hidden(self._network.forward_layers(subset))
         else:
+            # Empty rows instead of None: the loss then has two terms in every micro-batch.
             width = self._network.model.hidden
             rows = self._network.final_norm.weight.new_empty(batch.labels.shape[1], 0, width)
-        return TeacherOutput(samples, rows, self._network.local_logits)
+        return TeacherOutput(sample_mask, rows, self._network.local_logits)
 
 
 def open_teacher(recipe: ResolvedRecipe) -> Checkpoint | None:
-    """The checkpoint of `train.distillation`; None where there is none to hold to.
+    """Open the checkpoint of `train.distillation`; None if the recipe has no teacher.
 
     Raises:
-        CheckpointError: it is damaged, or does not speak the model's language.
+        CheckpointError: it is damaged, has a different vocabulary or too few positions.
     """
     if recipe.train.distillation is None:
         return None
     checkpoint = open_checkpoint(recipe.train.distillation.checkpoint)
-    theirs, mine = checkpoint.recipe.model, recipe.model
-    if theirs.vocab_size != mine.vocab_size:
+    teacher, student = checkpoint.recipe.model, recipe.model
+    if teacher.vocab_size != student.vocab_size:
         raise CheckpointError(
-            f"train.distillation must have the model's vocabulary of {mine.vocab_size} tokens, and "
-            f"{checkpoint.folder} has {theirs.vocab_size}: choose the model's own ancestor"
+            f"the teacher of train.distillation must have the model's vocabulary of "
+            f"{student.vocab_size} tokens ({checkpoint.folder} has {teacher.vocab_size}): choose a "
+            "checkpoint with the same tokenizer"
         )
-    num_positions, needed = theirs.position_table_rows, recipe.data.seq_length + 1
-    if theirs.position_embedding == "learned_absolute" and num_positions < needed:
+    num_positions, needed = teacher.position_table_rows, recipe.data.seq_length + 1
+    if teacher.position_embedding == "learned_absolute" and num_positions < needed:
         raise CheckpointError(
-            f"train.distillation must know data.seq_length + 1 = {needed} positions, and "
-            f"{checkpoint.folder} knows {num_positions}: shorten the samples or choose another parent"
+            f"the teacher of train.distillation must have data.seq_length + 1 = {needed} positions "
+            f"({checkpoint.folder} has {num_positions}): shorten data.seq_length or choose another "
+            "teacher"
         )
     return checkpoint
 
@@ -79,9 +85,8 @@ def load_teacher(
     groups: ProcessGroupCollection,
     device: torch.device,
 ) -> Teacher | None:
-    """The network of `open_parent`, in the type that the run computes in."""
+    """Load the teacher from the checkpoint of `open_teacher`, in the type of the run."""
     if recipe.train.distillation is None or checkpoint is None:
         return None
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    network = load_network(checkpoint, groups=groups, dtype=dtype, device=device)
+    network = load_network(checkpoint, groups=groups, dtype=compute_dtype(recipe), device=device)
     return Teacher(network, recipe.train.distillation.weight)

@@ -1,11 +1,13 @@
-"""A training job from its recipe: build in order, then run."""
+"""The trainer: builds a run from its recipe, trains it, rolls it back, saves and evaluates it."""
 
 import gc
-import logging
+import time
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,272 +17,344 @@ from armd_scale.cluster.launch_log import record_launch
 from armd_scale.config.derived import accumulation_steps
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.resolve import ResolvedRecipe
-from armd_scale.config.rules.check import check_world
 from armd_scale.config.schema import Recipe
-from armd_scale.data.loader import DataParallelShare, MicroBatchLoader
-from armd_scale.data.sample_stream import SampleStream
 from armd_scale.errors import TrainingError
+from armd_scale.eval.likelihood import Likelihood
 from armd_scale.fault.peer_monitor import monitor_peers
 from armd_scale.fault.stop_signal import StopRequest
 from armd_scale.fault.watchdog import Watchdog
-from armd_scale.log import ProgressBar, configure, get_logger
-from armd_scale.metrics.writer import MetricsWriter, open_writers
-from armd_scale.model.attention import sdpa_backend_name
-from armd_scale.model.model_chunks import ModelChunks
-from armd_scale.optim.ema import ExponentialMovingAverage
-from armd_scale.optim.zero_engine import ZeroEngine
+from armd_scale.log import get_logger
+from armd_scale.metrics.writer import open_writers
+from armd_scale.optim.lr_schedule import learning_rate_at
 from armd_scale.parallel.determinism import enable_determinism
-from armd_scale.parallel.environment import DistributedEnv
-from armd_scale.parallel.pipeline.partition import all_stages, format_partition, layer_costs
+from armd_scale.parallel.environment import DistributedEnv, read_environment
 from armd_scale.parallel.process_groups import process_groups
-from armd_scale.plan.recompute import resolve_recompute
 from armd_scale.train.build import (
-    TrainerComponents,
-    build_network,
-    compute_dtype,
-    find_checkpoint,
-    initial_checkpoint,
-    latest_checkpoint_before,
-    load_train_state,
-    make_schedule_chunks,
+    build_callbacks,
+    build_data_loader,
+    build_model,
+    build_optimizer,
 )
-from armd_scale.train.callbacks.base import Evaluator, ProgressLogger
-from armd_scale.train.callbacks.checkpoint_retry import RetryingCheckpointer
-from armd_scale.train.callbacks.checkpointer import Checkpointer
-from armd_scale.train.data import (
-    EvalData,
-    check_tokenizers,
-    open_held_out,
-    open_samples,
-    resolve_from_shards,
-    tokenizer_folder,
+from armd_scale.train.callbacks.base import Callback
+from armd_scale.train.context import TrainingContext
+from armd_scale.train.inputs import RunInputs, open_inputs, resolve_recipe
+from armd_scale.train.loss_guard import (
+    RollbackRequest,
+    find_spike,
+    record_step_outcome,
+    state_after_rollback,
 )
-from armd_scale.train.device_metrics import device_memory_gib
-from armd_scale.train.loop import train_loop
-from armd_scale.train.loss_guard import RollbackRequest, state_after_rollback
+from armd_scale.train.resume import latest_checkpoint_before
+from armd_scale.train.run_folder import log_setup, run_folder
 from armd_scale.train.state import TrainState
-from armd_scale.train.teacher import Teacher, load_teacher, open_teacher
+from armd_scale.train.step import StepResult, StepRunner
+from armd_scale.train.teacher import Teacher, load_teacher
 
 
-def train(recipe: Recipe, environment: DistributedEnv) -> int:
-    """Trains what the recipe says, from its newest checkpoint where there is one.
+class Trainer:
+    """A training run of this process, one rank of the job.
 
-    Returns:
-        The exit status: 0 when the run is done, 128 + the signal that stopped it otherwise.
+        with Trainer.from_recipe(load_recipe("recipes/demo_cpu.yaml")) as trainer:
+            trainer.fit()
 
-    Raises:
-        ArmdError: the recipe, data or checkpoint cannot be used, or the loss is not finite.
+    Every rank of a job makes a trainer and calls the same methods in the same order: all of them
+    are collective. `fit` closes the trainer if it raises an error; otherwise use it as a context
+    manager, or call `close`, before the process makes another one.
+
+    Attributes:
+        recipe: the resolved recipe.
+        state: how far the run is.
+        callbacks: what `fit` calls after every step.
     """
-    check_world(recipe, environment.world_size)
-    resolved = resolve_recompute(
-        resolve_from_shards(recipe),
-        environment.world_size,
-        memory_gib=device_memory_gib(environment.device),
-    )
-    return train_resolved(resolved, environment)
-
-
-def train_resolved(recipe: ResolvedRecipe, environment: DistributedEnv) -> int:
-    """Train a resolved recipe; as `train` otherwise."""
-    resumed = find_checkpoint(recipe)
-    weights = initial_checkpoint(recipe, resumed)
-    parent_checkpoint = open_teacher(recipe)
-    for checkpoint in (weights, parent_checkpoint):
-        check_tokenizers(recipe, checkpoint)
-    samples, held_out = open_samples(recipe), open_held_out(recipe)
-    prepare_folder(recipe, environment)
-    folder, hang = Path(recipe.run.folder), recipe.train.hang_timeout_seconds
-    watchdog = Watchdog(folder, rank=environment.rank, hang_timeout_seconds=hang)
-    if recipe.train.deterministic:
-        get_logger(__name__).info("%s", enable_determinism(environment.device))
-    with (
-        StopRequest() as stop,
-        process_groups(environment, recipe.parallel) as groups,
-        monitor_peers(environment, watchdog=watchdog),
-    ):
-        record_launch(folder, environment)
-        log_layout(recipe, groups)
-        log_kernels(recipe, groups, environment.device)
-        parent = load_teacher(recipe, parent_checkpoint, groups=groups, device=environment.device)
-        job = TrainingContext(recipe, environment, groups, samples, held_out, watchdog, parent)
-        stopped_by = train_with_rollbacks(job, stop, resumed=resumed, weights=weights)
-    if stopped_by is None:
-        return 0
-    get_logger(__name__).info("stopped by signal %d; run the same command to resume", stopped_by)
-    return 128 + stopped_by
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """What stays as it is when weights go back to a checkpoint."""
 
     recipe: ResolvedRecipe
-    environment: DistributedEnv
-    groups: ProcessGroupCollection
-    samples: SampleStream
-    held_out: EvalData | None
-    watchdog: Watchdog
-    parent: Teacher | None
+    state: TrainState
+    callbacks: list[Callback]
+    _stack: ExitStack
 
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Recipe,
+        env: DistributedEnv | None = None,
+        *,
+        groups: ProcessGroupCollection | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> "Trainer":
+        """Build a run: from its newest checkpoint, from other weights, or from nothing.
 
-def train_with_rollbacks(
-    job: TrainingContext,
-    stop: StopRequest,
-    *,
-    resumed: Checkpoint | None,
-    weights: Checkpoint | None,
-) -> int | None:
-    """Trains, and goes back to a checkpoint where the guard asks for it; as `train_loop` returns.
+        Builds in order: the checkpoints to start from, the data, the process groups, the network,
+        the optimizer and the callbacks. What is wrong with the recipe, the data or a checkpoint is
+        found before the run folder is created.
 
-    Going back is resuming: everything is built anew, from the checkpoint, by the same code.
-    """
-    resume_state = None
-    while True:
+        Args:
+            recipe: from `load_recipe`.
+            env: this process's rank and device; None: read what torchrun or Slurm set, or be a job
+                of one process.
+            groups: process groups of the recipe's layout, if this process has already joined them;
+                they are then left open.
+            callbacks: called after the built-in ones. A rollback keeps them.
+
+        Raises:
+            ArmdError: the recipe, the data or a checkpoint cannot be used.
+            SystemExit: another rank of the job was lost, which has been logged.
+        """
+        environment = env or read_environment()
+        resolved = resolve_recipe(recipe, environment)
+        inputs = open_inputs(resolved)
+        # If anything below fails, the stack closes what is open, in reverse order.
+        with ExitStack() as stack:
+            events = stack.enter_context(run_folder(resolved, environment))
+            # The event before the log line: what lies between them and the sign of life before, in
+            # either file, is downtime.
+            events.write("start", 0, processes=environment.world_size)
+            get_logger(__name__).info(
+                "starting %s on %d processes", resolved.run.name, environment.world_size
+            )
+            if resolved.train.deterministic:
+                # Before any CUDA work: cuBLAS reads its workspace setting when it is initialized.
+                get_logger(__name__).info("%s", enable_determinism(environment.device))
+            if groups is None:
+                groups = stack.enter_context(process_groups(environment, resolved.parallel))
+            watchdog = Watchdog(
+                Path(resolved.run.folder),
+                rank=environment.rank,
+                hang_timeout_seconds=resolved.train.hang_timeout_seconds,
+            )
+            context = TrainingContext(resolved, environment, groups, watchdog, events)
+            with monitor_peers(environment, watchdog=watchdog):
+                trainer = cls(context, inputs, callbacks, stack=stack)
+            # Success: everything stays open until the trainer is closed or garbage-collected.
+            trainer._stack = stack.pop_all()
+            weakref.finalize(trainer, trainer._stack.close)
+        return trainer
+
+    def __init__(
+        self,
+        context: TrainingContext,
+        inputs: RunInputs,
+        callbacks: Sequence[Callback],
+        *,
+        stack: ExitStack,
+    ) -> None:
+        """Internal; use `from_recipe`."""
+        self.recipe = context.recipe
+        self._context, self._samples, self._eval_data = context, inputs.samples, inputs.eval_data
+        self._extra_callbacks = callbacks
+        # What a rollback closes and builds anew; the rest stays open until the trainer is closed.
+        self._rebuilt = stack.enter_context(ExitStack())
+        log_setup(context)
+        self._teacher: Teacher | None = load_teacher(
+            context.recipe, inputs.teacher, groups=context.groups, device=context.device
+        )
+        self._build(inputs.resumed, inputs.weights)
+
+    def fit(self, stop: StopRequest | None = None) -> int | None:
+        """Train until the last step of the recipe, or until a signal stops the run.
+
+        Steps, evaluations and checkpoints go to the run folder. A signal lets the present step
+        finish; its state is saved, so that the same recipe resumes from it.
+
+        Args:
+            stop: signals to obey, if the caller already listens for them. None: listen while
+                training, which only the main thread of a process can.
+
+        Returns:
+            The number of the signal that stopped the run; None if it is complete.
+
+        Raises:
+            ArmdError: the loss diverged, or data or checkpoints failed. The trainer is closed.
+            SystemExit: another rank of the job was lost, which has been logged.
+        """
+        context = self._context
         try:
-            return train_from(job, stop, resumed=resumed, weights=weights, go_on_at=resume_state)
-        except RollbackRequest as request:
-            back = request.with_traceback(None)  # its frames would keep the network and optimizer
+            with ExitStack() as stack:
+                stop = stop or stack.enter_context(StopRequest())
+                stack.enter_context(monitor_peers(context.environment, watchdog=context.watchdog))
+                record_launch(Path(self.recipe.run.folder), context.environment)
+                stopped_by = self._train_with_rollbacks(stop)
+        except BaseException as error:
+            context.events.write("error", self.state.step, reason=str(error) or repr(error))
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        if stopped_by is None:
+            context.events.write("end", self.state.step)
+        else:
+            context.events.write("stop", self.state.step, signal=stopped_by)
+        return stopped_by
+
+    def train_step(self) -> StepResult:
+        """Take one optimizer step and advance `state`; callbacks are not called.
+
+        Raises:
+            RollbackRequest: too many steps in a row were bad; `fit` handles it.
+        """
+        recipe, context = self.recipe, self._context
+        start_time = time.perf_counter()
+        context.watchdog.set_phase("wait_for_data", self.state.step)
+        num_micro_batches = accumulation_steps(recipe.train, context.groups.dp.size())
+        batches = [next(self._batches).to(context.device) for _ in range(num_micro_batches)]
+        result = self._step_runner.run(
+            batches,
+            learning_rate=learning_rate_at(recipe.optim, recipe.train, self.state.step),
+            start_time=start_time,
+            check_loss=partial(find_spike, self.state, guard=recipe.train.loss_guard),
+        )
+        if self._average is not None and result.skip_reason is None:
+            self._average.update()
+        # The state advances after a skipped step too, so that the next step takes other samples.
+        state = self.state.advance(samples=recipe.train.global_batch, tokens=result.tokens)
+        self.state = record_step_outcome(
+            state, result.loss, result.skip_reason, recipe.train.loss_guard
+        )
+        return result
+
+    def evaluate(self) -> list[Likelihood]:
+        """Evaluate the present weights on `data.valid` under every order of `eval.orders`.
+
+        Raises:
+            TrainingError: the recipe evaluates nothing.
+        """
+        if self._eval_data is None:
+            raise TrainingError(
+                "evaluation requires data.valid and eval.every_steps > 0 (got data.valid="
+                f"{self.recipe.data.valid}, eval.every_steps={self.recipe.eval.every_steps}): set "
+                "both in the recipe"
+            )
+        return self._evaluator.evaluate(self.state)
+
+    def save(self) -> Path:
+        """Save a checkpoint of the present state and return its folder when it is complete.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        return self._checkpointer.save(self.state, wait=True)
+
+    def close(self) -> None:
+        """Close files and data workers and leave the process groups; the trainer is then unusable.
+
+        A background save is abandoned: call `save` before, or end with `fit`, which waits for it.
+        """
+        self._stack.close()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _train_with_rollbacks(self, stop: StopRequest) -> int | None:
+        while True:
+            try:
+                return self._train(stop)
+            except RollbackRequest as error:
+                # The frames in its traceback refer to the network and the optimizer, of which there
+                # would be two in memory while the new ones are built.
+                request = error.with_traceback(None)
+            self._roll_back(request)
+
+    def _train(self, stop: StopRequest) -> int | None:
+        """The training loop."""
+        watchdog, stopped_by = self._context.watchdog, None
+        while self.state.step < self.recipe.train.steps and stopped_by is None:
+            result = self.train_step()
+            # All ranks pass the same phases in the same order: the rank with the lowest phase index
+            # is the one that hangs.
+            watchdog.set_phase("callbacks")
+            for callback in self.callbacks:
+                callback.on_step_end(self.state, result)
+            watchdog.set_phase("stop_check")
+            # A collective: a signal may have reached one rank only, and all must stop at one step.
+            stopped_by = stop.any_rank(self._context.device)
+        for callback in self.callbacks:
+            callback.on_train_end(self.state)
+        return stopped_by
+
+    def _roll_back(self, request: RollbackRequest) -> None:
+        """Go back to the weights of an earlier checkpoint, with the counters of the request.
+
+        A rollback is a resume: everything is built anew by the same code.
+
+        Raises:
+            TrainingError: there is no such checkpoint, or the run has rolled back too often.
+        """
+        self.state = request.state
+        self._release()
+        checkpoint = latest_checkpoint_before(self.recipe, request.last_good_step)
+        saved = None if checkpoint is None else TrainState.from_json(checkpoint.state)
+        state = state_after_rollback(request, saved, self.recipe.train.loss_guard)
+        assert checkpoint is not None
+        assert saved is not None
+        get_logger(__name__).warning(
+            "step %d: %s; rolling back to the weights of step %d",
+            state.step,
+            request.skip_reason,
+            saved.step,
+        )
+        self._context.events.write(
+            "rollback",
+            state.step,
+            reason=request.skip_reason,
+            checkpoint=checkpoint.folder.name,
+            checkpoint_step=saved.step,
+        )
+        self._build(checkpoint, checkpoint, state=state)
+
+    def _release(self) -> None:
+        """Close and free what `_build` builds, before it builds it again."""
+        self._rebuilt.close()
+        del self._step_runner, self._average, self._batches, self.callbacks
+        del self._evaluator, self._checkpointer
+        # DeepSpeed's engine is in reference cycles, and its memory is needed for the next one.
         gc.collect()
         torch.cuda.empty_cache()
-        resumed = weights = latest_checkpoint_before(job.recipe, back.last_good_step)
-        state = None if resumed is None else TrainState.from_json(resumed.state)
-        resume_state = state_after_rollback(back, state, job.recipe.train.loss_guard)
-        get_logger(__name__).warning(
-            "step %d: %s, so the weights go back to an earlier checkpoint", back.state.step, back
-        )
 
+    def _build(
+        self,
+        resumed: Checkpoint | None,
+        weights: Checkpoint | None,
+        *,
+        state: TrainState | None = None,
+    ) -> None:
+        """Build network, optimizer, data loader and callbacks.
 
-def train_from(
-    job: TrainingContext,
-    stop: StopRequest,
-    *,
-    resumed: Checkpoint | None,
-    weights: Checkpoint | None,
-    go_on_at: TrainState | None,
-) -> int | None:
-    """Builds everything from a checkpoint or from nothing, and trains on from where it stands."""
-    recipe, environment = job.recipe, job.environment
-    with ExitStack() as stack:
-        network = build_network(recipe, weights, groups=job.groups, device=environment.device)
-        engine, average, state = build_optimizer(recipe, network, resumed)
-        state = go_on_at or state
-        stages = make_schedule_chunks(engine, job.parent)
-        parts = TrainerComponents(
-            recipe, environment, job.groups, network, engine, stages, job.watchdog, job.parent
-        )
-        writers = open_metrics(recipe, state) if environment.is_rank0 else []
+        Args:
+            resumed: the checkpoint to resume from.
+            weights: the checkpoint whose weights to start from.
+            state: counters to continue with instead of those of `resumed`, after a rollback.
+        """
+        recipe, context, groups = self.recipe, self._context, self._context.groups
+        network = build_model(recipe, weights, groups=groups, device=context.device)
+        engine, self._average, saved_state = build_optimizer(recipe, network, resumed)
+        self.state = state or saved_state
+        if resumed is not None:
+            context.events.write("resume", saved_state.step, checkpoint=str(resumed.folder))
+        self._step_runner = StepRunner(engine, teacher=self._teacher, watchdog=context.watchdog)
+        # Closed in reverse order: callbacks first, which may still write metrics.
+        keep_open = self._rebuilt.enter_context
+        writers = []
+        if context.environment.is_rank0:
+            (Path(recipe.run.folder) / "recipe.yaml").write_text(dump_recipe(recipe))
+            writers = open_writers(recipe, last_step=self.state.step)
         for writer in writers:
-            stack.enter_context(closing(writer))
-        batches = iter(micro_batches(parts, job.samples, state))
-        stack.enter_context(closing(batches))
-        track = ProgressBar(recipe.run.name, recipe.train.steps - state.step, unit="steps")
-        tokenizer = tokenizer_folder(recipe)
-        saves = Checkpointer(parts, state, average=average, tokenizer=tokenizer, writers=writers)
-        stack.enter_context(closing(saves))
-        periodic = [
-            ProgressLogger(parts, writers, track=stack.enter_context(track)),
-            Evaluator(parts, writers, job.held_out),
-            RetryingCheckpointer(saves, job.watchdog),
-        ]
-        return train_loop(parts, batches, state, callbacks=periodic, stop=stop)
-
-
-def log_layout(recipe: ResolvedRecipe, groups: ProcessGroupCollection) -> None:
-    """Says how layers are shared out over pipeline stages, and how long stages will wait."""
-    parallel, length = recipe.parallel, recipe.data.seq_length
-    if parallel.pipeline > 1:
-        line = format_partition(
-            all_stages(recipe.model, parallel, seq_length=length),
-            layer_costs(recipe.model, length),
-            parallel=parallel,
-            num_micro_batches=accumulation_steps(recipe.train, groups.dp.size()),
+            keep_open(closing(writer))
+        loader = build_data_loader(recipe, self._samples, self.state, groups=groups)
+        self._batches = keep_open(closing(iter(loader)))
+        built_in = build_callbacks(
+            context,
+            engine,
+            self._average,
+            state=self.state,
+            writers=writers,
+            eval_data=self._eval_data,
         )
-        get_logger(__name__).info("%s", line)
-
-
-def log_kernels(
-    recipe: ResolvedRecipe, groups: ProcessGroupCollection, device: torch.device
-) -> None:
-    """Says which attention kernel runs, and what is computed again for the backward pass."""
-    kernel = sdpa_backend_name(
-        heads=2 * recipe.model.heads // groups.tp.size(),  # both streams are folded into them
-        kv_heads=recipe.model.kv_heads // groups.tp.size(),
-        rows=recipe.data.seq_length,
-        head_dim=recipe.model.head_dim,
-        device=device,
-        dtype=compute_dtype(recipe),
-    )
-    recompute = recipe.train.recompute
-    get_logger(__name__).info("causal attention by %s; recomputation: %s", kernel, recompute)
-
-
-def build_optimizer(
-    recipe: ResolvedRecipe, network: ModelChunks, resumed: Checkpoint | None
-) -> tuple[ZeroEngine, ExponentialMovingAverage | None, TrainState]:
-    """The engine, the running average where one is asked for, and where the run stands."""
-    decay, precision = recipe.optim.ema_decay, recipe.train.precision
-    progress = None
-    if resumed is not None:
-        progress = load_train_state(resumed, network, with_average=decay is not None)
-    engine = ZeroEngine(network, recipe.optim, precision=precision, groups=network.groups)
-    average = None if decay is None else ExponentialMovingAverage(engine.full_weights, decay)
-    if resumed is None or progress is None:
-        return engine, average, TrainState()
-    state, optimizer, saved_average = progress
-    engine.import_state(optimizer)
-    if average is not None and saved_average is not None:
-        average.load(saved_average)
-    get_logger(__name__).info("resumed from %s", resumed.folder)
-    return engine, average, state
-
-
-def prepare_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> None:
-    """Makes the run's folder, with room for checkpoints, and sends the log there too.
-
-    Raises:
-        TrainingError: the folder cannot be written.
-    """
-    folder = Path(recipe.run.folder)
-    prefix = "" if environment.world_size == 1 else f"[rank {environment.rank}] "
-    configure(prefix=prefix, level=logging.INFO if environment.is_rank0 else logging.WARNING)
-    if not environment.is_rank0:
-        return
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "log.txt")
-    except OSError as error:
-        raise TrainingError(
-            f"run.folder must be writable, and {folder} is not ({error.strerror}): mend its "
-            "permissions or choose another run.folder"
-        ) from error
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    get_logger("armd_scale").addHandler(file)
-    get_logger(__name__).info(
-        "starting %s on %d processes", recipe.run.name, environment.world_size
-    )
-
-
-def open_metrics(recipe: ResolvedRecipe, state: TrainState) -> Sequence[MetricsWriter]:
-    """Keeps the resolved recipe in the run's folder, now that the run can begin; opens metrics."""
-    (Path(recipe.run.folder) / "recipe.yaml").write_text(dump_recipe(recipe))
-    return open_writers(recipe, last_step=state.step)
-
-
-def micro_batches(
-    parts: TrainerComponents, samples: SampleStream, state: TrainState
-) -> MicroBatchLoader:
-    """This rank's micro-batches from where the run stands."""
-    train = parts.recipe.train
-    share = DataParallelShare(
-        micro_batch=train.micro_batch,
-        global_batch=train.global_batch,
-        rank=parts.groups.dp.rank(),
-        size=parts.groups.dp.size(),
-    )
-    return MicroBatchLoader(
-        samples,
-        share,
-        consumed_samples=state.consumed_samples,
-        first_step=state.step,
-        workers=parts.recipe.data.workers,
-    )
+        for callback in built_in:
+            keep_open(closing(callback))
+        self._evaluator, self._checkpointer = built_in.evaluator, built_in.checkpointer
+        self.callbacks = [*built_in, *self._extra_callbacks]

@@ -17,7 +17,8 @@ from armd_scale.model.loss_spec import TrainMicroBatch
 from armd_scale.optim.zero_engine import ZeroEngine
 from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
 from armd_scale.parallel.pipeline.schedule import run_micro_batches
-from armd_scale.train.build import build_network, make_schedule_chunks
+from armd_scale.train.build import build_model
+from armd_scale.train.schedule_chunks import make_schedule_chunks
 from tests.support.windows import draw_windows
 
 LOOKS = 5
@@ -33,7 +34,7 @@ def state_bytes(groups: ProcessGroupCollection, recipes: Sequence[Recipe]) -> li
 
 def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
     before = _live_storages()
-    network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
+    network = build_model(recipe, None, groups=groups, device=torch.device("cpu"))
     precision = recipe.train.precision
     engine = ZeroEngine(network, recipe.optim, precision=precision, groups=groups)
     count = accumulation_steps(recipe.train, groups.dp.size())
@@ -41,7 +42,7 @@ def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
     lessons = [TrainMicroBatch(batch, mean_of_targets(batch).weights) for batch in batches]
     with engine.accumulate():
         run_micro_batches(
-            make_schedule_chunks(engine),
+            make_schedule_chunks(network, engine),
             lessons,
             loss_fn=lambda made, _: (made[0], None),
             groups=groups,
@@ -68,7 +69,7 @@ def batch_of(recipe: Recipe, order: str = "strided-ar:2"):
 
 def kept_bytes(groups: ProcessGroupCollection, recipe: Recipe, order: str = "random") -> int:
     """What autograd keeps of one micro-batch, weights and the batch itself left out."""
-    network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
+    network = build_model(recipe, None, groups=groups, device=torch.device("cpu"))
     if recipe.train.precision == "bf16":
         network = network.bfloat16()
     batch = batch_of(recipe, order)

@@ -12,7 +12,7 @@ from armd_scale.config import flops
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.order.policies import LeftToRight, OrderStage, Progressive, Stages, Strided
 from armd_scale.plan import compute
-from armd_scale.train.build import build_network
+from armd_scale.train.build import build_model
 from tests.plan.measure import batch_of
 from tests.support.recipes import SMALL_RESOLVED, bend
 
@@ -36,7 +36,7 @@ KERNELS = {
 
 def counted(recipe: Recipe, order: str, groups) -> float:
     """Operations of forward and backward per target."""
-    network = build_network(recipe, None, groups=groups, device=torch.device("cpu"))
+    network = build_model(recipe, None, groups=groups, device=torch.device("cpu"))
     batch = batch_of(recipe, order)
     with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
         loss, _ = network(batch, loss_spec=mean_of_targets(batch))

@@ -12,7 +12,7 @@ from armd_scale.config.resolve import resolve, resolve_decay_steps, resolve_two_
 from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import Recipe
 from armd_scale.order.policies import Progressive, Stages, Strided
-from armd_scale.train.build import KEYS_FREE_WITH_INIT_FROM
+from armd_scale.train.resume import KEYS_FREE_WITH_INIT_FROM
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 SECTIONS = [

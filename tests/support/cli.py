@@ -36,7 +36,7 @@ from tests.support.shards import write_pair
 VOCAB = 64
 TIMING = {
     "tokens_per_second", "step_seconds", "mfu", "hfu", "memory_gib",
-    "own_seconds_mean", "own_seconds_max", "slowest_rank",
+    "local_seconds_mean", "local_seconds_max", "slowest_rank",
 }  # fmt: skip
 TRAIN = "armd_scale.train"
 ROOT = Path(__file__).parents[2]

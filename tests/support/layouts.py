@@ -1,34 +1,18 @@
-"""A few steps of a recipe on whatever layout the ranks form."""
+"""The layouts that tests compare, and a few steps of a recipe on any of them."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.config.derived import accumulation_steps
-from armd_scale.config.rules.check import check, check_world
+from armd_scale.config.rules.check import check
 from armd_scale.config.schema import ParallelConfig, Recipe
-from armd_scale.optim.lr_schedule import learning_rate_at
-from armd_scale.parallel.environment import read_environment
-from armd_scale.train.build import (
-    TrainerComponents,
-    build_network,
-    find_checkpoint,
-    initial_checkpoint,
-    make_schedule_chunks,
-)
-from armd_scale.train.callbacks.checkpointer import Checkpointer
-from armd_scale.train.data import open_samples
-from armd_scale.train.step import train_step
-from armd_scale.train.teacher import load_teacher, open_teacher
-from armd_scale.train.trainer import build_optimizer, micro_batches
+from armd_scale.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes, and how they share a model."""
+    """A number of processes and how the model is split over them."""
 
     size: int
     parallel: ParallelConfig
@@ -63,15 +47,13 @@ LAYOUTS = {
 def curves(
     groups: ProcessGroupCollection, recipes: list[Recipe], steps: int, save_at: int | None = None
 ) -> list[list[tuple[float | None, ...]]]:
-    """Loss and gradient norm of every step of every recipe, from its start or its checkpoint.
-
-    Where a recipe has a parent, the divergence from it as well.
+    """Loss and gradient norm of every step of every recipe, and the KL term if it has a teacher.
 
     Args:
-        groups: of the layout that all recipes have.
-        recipes: what to run, one after another.
-        steps: how many steps of each.
-        save_at: a step after which to save a checkpoint in the run's folder.
+        groups: process groups of the layout that all recipes have.
+        recipes: trained one after another, from their checkpoint if `checkpoint.resume` names one.
+        steps: number of steps of each.
+        save_at: save a checkpoint after this step.
     """
     return [_curve(groups, recipe, steps, save_at) for recipe in recipes]
 
@@ -80,38 +62,17 @@ def _curve(
     groups: ProcessGroupCollection, recipe: Recipe, steps: int, save_at: int | None
 ) -> list[tuple[float | None, ...]]:
     check(recipe)
-    check_world(recipe, torch.distributed.get_world_size())
-    resumed = find_checkpoint(recipe)
-    weights = initial_checkpoint(recipe, resumed)
-    network = build_network(recipe, weights, groups=groups, device=torch.device("cpu"))
-    engine, average, state = build_optimizer(recipe, network, resumed)
-    parent = load_teacher(recipe, open_teacher(recipe), groups=groups, device=torch.device("cpu"))
-    stages = make_schedule_chunks(engine, parent)
-    parts = TrainerComponents(
-        recipe, read_environment(), groups, network, engine, stages, parent=parent
-    )
-    batches = iter(micro_batches(parts, open_samples(recipe), state))
-    save = Checkpointer(parts, state, average=average, tokenizer=None)
-    count = accumulation_steps(recipe.train, groups.dp.size())
     curve = []
-    for _ in range(steps):
-        result = train_step(
-            engine,
-            parts.stages,
-            [next(batches) for _ in range(count)],
-            learning_rate=learning_rate_at(recipe.optim, recipe.train, state.step),
-            groups=groups,
-            started=time.perf_counter(),
-            parent=parent,
-        )
-        state = state.advance(samples=recipe.train.global_batch, tokens=result.tokens)
-        divergence = [] if parent is None else [result.kl]
-        curve.append((result.loss, result.grad_norm, *divergence))
-        if state.step == save_at:
-            save.on_train_end(state)
+    with Trainer.from_recipe(recipe, groups=groups) as trainer:
+        for _ in range(steps):
+            result = trainer.train_step()
+            kl = [] if recipe.train.distillation is None else [result.kl]
+            curve.append((result.loss, result.grad_norm, *kl))
+            if trainer.state.step == save_at:
+                trainer.save()
     return curve
 
 
 def checkpoints_of(recipe: Recipe) -> Path:
-    """Where a run keeps its checkpoints."""
+    """The folder of a run's checkpoints."""
     return Path(recipe.run.folder) / "checkpoints"

@@ -1,4 +1,4 @@
-"""train.deterministic: the same run leaves the same bytes."""
+"""train.deterministic: repeating a run writes the same bytes."""
 
 from pathlib import Path
 
@@ -24,27 +24,27 @@ def recipe(tmp_path: Path) -> Recipe:
     )
 
 
-def left_by(recipe: Recipe) -> dict[str, bytes]:
-    """Files of a run's checkpoints; the folder is moved away, for the next run to take its name.
+def take_checkpoint_files(recipe: Recipe) -> dict[str, bytes]:
+    """Return the files of a run's checkpoints, and rename its folder for the next run.
 
-    All but the indexes of tensors, in which PyTorch writes a random number for each save, and the
-    manifests with their hashes.
+    Without the indexes of the tensors, into which PyTorch writes a random number at each save, and
+    without the manifests, which contain their hashes.
     """
     folder = Path(recipe.run.folder)
-    found = contents(checkpoints_of(recipe))
-    files = {k: v for k, v in found.items() if not k.endswith((".metadata", "manifest.json"))}
+    all_files = contents(checkpoints_of(recipe))
+    files = {k: v for k, v in all_files.items() if not k.endswith((".metadata", "manifest.json"))}
     assert len([name for name in files if name.endswith(".distcp")]) > 1
     folder.rename(folder.with_name(f"{folder.name} before {len(list(folder.parent.iterdir()))}"))
     return files
 
 
-def test_two_runs_leave_equal_metrics_and_checkpoints(recipe: Recipe, tmp_path: Path) -> None:
+def test_two_runs_write_equal_metrics_and_checkpoints(recipe: Recipe, tmp_path: Path) -> None:
     lines = train(recipe, tmp_path)
     log = (Path(recipe.run.folder) / "log.txt").read_text()
     assert log.count("deterministic: attention by PyTorch's CPU kernels") == 1
-    files = left_by(recipe)
+    files = take_checkpoint_files(recipe)
     assert train(recipe, tmp_path) == lines
-    again = left_by(recipe)
+    again = take_checkpoint_files(recipe)
     assert again.keys() == files.keys()
     assert [name for name in files if again[name] != files[name]] == []
 
@@ -58,11 +58,11 @@ def deterministic_curves(groups: ProcessGroupCollection, recipe: Recipe) -> list
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS["DP2 Z2"], LAYOUTS["TP2+SP"]])
-def test_two_runs_of_a_layout_leave_equal_checkpoints(recipe: Recipe, layout: Layout) -> None:
+def test_two_runs_of_a_layout_write_equal_checkpoints(recipe: Recipe, layout: Layout) -> None:
     changes = {"parallel": layout.parallel, "model.kv_heads": 2, "train.micro_batch": 1}
     recipe = bend(recipe, {**changes, "optim.zero_stage": layout.zero_stage})
-    found = []
+    results = []
     for _ in range(2):
         curve = run_on_ranks(deterministic_curves, layout.size, recipe, parallel=layout.parallel)
-        found.append((curve, left_by(recipe)))
-    assert found[0] == found[1]
+        results.append((curve, take_checkpoint_files(recipe)))
+    assert results[0] == results[1]

@@ -1,4 +1,4 @@
-"""Parallelism changes speed and memory and nothing else: every layout has one process's curve."""
+"""Parallelism changes only speed and memory: the curve of every layout is that of one process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +16,21 @@ from tests.support.networks import build
 from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.spawn import run_on_ranks
 
-# Four layers, two of them two-stream, so that four stages and two interleaved ones cut them every
-# way; every kind of parameter that a layout treats in its own way.
+# Four layers, two of them two-stream, so that four stages and two interleaved ones split them in
+# every way; and every kind of parameter that some layout treats specially.
 MODEL = ModelConfig(
     layers=4, hidden=32, ffn_hidden=48, heads=4, kv_heads=2, vocab_size=VOCAB, two_stream_layers=2,
     qk_norm="projection", attention_bias=True, attention_output_bias=True, mlp_bias=True,
     query="anchor+prefix",
 )  # fmt: skip
 ORDERS = {
-    # Left to right on one stream, then shuffled on two: the number of rows changes on the way.
+    # One stream for left to right, then two: the number of rows changes during the run.
     "progressive": Progressive(ar_steps=3, ramp_end=8, rho=8),
     "strided": Strided(streams=(1, 2, 4), joint=True),
     "random": RandomPermutation(),
 }
 DROPOUT = 0.1
-# Dropout, which must be the same everywhere, joins in the progressive order of one and two streams.
+# Dropout must be the same on every layout, with one stream and with two.
 CASES = [(order, tied, 0.0) for order in ORDERS for tied in (True, False)]
 CASES.append(("progressive", True, DROPOUT))
 Case = tuple[str, bool, float]
@@ -41,7 +41,7 @@ NUM_STEPS = 10
 def recipes(
     tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollection
 ) -> dict[Case, Recipe]:
-    """A recipe for each case; those that tie alike start from one checkpoint."""
+    """A recipe for each case; cases that tie embeddings alike start from the same checkpoint."""
     folder = tmp_path_factory.mktemp("layouts")
     text = write_text(folder / "text")
     train = TrainConfig(steps=40, micro_batch=1, global_batch=4, precision="fp32")
@@ -52,7 +52,7 @@ def recipes(
         optim=optim,
         checkpoint=CheckpointConfig(every_steps=1000),
     )
-    made = {}
+    recipes = {}
     for order, tied, dropout in CASES:
         query, qk_norm = ("anchor", "head") if tied else (MODEL.query, MODEL.qk_norm)
         model = replace(MODEL, tie_embeddings=tied, query=query, qk_norm=qk_norm)
@@ -68,8 +68,8 @@ def recipes(
             ).wait()  # fmt: skip
         model = replace(model, init_from=str(start), dropout=dropout)
         run = replace(recipe.run, folder=str(folder / f"{order} {tied} {dropout}"))
-        made[order, tied, dropout] = replace(recipe, model=model, order=ORDERS[order], run=run)
-    return made
+        recipes[order, tied, dropout] = replace(recipe, model=model, order=ORDERS[order], run=run)
+    return recipes
 
 
 def on(layout: Layout, recipe: Recipe) -> Recipe:
@@ -78,11 +78,11 @@ def on(layout: Layout, recipe: Recipe) -> Recipe:
 
 
 def run(layout: Layout, recipes: list[Recipe], *arguments: object) -> list:
-    """The curves that all ranks report alike."""
-    placed = [on(layout, recipe) for recipe in recipes]
-    found = run_on_ranks(curves, layout.size, placed, *arguments, parallel=layout.parallel)
-    assert all(rank == found[0] for rank in found)
-    return found[0]
+    """The curves of the recipes on a layout, which must be equal on all ranks."""
+    recipes = [on(layout, recipe) for recipe in recipes]
+    by_rank = run_on_ranks(curves, layout.size, recipes, *arguments, parallel=layout.parallel)
+    assert all(rank_curves == by_rank[0] for rank_curves in by_rank)
+    return by_rank[0]
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def one_process(recipes: dict[Case, Recipe]) -> list:
 def test_every_layout_has_the_curve_of_one_process(
     recipes: dict[Case, Recipe], one_process: list, name: str
 ) -> None:
-    found = run(LAYOUTS[name], list(recipes.values()), NUM_STEPS)
-    for case, mine, theirs in zip(CASES, found, one_process, strict=True):
-        for step, (got, expected) in enumerate(zip(mine, theirs, strict=True)):
-            assert got == pytest.approx(expected, rel=1e-5), (case, step)
+    layout_curves = run(LAYOUTS[name], list(recipes.values()), NUM_STEPS)
+    for case, curve, reference in zip(CASES, layout_curves, one_process, strict=True):
+        for step, (values, expected) in enumerate(zip(curve, reference, strict=True)):
+            assert values == pytest.approx(expected, rel=1e-5), (case, step)
 
 
 RESUMED = ["1", "TP2+SP", "PP2 interleaved", "DP2 Z3", "TP2xPP2"]
@@ -110,29 +110,29 @@ def resumable(recipes: dict[Case, Recipe]) -> Recipe:
 
 @pytest.fixture(scope="module")
 def saved(resumable: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """For each layout the checkpoint of step 4 and the steps that followed it undisturbed."""
-    made = {}
+    """For each layout a checkpoint after step 4, and the steps that followed without a resume."""
+    saved = {}
     for name in RESUMED:
         folder = str(tmp_path_factory.mktemp("saved"))
         recipe = bend(resumable, {"run.folder": folder})
         (curve,) = run(LAYOUTS[name], [recipe], 9, 4)
-        made[name] = (checkpoints_of(recipe), curve[4:])
-    return made
+        saved[name] = (checkpoints_of(recipe), curve[4:])
+    return saved
 
 
 @pytest.mark.parametrize("resumed", RESUMED)
 @pytest.mark.parametrize("writer", RESUMED)
-def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
+def test_a_checkpoint_of_any_layout_resumes_on_any_other(
     resumable: Recipe,
     saved: dict[str, tuple[Path, list]],
     tmp_path: Path,
     writer: str,
     resumed: str,
 ) -> None:
-    checkpoints, undisturbed = saved[writer]
+    checkpoints, uninterrupted = saved[writer]
     changes = {"run.folder": str(tmp_path), "checkpoint.resume": str(checkpoints)}
     (curve,) = run(LAYOUTS[resumed], [bend(resumable, changes)], 5)
     if writer == resumed:
-        assert curve == undisturbed
-    for got, expected in zip(curve, undisturbed, strict=True):
-        assert got == pytest.approx(expected, rel=1e-5)
+        assert curve == uninterrupted
+    for values, expected in zip(curve, uninterrupted, strict=True):
+        assert values == pytest.approx(expected, rel=1e-5)

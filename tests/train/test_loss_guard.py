@@ -1,8 +1,7 @@
-"""Batches that would spoil the weights: what is bad, and what runs on real bad data come to."""
+"""Skipped steps and rollbacks: the decisions, and whole runs on data with bad samples."""
 
 import dataclasses
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from armd_scale.train.loss_guard import (
     state_after_rollback,
 )
 from armd_scale.train.state import TrainState
-from tests.support.cli import TRAIN, VOCAB, Command, metrics, run, tiny_recipe, train, write_recipe
+from tests.support.cli import TRAIN, VOCAB, run, tiny_recipe, train, write_recipe
 from tests.support.shards import write_pair
 
 GUARD = LossGuardConfig(spike_factor=2.0, window_steps=3, max_consecutive_bad_steps=2)
@@ -33,70 +32,63 @@ BATCH = 4
 
 
 def after(state: TrainState, *losses: float | str) -> TrainState:
-    """The state after steps with these losses, or objections."""
+    """The state after steps with these losses, or reasons to skip."""
     for loss in losses:
         state = state.advance(samples=BATCH, tokens=16)
-        objection = loss if isinstance(loss, str) else None
-        state = record_step_outcome(state, 1.0 if objection else float(loss), objection, GUARD)
+        reason = loss if isinstance(loss, str) else None
+        state = record_step_outcome(state, 1.0 if reason else float(loss), reason, GUARD)
     return state
 
 
-def test_a_spike_stands_out_from_the_usual_loss() -> None:
+def test_a_spike_is_measured_against_the_recent_median() -> None:
     few = after(TrainState(), 1.0, 9.0)
     assert find_spike(few, 100.0, GUARD) is None
-    usual = after(few, 1.5)
-    assert find_spike(usual, 3.0, GUARD) is None
-    assert find_spike(usual, 3.1, GUARD) == "a loss of 3.1000 where 1.5000 is usual"
-    assert find_spike(after(usual, 4.0, 4.0), 7.0, GUARD) is None  # the window has moved on
-    assert find_spike(usual, 100.0, dataclasses.replace(GUARD, spike_factor=0.0)) is None
+    full = after(few, 1.5)
+    assert find_spike(full, 3.0, GUARD) is None
+    assert find_spike(full, 3.1, GUARD) == "loss 3.1000 is a spike (recent median 1.5000)"
+    assert find_spike(after(full, 4.0, 4.0), 7.0, GUARD) is None  # the window has moved
+    assert find_spike(full, 100.0, dataclasses.replace(GUARD, spike_factor=0.0)) is None
 
 
-def test_bad_batches_are_counted_and_good_ones_forgive() -> None:
+def test_bad_steps_are_counted_and_a_good_one_resets_the_row() -> None:
     state = after(TrainState(), 1.0, "bad", 1.0, "bad")
-    assert (state.step, state.updates, state.skipped_steps, state.consecutive_bad_steps) == (
-        4,
-        2,
-        2,
-        1,
-    )
+    assert (state.step, state.updates) == (4, 2)
+    assert (state.skipped_steps, state.consecutive_bad_steps) == (2, 1)
     assert state.consumed_samples == 4 * BATCH
-    with pytest.raises(RollbackRequest, match="awful") as caught:
-        after(state, "awful")
+    with pytest.raises(RollbackRequest, match="worse") as caught:
+        after(state, "worse")
     assert caught.value.last_good_step == 3
 
 
-def test_the_way_back_keeps_the_counters() -> None:
+def test_a_rollback_keeps_the_counters() -> None:
     checkpoint = after(TrainState(), 1.0, "bad", 1.0)
-    back = RollbackRequest(
-        dataclasses.replace(checkpoint, step=9, consumed_samples=36, left_out=4, bad_in_a_row=2),
-        "x",
+    bad = dataclasses.replace(
+        checkpoint, step=9, consumed_samples=36, skipped_steps=4, consecutive_bad_steps=2
     )
-    state = state_after_rollback(back, checkpoint, GUARD)
+    request = RollbackRequest(bad, "x")
+    state = state_after_rollback(request, checkpoint, GUARD)
     assert (state.step, state.consumed_samples, state.updates) == (9, 36, checkpoint.updates)
-    assert (state.consecutive_bad_steps, state.rollbacks, state.recent_losses) == (
-        0,
-        1,
-        checkpoint.recent_losses,
-    )
+    assert (state.consecutive_bad_steps, state.rollbacks) == (0, 1)
+    assert state.recent_losses == checkpoint.recent_losses
     assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
-    too_often = RollbackRequest(dataclasses.replace(back.state, rollbacks=2), "x")
-    for request, to, why in (
-        (back, None, "no checkpoint to go back to"),
-        (too_often, checkpoint, "gone back 2 times already"),
+    too_often = RollbackRequest(dataclasses.replace(bad, rollbacks=2), "x")
+    for failing, target, reason in (
+        (request, None, "there is no checkpoint to roll back to"),
+        (too_often, checkpoint, "the run has already rolled back 2 times"),
     ):
-        with pytest.raises(TrainingError, match=f"got x at step 9, .* with {why}"):
-            state_after_rollback(request, to, GUARD)
+        with pytest.raises(TrainingError, match=rf"\(got: x at step 9, .* and {reason}: lower"):
+            state_after_rollback(failing, target, GUARD)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Documents in which a token decides the next; one in ten has a token that no other has."""
+    """Documents in which each token determines the next; one in ten contains the token POISON."""
     documents = []
-    for number in range(400):
-        tokens = [number % POISON]
+    for index in range(400):
+        tokens = [index % POISON]
         for _ in range(16):
             tokens.append((5 * tokens[-1] + 3) % POISON)
-        if number % 10 == 7:
+        if index % 10 == 7:
             tokens[5] = POISON
         documents.append(tokens)
     return write_pair(tmp_path_factory.mktemp("text") / "pair", documents)
@@ -104,7 +96,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def poisoned(text: str, tmp_path: Path, groups: ProcessGroupCollection) -> Callable[..., Recipe]:
-    """Runs from weights in which that token's embedding is NaN: a batch with it has no loss."""
+    """Make runs from weights in which the embedding of POISON is NaN: so are losses with it."""
     (tmp_path / "parent").mkdir()
     recipe = tiny_recipe(tmp_path / "parent", text, train__steps=1, optim__warmup_steps=0,
                          model__tie_embeddings=False, model__gap_rows=8)  # fmt: skip
@@ -131,7 +123,7 @@ def poisoned(text: str, tmp_path: Path, groups: ProcessGroupCollection) -> Calla
 
 
 def bad_steps(recipe: Recipe) -> list[int]:
-    """Numbers of the steps, from 1, with that token among the samples."""
+    """The steps, counted from 1, with POISON in a sample."""
     stream = open_samples(recipe)
     steps = range(recipe.train.steps)
     return [
@@ -146,33 +138,37 @@ def home(recipe: Recipe) -> Path:
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_bad_batches_are_left_out_and_named(poisoned: Callable[..., Recipe], stage: int) -> None:
+def test_bad_steps_are_skipped_and_their_samples_named(
+    poisoned: Callable[..., Recipe], stage: int
+) -> None:
     recipe = poisoned(
-        "run", optim__zero_stage=stage, train__guard=LossGuardConfig(max_consecutive_bad_steps=20)
+        "run",
+        optim__zero_stage=stage,
+        train__loss_guard=LossGuardConfig(max_consecutive_bad_steps=20),
     )
     lines = train(recipe, home(recipe))
     bad = bad_steps(recipe)
     assert 0 < len(bad) < 12
-    left_out = {line["step"]: line for line in lines if "left_out" in line}
-    assert sorted(left_out) == bad
-    for step, line in left_out.items():
-        assert line["left_out"] == "a loss of nan"
-        assert line["samples"] == [BATCH * (step - 1), BATCH * step - 1]
+    skipped = {line["step"]: line for line in lines if "skipped" in line}
+    assert sorted(skipped) == bad
+    for step, line in skipped.items():
+        assert line["skipped"] == "loss is nan"
+        assert line["sample_range"] == [BATCH * (step - 1), BATCH * step - 1]
     good = [line for line in lines if "loss" in line]
     assert [line["step"] for line in good] == sorted({*range(1, 21)} - {*bad})
     assert good[-1]["loss"] < good[0]["loss"]
     state = open_checkpoint(recipe.run.folder).state
-    assert state["left_out"] == len(bad)
+    assert state["skipped_steps"] == len(bad)
     first = bad[0]
     assert (
-        f"step {first} left out: a loss of nan on samples {BATCH * (first - 1)} to"
+        f"step {first} skipped: loss is nan (samples {BATCH * (first - 1)}-{BATCH * first - 1})"
         in (Path(recipe.run.folder) / "log.txt").read_text()
     )
 
 
-def test_what_was_left_out_survives_a_restart(poisoned: Callable[..., Recipe]) -> None:
+def test_skipped_steps_survive_a_restart(poisoned: Callable[..., Recipe]) -> None:
     whole, cut = (
-        poisoned(name, train__guard=LossGuardConfig(max_consecutive_bad_steps=20))
+        poisoned(name, train__loss_guard=LossGuardConfig(max_consecutive_bad_steps=20))
         for name in ("whole", "cut")
     )
     lines = train(whole, home(whole))
@@ -180,74 +176,51 @@ def test_what_was_left_out_survives_a_restart(poisoned: Callable[..., Recipe]) -
     assert train(cut, home(cut)) == lines
 
 
-def test_bad_weights_go_back_to_a_checkpoint(poisoned: Callable[..., Recipe]) -> None:
-    changes = {"train__guard": LossGuardConfig(max_consecutive_bad_steps=1, max_rollbacks=20)}
+def test_bad_steps_in_a_row_roll_back_to_a_checkpoint(poisoned: Callable[..., Recipe]) -> None:
+    changes = {"train__loss_guard": LossGuardConfig(max_consecutive_bad_steps=1, max_rollbacks=20)}
     recipe = poisoned("run", checkpoint__every_steps=2, **changes)
     lines: list[dict[str, Any]] = train(recipe, home(recipe))
     assert lines[-1]["step"] == 20
     bad = [step for step in bad_steps(recipe) if step > 2]
     log = (Path(recipe.run.folder) / "log.txt").read_text()
     for step in bad:
-        assert f"step {step}: a loss of nan, so the weights go back" in log
+        assert f"step {step}: loss is nan; rolling back to the weights of step" in log
     state = open_checkpoint(recipe.run.folder).state
     assert state["rollbacks"] == len(bad)
-    assert state["left_out"] >= len(bad)
+    assert state["skipped_steps"] >= len(bad)
     again = poisoned("again", checkpoint__every_steps=2, **changes)
     train(again, home(again), f"train.steps={bad[0] + 1}")
     assert train(again, home(again)) == lines
 
 
-def test_the_way_back_has_an_end(poisoned: Callable[..., Recipe]) -> None:
+def test_rollbacks_are_limited(poisoned: Callable[..., Recipe]) -> None:
     guard = LossGuardConfig(max_consecutive_bad_steps=1, max_rollbacks=0)
-    recipe = poisoned("run", train__guard=guard, checkpoint__every_steps=2)
+    recipe = poisoned("run", train__loss_guard=guard, checkpoint__every_steps=2)
     done = run(TRAIN, write_recipe(recipe, home(recipe) / "recipe.yaml"), folder=home(recipe))
-    assert "got a loss of nan at step" in done.sentence
-    assert "gone back 0 times already: lower optim.lr" in done.sentence
+    assert "got: loss is nan at step" in done.sentence
+    assert "already rolled back 0 times: lower optim.lr" in done.sentence
 
 
-def test_a_spike_is_left_out(tmp_path: Path) -> None:
+def test_a_step_with_a_spike_is_skipped(tmp_path: Path) -> None:
     documents = []
-    for number in range(600):
-        step = 11 if number % 40 == 39 else 5  # a grammar that the network does not know
-        tokens = [number % POISON]
+    for index in range(600):
+        factor = 11 if index % 40 == 39 else 5  # a few documents follow another rule
+        tokens = [index % POISON]
         for _ in range(16):
-            tokens.append((step * tokens[-1] + 3 * (step == 5)) % POISON)
+            tokens.append((factor * tokens[-1] + 3 * (factor == 5)) % POISON)
         documents.append(tokens)
     text = write_pair(tmp_path / "pair", documents)
+    guard = LossGuardConfig(spike_factor=1.8, window_steps=16)
     recipe = tiny_recipe(
         tmp_path, text, train__steps=150, train__micro_batch=1, train__global_batch=1,
-        order=LeftToRight(), train__guard=LossGuardConfig(spike_factor=1.8, window_steps=16),
+        order=LeftToRight(), train__loss_guard=guard,
         optim__lr=3e-2, checkpoint__every_steps=0,
     )  # fmt: skip
     lines = train(recipe, tmp_path)
-    spikes = [line for line in lines if "left_out" in line]
+    spikes = [line for line in lines if "skipped" in line]
     assert spikes
     stream = open_samples(recipe)
     for line in spikes:
-        tokens = stream.sample(line["samples"][0], step=line["step"] - 1).tokens
+        tokens = stream.sample(line["sample_range"][0], step=line["step"] - 1).tokens
         assert (tokens[1:] != (5 * tokens[:-1] + 3) % POISON).sum() > 4
-        assert "is usual" in line["left_out"]
-
-
-def test_a_folder_that_cannot_be_written_for_a_while_costs_nothing(
-    text: str, tmp_path: Path
-) -> None:
-    recipe = tiny_recipe(tmp_path, text, train__steps=100_000, checkpoint__every_steps=40)
-    checkpoints = Path(recipe.run.folder) / "checkpoints"
-    log = Path(recipe.run.folder) / "log.txt"
-    command = Command(TRAIN, write_recipe(recipe, tmp_path / "recipe.yaml"), folder=tmp_path)
-    command.wait_for(lambda: (checkpoints / "step_00000040").is_dir())
-    checkpoints.rename(tmp_path / "away")
-    checkpoints.touch()
-    command.wait_for(lambda: "training goes on, and the next interval saves" in log.read_text())
-    checkpoints.unlink()
-    (tmp_path / "away").rename(checkpoints)
-    there = len(list(checkpoints.glob("step_*")))
-    command.wait_for(lambda: log.read_text().count("saved") > there + 1)
-    command.send(signal.SIGTERM)
-    assert command.finish().status == 128 + signal.SIGTERM
-    assert "trying again in 3 s" in log.read_text()
-    steps = open_checkpoint(recipe.run.folder).state["step"]
-    (tmp_path / "whole").mkdir()
-    whole = tiny_recipe(tmp_path / "whole", text, train__steps=steps, checkpoint__every_steps=0)
-    assert metrics(recipe) == train(whole, tmp_path / "whole")
+        assert "is a spike" in line["skipped"]

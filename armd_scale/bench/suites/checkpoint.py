@@ -39,11 +39,10 @@ from armd_scale.optim.zero_engine import MOMENTS
 from armd_scale.order.policies import LeftToRight
 from armd_scale.parallel.environment import DistributedEnv, read_environment
 from armd_scale.parallel.process_groups import process_groups
-from armd_scale.train.build import TrainerComponents, build_network, make_schedule_chunks
+from armd_scale.train.build import build_model, build_optimizer
 from armd_scale.train.callbacks.checkpointer import Checkpointer
-from armd_scale.train.state import TrainState
-from armd_scale.train.step import train_step
-from armd_scale.train.trainer import build_optimizer
+from armd_scale.train.context import TrainingContext
+from armd_scale.train.step import StepRunner
 
 MODEL = resolve_model(
     ModelConfig(
@@ -82,7 +81,7 @@ def compare_saves(
     with process_groups(environment, parallel) as groups, _shared_folder(folder) as place:
         recipe = _recipe(place, model, parallel, zero_stage=zero_stage, size=groups.dp.size())
         job = _Job(recipe, environment, groups)
-        kinds = {"synchronous": job.saver(False), "asynchronous": job.saver(True)}
+        kinds = {"synchronous": job.checkpointer(False), "asynchronous": job.checkpointer(True)}
         first = {name: job.save(saver) for name, saver in kinds.items()}
         disk = Disk(place / "dd", _newest(place / "synchronous"))
         timed: dict[str, list[_Save]] = {name: [] for name in kinds}
@@ -181,64 +180,60 @@ class _Lines:
 
 
 class _Job:
-    """A run whose steps are taken and whose saves are begun by hand."""
+    """A run whose steps and saves are started one by one."""
 
-    STEPS_BETWEEN = 3
+    STEPS_BEFORE_SAVE = 3
 
     def __init__(
         self, recipe: ResolvedRecipe, environment: DistributedEnv, groups: ProcessGroupCollection
     ) -> None:
-        network = build_network(recipe, None, groups=groups, device=environment.device)
-        engine, _, self._state = build_optimizer(recipe, network, None)
-        self._loaded = build_network(recipe, None, groups=groups, device=environment.device)
-        self._parts = TrainerComponents(
-            recipe, environment, groups, network, engine, make_schedule_chunks(engine)
-        )
+        self._context = TrainingContext(recipe, environment, groups)
+        network = build_model(recipe, None, groups=groups, device=environment.device)
+        self._engine, _, self._state = build_optimizer(recipe, network, None)
+        self._step_runner = StepRunner(self._engine)
+        self._load_target = build_model(recipe, None, groups=groups, device=environment.device)
         self._batches = [_batch(recipe).to(environment.device)]
         self._lines = _Lines()
 
-    def saver(self, asynchronous: bool) -> Checkpointer:
-        recipe = self._parts.recipe
+    def checkpointer(self, asynchronous: bool) -> Checkpointer:
+        recipe = self._context.recipe
         folder = Path(recipe.run.folder) / ("asynchronous" if asynchronous else "synchronous")
         recipe = replace(
             recipe,
             run=replace(recipe.run, folder=str(folder)),
             checkpoint=replace(recipe.checkpoint, asynchronous=asynchronous),
         )
-        parts = replace(self._parts, recipe=recipe)
         return Checkpointer(
-            parts, TrainState(step=-1), average=None, tokenizer=None, writers=[self._lines]
+            replace(self._context, recipe=recipe),
+            self._engine,
+            [self._lines],
+            average=None,
+            start_step=-1,
+            tokenizer=None,
         )
 
-    def save(self, saver: Checkpointer) -> _Save:
-        before = [self._step() for _ in range(self.STEPS_BETWEEN)]
-        known = len(self._lines.lines)
-        saver.save(self._state)
-        beside = []
-        while len(self._lines.lines) == known:
-            beside.append(self._step())
-            saver.advance()
+    def save(self, checkpointer: Checkpointer) -> _Save:
+        step_seconds = [self._step() for _ in range(self.STEPS_BEFORE_SAVE)]
+        num_lines = len(self._lines.lines)
+        checkpointer.save(self._state)
+        beside_seconds = []
+        while len(self._lines.lines) == num_lines:  # the line is written when the save is complete
+            beside_seconds.append(self._step())
+            checkpointer.poll()
         line = self._lines.lines[-1]
         background = line["checkpoint_background_seconds"]
-        return _Save(line["checkpoint_seconds"], background, before, beside)
+        return _Save(line["checkpoint_seconds"], background, step_seconds, beside_seconds)
 
     def load(self, folder: Path) -> None:
-        """Reads what a run resumes from, hashes checked, into a network like the job's."""
-        network, groups = self._loaded, self._parts.groups
+        """Load what a run resumes from, hashes checked, into a network like the job's."""
+        network, groups = self._load_target, self._context.groups
         checkpoint = open_checkpoint(folder, with_optimizer=True)
         load_weights(checkpoint, network, groups=groups)
         load_optimizer(checkpoint, ["master", *MOMENTS], network=network, groups=groups)
 
     def _step(self) -> float:
-        parts = self._parts
-        began = time.perf_counter()
-        result = train_step(
-            parts.engine,
-            parts.stages,
-            self._batches,
-            learning_rate=1e-4,
-            groups=parts.groups,
-            started=began,
+        result = self._step_runner.run(
+            self._batches, learning_rate=1e-4, start_time=time.perf_counter()
         )
         self._state = self._state.advance(samples=1, tokens=result.tokens)
         return result.seconds

@@ -25,7 +25,7 @@ from armd_scale.model.weight_init import init_weights
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.pipeline.partition import stages_of_rank
 from armd_scale.parallel.pipeline.schedule import run_micro_batches
-from armd_scale.train.build import make_chunks_for
+from armd_scale.train.schedule_chunks import make_schedule_chunks
 
 # Many small layers, so that four stages cost the same to 4 %, the head included.
 _LAYERS = resolve_model(
@@ -54,7 +54,7 @@ def scheduled_step(
     def step() -> None:
         network.zero_grad(set_to_none=True)
         run_micro_batches(
-            make_chunks_for(network, network),
+            make_schedule_chunks(network, network),
             [lesson] * micro_batches,
             loss_fn=loss_of,
             groups=groups,

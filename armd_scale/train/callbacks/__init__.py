@@ -1,1 +1,1 @@
-"""What the training loop runs between steps."""
+"""What the training loop calls after every step: progress and metrics, evaluation, checkpoints."""

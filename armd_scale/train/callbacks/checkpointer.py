@@ -1,4 +1,8 @@
-"""Checkpoints at their interval, written while training waits or while it goes on."""
+"""Checkpoints at their interval, written while training waits or in the background.
+
+A save that fails is retried, so that a temporarily full disk does not end a run of weeks: at once
+after short delays, then at the next interval, while training goes on from the state in memory.
+"""
 
 import time
 from collections.abc import Sequence
@@ -11,145 +15,225 @@ from armd_scale.errors import CheckpointError
 from armd_scale.log import get_logger
 from armd_scale.metrics.writer import MetricsWriter
 from armd_scale.optim.ema import ExponentialMovingAverage
-from armd_scale.train.build import TrainerComponents
+from armd_scale.optim.zero_engine import ZeroEngine
 from armd_scale.train.callbacks.base import is_due
+from armd_scale.train.context import TrainingContext
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
+
+RETRY_DELAYS_SECONDS = (1.0, 3.0)
+MAX_CONSECUTIVE_FAILURES = 3
+"""Intervals in a row whose save fails, retries included, before the run ends with the error."""
 
 
 @dataclass
 class _PendingSave:
-    """A save that has begun."""
+    """A save that has started and not finished."""
 
-    saving: CheckpointSave
+    save: CheckpointSave
     step: int
-    began: float
+    start_time: float
     """By time.perf_counter."""
-    blocked_seconds: float = 0.0
-    """What training has waited for it."""
+    wait_seconds: float
+    """How long training has waited for it so far."""
 
 
 class Checkpointer:
-    """Checkpoints at their interval, and one wherever the loop ends.
+    """Callback that saves every `checkpoint.every_steps` steps and at the end of training.
 
-    With `checkpoint.asynchronous` training waits while its state is copied to host memory, and one
-    small reduction after each step until the copy is on disk. A step that fails meanwhile ends the
-    run with the checkpoint before.
+    With `checkpoint.asynchronous` training waits only while its state is copied to host memory, and
+    for one small all-reduce after each step until the copy is on disk. A run that ends before that
+    resumes from the checkpoint before it.
+
+    All methods but `close` are collective, and a CheckpointError is raised by all ranks alike.
 
     Args:
-        parts: what the job is made of.
-        start: where the run stands: this state has a checkpoint, or is the very first.
-        average: a running average to save along.
-        tokenizer: folder to copy along.
-        writers: get a line for each checkpoint: the seconds that training waited for it, and those
-            that it was written beside training.
+        context: of the run.
+        engine: the network with its optimizer.
+        writers: receive a line for each checkpoint: the seconds that training waited for it and the
+            seconds that it was written in the background.
+        average: averaged weights to save.
+        start_step: the step that training starts from, which needs no checkpoint.
+        tokenizer: folder to copy into each checkpoint.
     """
 
     def __init__(
         self,
-        parts: TrainerComponents,
-        start: TrainState,
+        context: TrainingContext,
+        engine: ZeroEngine,
+        writers: Sequence[MetricsWriter],
         *,
         average: ExponentialMovingAverage | None,
+        start_step: int,
         tokenizer: Path | None,
-        writers: Sequence[MetricsWriter] = (),
     ) -> None:
-        self._parts, self._average, self._tokenizer = parts, average, tokenizer
-        self._writers = writers
-        self.saved_step = start.step
-        """Step of the newest checkpoint that is whole."""
-        self._in_flight: _PendingSave | None = None
+        self._context, self._engine, self._writers = context, engine, writers
+        self._average, self._tokenizer = average, tokenizer
+        self.saved_step = start_step
+        """Step of the newest complete checkpoint."""
+        self._pending: _PendingSave | None = None
         self._has_warned = False
-        self._in_background = parts.recipe.checkpoint.asynchronous
-        self._copies = HostBuffers(parts.network, parts.groups, reuse=self._in_background)
+        self._num_failures = 0
+        self._is_async = context.recipe.checkpoint.asynchronous
+        self._buffers = HostBuffers(engine.network, context.groups, reuse=self._is_async)
 
     def on_step_end(self, state: TrainState, result: StepResult) -> None:
-        """Goes on with the save in flight; begins one when it is due."""
-        if self._average is not None:
-            self._average.update()
-        self.advance()
-        if is_due(state.step, self._parts.recipe.checkpoint.every_steps):
-            self.save(state)
+        """Advance the pending save; start one when it is due.
+
+        Nothing is saved after a skipped step: the weights may be what made it bad, and `keep` would
+        then remove the last good checkpoint.
+
+        Raises:
+            CheckpointError: the saves of several intervals in a row failed.
+        """
+        if result.skip_reason is not None:
+            return
+        self._context.watchdog.set_phase("checkpoint", state.step)
+        try:
+            self.poll()
+            if is_due(state.step, self._context.recipe.checkpoint.every_steps):
+                self.save(state)
+        except CheckpointError as error:
+            self._retry(state, error)
 
     def on_train_end(self, state: TrainState) -> None:
-        """Waits for the save in flight; saves what the last checkpoint does not have yet."""
-        self.advance(wait=True)
-        if self._parts.recipe.checkpoint.every_steps > 0 and state.step != self.saved_step:
-            self.save(state)
-        self.advance(wait=True)
+        """Wait for the pending save; save the state if the last checkpoint is of an earlier step.
 
-    def save(self, state: TrainState) -> None:
-        """Begins the checkpoint of this state, after the one in flight; all processes take part."""
-        if self._in_flight is not None and not self._has_warned:
+        Raises:
+            CheckpointError: the save failed; there is no later interval to try again at.
+        """
+        # As in on_step_end: the weights may be bad. A resume starts from the last checkpoint.
+        if state.consecutive_bad_steps > 0:
+            return
+        self._context.watchdog.set_phase("checkpoint", state.step)
+        self.poll(wait=True)
+        if self._context.recipe.checkpoint.every_steps > 0 and state.step != self.saved_step:
+            self.save(state)
+        self.poll(wait=True)
+
+    def close(self) -> None:
+        """Abandon a pending save. When this returns, no thread writes any more."""
+        if self._pending is not None:
+            self._pending.save.cancel()
+            self._pending = None
+
+    def save(self, state: TrainState, *, wait: bool = False) -> Path:
+        """Start the save of a state, after the pending one is complete; return its folder.
+
+        Args:
+            state: of the present weights.
+            wait: until it is complete, also with `checkpoint.asynchronous`.
+
+        Raises:
+            CheckpointError: this save or the pending one failed. Nothing is pending then.
+        """
+        if self._pending is not None and not self._has_warned:
             self._has_warned = True
             get_logger(__name__).warning(
-                "step %d is to be saved before the checkpoint of step %d is written, and waits for "
-                "it (said once): raise checkpoint.every_steps or write to a faster place",
+                "checkpoint of step %d is due while that of step %d is still being written; "
+                "waiting (logged once): raise checkpoint.every_steps or use faster storage",
                 state.step,
-                self._in_flight.step,
+                self._pending.step,
             )
-        self.advance(wait=True)
-        began = time.perf_counter()
-        self._in_flight = _PendingSave(self._begin(state), state.step, began)
-        self._in_flight.blocked_seconds = time.perf_counter() - began
-        if not self._in_background:
-            self.advance(wait=True)
+        # Two saves at a time would need a second set of host buffers.
+        self.poll(wait=True)
+        start = time.perf_counter()
+        save = self._start_save(state)
+        self._pending = _PendingSave(save, state.step, start, time.perf_counter() - start)
+        if wait or not self._is_async:
+            self.poll(wait=True)
+        return save.folder
 
-    def _begin(self, state: TrainState) -> CheckpointSave:
-        parts, take = self._parts, self._copies.copy_to_host
-        optimizer = parts.engine.export_state(take)
+    def poll(self, *, wait: bool = False) -> None:
+        """Advance the pending save as far as possible without waiting, or to its end.
+
+        Raises:
+            CheckpointError: it failed. Nothing is pending then.
+        """
+        pending = self._pending
+        if pending is None:
+            return
+        start = time.perf_counter()
+        try:
+            if wait:
+                pending.save.wait()
+            is_done = pending.save.poll()
+        except CheckpointError:
+            # Dropped, not retried here: the state in memory has moved on, and is saved instead.
+            self._pending = None
+            raise
+        stop = time.perf_counter()
+        pending.wait_seconds += stop - start
+        if is_done:
+            self._pending = None
+            self.saved_step, self._num_failures = pending.step, 0
+            self._report(pending, total_seconds=stop - pending.start_time)
+
+    def _start_save(self, state: TrainState) -> CheckpointSave:
+        recipe, network = self._context.recipe, self._engine.network
+        copy = self._buffers.copy_to_host
+        optimizer = self._engine.export_state(copy)
         sections = {"master": optimizer.master, **optimizer.moments}
         if self._average is not None:
             average = self._average.average.items()
-            sections["average"] = {name: take("average", name, value) for name, value in average}
-        self._copies.synchronize()
+            sections["average"] = {name: copy("average", name, value) for name, value in average}
+        # Copies from a GPU are asynchronous, and the next step overwrites what they read.
+        self._buffers.synchronize()
         return CheckpointSave(
-            Path(parts.recipe.run.folder) / "checkpoints",
+            Path(recipe.run.folder) / "checkpoints",
             step=state.step,
-            network=parts.network,
-            recipe=parts.recipe,
+            network=network,
+            recipe=recipe,
             state=state.to_json(),
-            weights=optimizer.weights(parts.network),
+            # From the master weights: under ZeRO 3 the network's own parameters are shards.
+            weights=optimizer.weights(network),
             optimizer=sections,
             tokenizer=self._tokenizer,
         )
 
-    def advance(self, *, wait: bool = False) -> None:
-        """Takes the save in flight as far as it goes without waiting, or to its end."""
-        now = self._in_flight
-        if now is None:
-            return
-        looked = time.perf_counter()
-        try:
-            if wait:
-                now.saving.wait()
-            is_done = now.saving.poll()
-        except CheckpointError:
-            self._in_flight = None
-            raise
-        ended = time.perf_counter()
-        now.blocked_seconds += ended - looked
-        if is_done:
-            self._in_flight = None
-            self.saved_step = now.step
-            self._report(now, total_seconds=ended - now.began)
-
-    def close(self) -> None:
-        """Gives up a save in flight: nothing of it is written after this, and it does not count."""
-        if self._in_flight is not None:
-            self._in_flight.saving.cancel()
-            self._in_flight = None
-
     def _report(self, saved: _PendingSave, *, total_seconds: float) -> None:
-        background = total_seconds - saved.blocked_seconds
-        get_logger(__name__).info(
-            "saved %s; training waited %.2f s for it", saved.saving.folder, saved.blocked_seconds
+        background_seconds = total_seconds - saved.wait_seconds
+        folder = saved.save.folder
+        get_logger(__name__).info("saved %s (training waited %.2f s)", folder, saved.wait_seconds)
+        self._context.events.write(
+            "save",
+            saved.step,
+            checkpoint=folder.name,
+            wait_seconds=saved.wait_seconds,
+            background_seconds=background_seconds,
         )
         for writer in self._writers:
             writer.write(
                 {
                     "step": saved.step,
-                    "checkpoint_seconds": saved.blocked_seconds,
-                    "checkpoint_background_seconds": background,
+                    "checkpoint_seconds": saved.wait_seconds,
+                    "checkpoint_background_seconds": background_seconds,
                 }
             )
+
+    def _retry(self, state: TrainState, error: CheckpointError) -> None:
+        """Save the present state after each of the delays, until one save succeeds.
+
+        Raises:
+            CheckpointError: all failed, and so did those of the intervals before.
+        """
+        for delay in RETRY_DELAYS_SECONDS:
+            self._context.events.write("save_failed", state.step, reason=str(error))
+            get_logger(__name__).warning("%s; retrying in %g s", error, delay)
+            time.sleep(delay)
+            try:
+                # Waiting, also with checkpoint.asynchronous: the outcome must be known here.
+                self.save(state, wait=True)
+            except CheckpointError as next_error:
+                error = next_error
+            else:
+                return
+        self._num_failures += 1
+        self._context.events.write("save_failed", state.step, reason=str(error))
+        if self._num_failures >= MAX_CONSECUTIVE_FAILURES:
+            raise error
+        get_logger(__name__).warning(
+            "step %d could not be saved (%s); training continues and saves at the next interval",
+            state.step,
+            error,
+        )

@@ -18,8 +18,9 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError, RecipeError
 from armd_scale.model.weight_init import init_parameter
-from armd_scale.train.build import build_network, make_chunks_for
-from armd_scale.train.pipeline_evaluator import PipelineEvaluator
+from armd_scale.train.build import build_model
+from armd_scale.train.callbacks.evaluator import PipelineEvaluator
+from armd_scale.train.schedule_chunks import make_schedule_chunks
 from tests.support.hf_folders import CONFIGS, VOCAB, make_model, write_folder
 from tests.support.networks import batch_of
 from tests.support.precise import AllDouble
@@ -96,8 +97,8 @@ def nll_of(groups: ProcessGroupCollection, folder: str, names: list[str]) -> lis
         checkpoint = open_checkpoint(f"{folder}/{name}.armd")
         parallel = ParallelConfig(tensor=groups.tp.size(), pipeline=groups.pp.size())
         recipe = dataclasses.replace(checkpoint.recipe, parallel=parallel)
-        network = build_network(recipe, checkpoint, groups=groups, device=torch.device("cpu"))
-        scorer = PipelineEvaluator(network, make_chunks_for(network, network))
+        network = build_model(recipe, checkpoint, groups=groups, device=torch.device("cpu"))
+        scorer = PipelineEvaluator(network, make_schedule_chunks(network, network))
         results.append(scorer(left_to_right()).numpy())
     return results
 

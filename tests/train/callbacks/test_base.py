@@ -1,4 +1,4 @@
-"""When periodic tasks are due."""
+"""When callbacks are due."""
 
 from armd_scale.train.callbacks.base import is_due
 

@@ -1,4 +1,4 @@
-"""Saves of whole jobs: in the background as in the foreground, killed, rotten, refused a disk."""
+"""Saves of whole jobs: synchronous and asynchronous, killed, damaged, on a full disk."""
 
 import json
 import signal
@@ -19,6 +19,7 @@ from tests.support.cli import (
     launch,
     metrics,
     tiny_recipe,
+    train,
     write_recipe,
     write_text,
 )
@@ -34,7 +35,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def recipe_in(text: str, tmp_path: Path) -> Callable[..., Recipe]:
-    """Recipes of runs in folders of their own, for heads and batches that two ranks can share."""
+    """Make recipes of runs, each in its own folder, whose heads and batches two ranks can split."""
 
     def make(name: str, **changes: object) -> Recipe:
         (tmp_path / name).mkdir()
@@ -55,26 +56,26 @@ def start(recipe: Recipe, size: int, **limits: dict[int, int]) -> list[Command]:
 
 
 def finish(ranks: list[Command], seconds: float = 60) -> list[Finished]:
-    end = time.monotonic() + seconds
-    return [rank.finish(seconds=max(0.1, end - time.monotonic())) for rank in ranks]
+    deadline = time.monotonic() + seconds
+    return [rank.finish(seconds=max(0.1, deadline - time.monotonic())) for rank in ranks]
 
 
 def trained(recipe: Recipe, size: int) -> list[dict]:
-    """The metrics of a job that must come to its end."""
+    """Run a job, which must succeed, and return its metrics."""
     for done in finish(start(recipe, size)):
         assert done.status == 0, done.errors
     return metrics(recipe)
 
 
 def tensors_of(recipe: Recipe, step: int) -> dict[str, bytes]:
-    """A sound checkpoint's files of tensors."""
+    """The tensor files of a valid checkpoint."""
     folder = open_checkpoint(
         checkpoints_of(recipe) / f"step_{step:08d}", with_optimizer=True
     ).folder
     return {name: data for name, data in contents(folder).items() if name.endswith(".distcp")}
 
 
-def lines_of_saves(recipe: Recipe) -> list[dict]:
+def save_lines(recipe: Recipe) -> list[dict]:
     text = (Path(recipe.run.folder) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     return [line for line in lines if "checkpoint_seconds" in line]
@@ -84,7 +85,7 @@ def lines_of_saves(recipe: Recipe) -> list[dict]:
     ("size", "tensor", "zero_stage", "precision"),
     [(1, 1, 0, "fp32"), (1, 1, 1, "bf16"), (2, 1, 3, "fp32"), (4, 2, 2, "fp32")],
 )
-def test_a_save_in_the_background_holds_what_one_in_the_foreground_does(
+def test_an_asynchronous_save_writes_what_a_synchronous_one_does(
     recipe_in: Callable[..., Recipe], size: int, tensor: int, zero_stage: int, precision: str
 ) -> None:
     changes = {
@@ -94,69 +95,69 @@ def test_a_save_in_the_background_holds_what_one_in_the_foreground_does(
         "train__precision": precision,
         "checkpoint__every_steps": 3,  # and step 8, the last
     }
-    waited = recipe_in("waited", **changes)
-    beside = recipe_in("beside", checkpoint__asynchronous=True, **changes)
-    assert trained(beside, size) == trained(waited, size)
+    synchronous = recipe_in("synchronous", **changes)
+    asynchronous = recipe_in("asynchronous", checkpoint__asynchronous=True, **changes)
+    assert trained(asynchronous, size) == trained(synchronous, size)
     for step in (3, 6, 8):
-        assert tensors_of(beside, step) == tensors_of(waited, step)
-    for recipe in (waited, beside):
-        saves = lines_of_saves(recipe)
+        assert tensors_of(asynchronous, step) == tensors_of(synchronous, step)
+    for recipe in (synchronous, asynchronous):
+        saves = save_lines(recipe)
         assert [line["step"] for line in saves] == [3, 6, 8]
         assert all(line["checkpoint_seconds"] > 0 for line in saves)
         background = [line["checkpoint_background_seconds"] for line in saves]
-        assert all((seconds > 1e-3) == (recipe is beside) for seconds in background[:2])
+        assert all((seconds > 1e-3) == (recipe is asynchronous) for seconds in background[:2])
         assert sorted(p.name for p in checkpoints_of(recipe).iterdir()) == [
             "step_00000003", "step_00000006", "step_00000008",
         ]  # fmt: skip
 
 
-def test_a_save_that_is_due_waits_for_the_one_in_flight_and_says_so_once(
+def test_a_save_waits_for_the_pending_one_and_warns_once(
     recipe_in: Callable[..., Recipe],
 ) -> None:
     changes = {"checkpoint__every_steps": 1, "checkpoint__asynchronous": True}
     recipe = recipe_in("run", checkpoint__keep=9, **changes)
     trained(recipe, 1)
-    assert [line["step"] for line in lines_of_saves(recipe)] == list(range(1, 9))
+    assert [line["step"] for line in save_lines(recipe)] == list(range(1, 9))
     assert len(list(checkpoints_of(recipe).glob("step_*"))) == 8
     log = (Path(recipe.run.folder) / "log.txt").read_text()
-    assert log.count("and waits for it (said once)") == 1
+    assert log.count("is still being written; waiting (logged once)") == 1
 
 
-def hold_in_a_save(ranks: list[Command], victim: int, checkpoints: Path) -> Path:
-    """Stops a rank with a save under way that cannot end without it; returns the save's folder."""
+def stop_in_a_save(ranks: list[Command], victim: int, checkpoints: Path) -> Path:
+    """Stop a rank in a save that cannot complete without it; return the folder of the save."""
     ranks[0].wait_for(lambda: any(checkpoints.glob("step_*")))
     while True:
         ranks[0].wait_for(lambda: any(checkpoints.glob(".step_*.partial")))
         ranks[victim].send(signal.SIGSTOP)
-        time.sleep(0.5)  # what the others can do without it, they have done
+        time.sleep(0.5)  # the others have now done all they can without it
         if partial := list(checkpoints.glob(".step_*.partial")):
             return partial[0]
         ranks[victim].send(signal.SIGCONT)
 
 
 @pytest.mark.parametrize(("asynchronous", "victim"), [(True, 1), (True, 0), (False, 1)])
-def test_a_rank_killed_in_a_save_costs_the_steps_since_the_one_before(
+def test_after_a_kill_in_a_save_the_job_resumes_from_the_save_before(
     recipe_in: Callable[..., Recipe], asynchronous: bool, victim: int
 ) -> None:
     changes = {**TENSOR2, "checkpoint__asynchronous": asynchronous}
     killed = recipe_in("killed", train__steps=100_000, checkpoint__every_steps=2, **changes)
     checkpoints = checkpoints_of(killed)
     ranks = start(killed, 2)
-    partial = hold_in_a_save(ranks, victim, checkpoints)
-    sound = sorted(path.name for path in checkpoints.glob("step_*"))
+    partial = stop_in_a_save(ranks, victim, checkpoints)
+    valid = sorted(path.name for path in checkpoints.glob("step_*"))
     ranks[victim].send(signal.SIGKILL)
-    began = time.monotonic()
+    start_time = time.monotonic()
     other = ranks[1 - victim].finish(seconds=30)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start_time < 30
     assert other.status == EXIT_PEER_LOST, other.errors
     assert f"rank {victim} (process {ranks[victim].pid} on " in other.errors
     assert ranks[victim].finish().status == -signal.SIGKILL
     assert partial.is_dir()
-    assert sorted(path.name for path in checkpoints.glob("step_*")) == sound
-    newest = int(sound[-1][5:])
+    assert sorted(path.name for path in checkpoints.glob("step_*")) == valid
+    newest = int(valid[-1][5:])
     resumed = trained(bend(killed, {"train.steps": newest + 3}), 2)
     log = (Path(killed.run.folder) / "log.txt").read_text()
-    assert f"resumed from {checkpoints / sound[-1]}" in log
+    assert f"resumed from {checkpoints / valid[-1]}" in log
     assert not list(checkpoints.glob(".*"))
     never = {**changes, "checkpoint__every_steps": 0}
     assert resumed == trained(recipe_in("whole", train__steps=newest + 3, **never), 2)
@@ -173,28 +174,28 @@ def cut(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut])
-def test_a_job_goes_on_from_the_checkpoint_before_a_rotten_one(
+def test_a_job_resumes_from_the_checkpoint_before_a_damaged_one(
     recipe_in: Callable[..., Recipe], damage: Callable[[Path], None]
 ) -> None:
-    rotten = recipe_in("rotten", checkpoint__asynchronous=True, **TENSOR2)
-    trained(rotten, 2)
-    file = checkpoints_of(rotten) / "step_00000008" / "optimizer" / "__1_0.distcp"
+    damaged = recipe_in("damaged", checkpoint__asynchronous=True, **TENSOR2)
+    trained(damaged, 2)
+    file = checkpoints_of(damaged) / "step_00000008" / "optimizer" / "__1_0.distcp"
     damage(file)
-    longer = bend(rotten, {"train.steps": 10})
+    longer = bend(damaged, {"train.steps": 10})
     ranks = finish(start(longer, 2))
     assert [rank.status for rank in ranks] == [0, 0], ranks[0].errors
     for rank in ranks:
         assert str(file) in rank.errors
         assert "falling back to the previous checkpoint" in rank.errors
-    log = (Path(rotten.run.folder) / "log.txt").read_text()
-    assert f"resumed from {checkpoints_of(rotten) / 'step_00000004'}" in log
+    log = (Path(damaged.run.folder) / "log.txt").read_text()
+    assert f"resumed from {checkpoints_of(damaged) / 'step_00000004'}" in log
     whole = recipe_in("whole", train__steps=10, checkpoint__every_steps=0, **TENSOR2)
-    assert metrics(rotten) == trained(whole, 2)
-    open_checkpoint(file.parents[1], with_optimizer=True)  # written anew on the way
+    assert metrics(damaged) == trained(whole, 2)
+    open_checkpoint(file.parents[1], with_optimizer=True)  # it has been written again
 
 
 @pytest.mark.parametrize("full", [0, 1])
-def test_a_full_disk_in_the_background_is_every_rank_s_sentence(
+def test_a_full_disk_is_the_same_error_on_every_rank(
     recipe_in: Callable[..., Recipe], full: int
 ) -> None:
     recipe = recipe_in("run", checkpoint__asynchronous=True, train__steps=5, **TENSOR2)
@@ -212,3 +213,29 @@ def test_a_full_disk_in_the_background_is_every_rank_s_sentence(
     assert {name: data for name, data in after.items() if name.startswith("step_")} == before
     assert [line["step"] for line in metrics(recipe)][:5] == [1, 2, 3, 4, 5]
     assert trained(bend(recipe, {"train.steps": 5}), 2) == lines
+
+
+def test_saves_are_retried_until_the_folder_is_writable_again(text: str, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, text, train__steps=100_000, checkpoint__every_steps=40)
+    checkpoints = Path(recipe.run.folder) / "checkpoints"
+    log = Path(recipe.run.folder) / "log.txt"
+    command = Command(TRAIN, write_recipe(recipe, tmp_path / "recipe.yaml"), folder=tmp_path)
+    command.wait_for(lambda: (checkpoints / "step_00000040").is_dir())
+    checkpoints.rename(tmp_path / "away")
+    checkpoints.touch()
+    command.wait_for(lambda: "training continues and saves at the next interval" in log.read_text())
+    checkpoints.unlink()
+    (tmp_path / "away").rename(checkpoints)
+    num_saved = log.read_text().count("saved /")
+    command.wait_for(lambda: log.read_text().count("saved /") > num_saved)
+    command.send(signal.SIGTERM)
+    assert command.finish().status == 128 + signal.SIGTERM
+    lines = map(json.loads, (log.parent / "events.jsonl").read_text().splitlines())
+    failures = [line for line in lines if line["event"] == "save_failed"]
+    assert len(failures) >= 3
+    assert "Not a directory" in failures[0]["reason"] or "exists" in failures[0]["reason"]
+    assert "retrying in 3 s" in log.read_text()
+    steps = open_checkpoint(recipe.run.folder).state["step"]
+    (tmp_path / "whole").mkdir()
+    whole = tiny_recipe(tmp_path / "whole", text, train__steps=steps, checkpoint__every_steps=0)
+    assert metrics(recipe) == train(whole, tmp_path / "whole")

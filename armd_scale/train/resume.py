@@ -1,0 +1,157 @@
+"""Find the checkpoint that a run starts from, check that it fits the recipe, load its state."""
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+
+from armd_scale.checkpoint.load import Checkpoint, load_optimizer, open_checkpoint
+from armd_scale.checkpoint.store import list_checkpoints
+from armd_scale.config.resolve import ResolvedRecipe
+from armd_scale.errors import CheckpointError
+from armd_scale.log import get_logger
+from armd_scale.model.model_chunks import ModelChunks
+from armd_scale.optim.zero_engine import MOMENTS, OptimizerState
+from armd_scale.train.state import TrainState
+
+# Keys in which a run's model may differ from the one whose weights it starts from: they choose how
+# query rows start and which layers carry content, under all of which the layers compute the same.
+KEYS_FREE_WITH_INIT_FROM = frozenset(
+    {"init_from", "init_std", "two_stream_layers", "query", "upper_visibility", "max_anchor_gap"}
+    | {"prefix_width", "dropout"}
+)
+
+
+def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
+    """Open the checkpoint that `checkpoint.resume` selects; None for a fresh start.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or has a different model, or a fresh start was
+            requested in a run folder that already has checkpoints.
+    """
+    resume = recipe.checkpoint.resume
+    checkpoints = checkpoints_folder(recipe)
+    if resume == "never":
+        if list_checkpoints(checkpoints):
+            raise CheckpointError(
+                f"checkpoint.resume=never requires a run.folder without checkpoints ({checkpoints} "
+                "has some): choose another run.folder or remove them"
+            )
+        return None
+    if resume == "auto":
+        if not list_checkpoints(checkpoints):
+            return None
+        resume = str(checkpoints)
+    checkpoint = open_checkpoint(resume, with_optimizer=True)
+    _check_same_model(recipe, checkpoint)
+    return checkpoint
+
+
+def checkpoints_folder(recipe: ResolvedRecipe) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(recipe.run.folder) / "checkpoints"
+
+
+def latest_checkpoint_before(recipe: ResolvedRecipe, step: int) -> Checkpoint | None:
+    """Open the newest valid checkpoint of the run from before a step; None if there is none.
+
+    A checkpoint of the last good step itself is not good enough: the loss of a step is that of the
+    weights before it, so its own weights were never seen to give a good loss.
+    """
+    for folder in reversed(list_checkpoints(checkpoints_folder(recipe))):
+        try:
+            checkpoint = open_checkpoint(folder, with_optimizer=True)
+        except CheckpointError as error:
+            get_logger(__name__).warning("%s; falling back to the previous checkpoint", error)
+            continue
+        if checkpoint.state["step"] < step:
+            return checkpoint
+    return None
+
+
+def initial_checkpoint(recipe: ResolvedRecipe, resumed: Checkpoint | None) -> Checkpoint | None:
+    """Open the checkpoint whose weights the run starts from.
+
+    Args:
+        recipe: the run.
+        resumed: from `find_checkpoint`; it takes precedence over `model.init_from`.
+
+    Returns:
+        The checkpoint, or None for randomly initialized weights.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint at `model.init_from`, or the recipe's model
+            computes a different function with its weights.
+    """
+    if resumed is not None or recipe.model.init_from is None:
+        return resumed
+    checkpoint = open_checkpoint(recipe.model.init_from)
+    _check_same_function(recipe, checkpoint)
+    return checkpoint
+
+
+def load_train_state(
+    checkpoint: Checkpoint, network: ModelChunks, *, with_average: bool
+) -> tuple[TrainState, OptimizerState, dict[str, Tensor] | None]:
+    """Load the training state, the optimizer state and the averaged weights of a checkpoint.
+
+    Must be called before the network is given to an engine, which under ZeRO 3 leaves parameters
+    without the shapes that say how the saved tensors are split.
+
+    Args:
+        checkpoint: with optimizer state.
+        network: the model chunks of this rank.
+        with_average: load the averaged weights (EMA) if the checkpoint has them.
+
+    Returns:
+        The three; the average is None if it was not requested or not saved.
+
+    Raises:
+        CheckpointError: the checkpoint has no optimizer state, or its format is not supported.
+    """
+    # A run that newly requests an average resumes from a checkpoint that has none.
+    with_average = with_average and checkpoint.recipe.optim.ema_decay is not None
+    names = ["master", *MOMENTS, *(["average"] if with_average else [])]
+    sections = load_optimizer(checkpoint, names, network=network, groups=network.groups)
+    state = TrainState.from_json(checkpoint.state)
+    moments = {key: sections[key] for key in MOMENTS}
+    # Not `state.step`: AdamW corrects its bias by the updates it has made, without skipped steps.
+    optimizer = OptimizerState(num_updates=state.updates, master=sections["master"], moments=moments)
+    return state, optimizer, sections.get("average")
+
+
+def _check_same_function(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> None:
+    """Check that the recipe's model computes what the checkpoint's model does.
+
+    Equal shapes are not enough: with another rotary base or activation the same weights compute
+    noise, without an error anywhere.
+    """
+    ours, saved = dataclasses.asdict(recipe.model), dataclasses.asdict(checkpoint.recipe.model)
+    # Rotary positions have no parameters, so a longer text is not another function.
+    if not _shares_position_table(recipe, checkpoint):
+        ours["max_positions"] = saved["max_positions"]
+    for key in ours:
+        if key not in KEYS_FREE_WITH_INIT_FROM and ours[key] != saved[key]:
+            raise CheckpointError(
+                f"the recipe's model must compute the function that {checkpoint.folder} was "
+                f"trained to compute (model.{key} is {ours[key]}, in the checkpoint {saved[key]}): "
+                "fix the recipe or choose another model.init_from"
+            )
+
+
+def _shares_position_table(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> bool:
+    """Whether a learned table with a row per position is copied from the checkpoint."""
+    with_prefix = all("prefix" in each.model.query for each in (recipe, checkpoint.recipe))
+    return with_prefix or recipe.model.position_embedding == "learned_absolute"
+
+
+def _check_same_model(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> None:
+    ours, saved = dataclasses.asdict(recipe.model), dataclasses.asdict(checkpoint.recipe.model)
+    for key in ours:
+        # A run that started from other weights may drop that key: it has its own checkpoints now.
+        if key != "init_from" and ours[key] != saved[key]:
+            raise CheckpointError(
+                f"the recipe's model must be the model of {checkpoint.folder} (model.{key} is "
+                f"{ours[key]}, in the checkpoint {saved[key]}): fix the recipe or choose another "
+                "run.folder"
+            )

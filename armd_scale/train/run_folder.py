@@ -1,0 +1,76 @@
+"""The run folder, and what a run logs about itself before its first step."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from armd_scale.config.derived import accumulation_steps
+from armd_scale.config.resolve import ResolvedRecipe
+from armd_scale.errors import TrainingError
+from armd_scale.log import get_logger
+from armd_scale.metrics.events import EventLog
+from armd_scale.model.attention import sdpa_backend_name
+from armd_scale.parallel.environment import DistributedEnv
+from armd_scale.parallel.pipeline.partition import all_stages, format_partition, layer_costs
+from armd_scale.train.context import TrainingContext
+
+_PACKAGE = "armd_scale"
+
+
+@contextmanager
+def run_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> Iterator[EventLog]:
+    """Create the run folder and open its log.txt and events.jsonl, on rank 0; yield the event log.
+
+    Every log line of this package goes to log.txt until the block ends.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    if not environment.is_rank0:
+        yield EventLog()
+        return
+    folder = Path(recipe.run.folder)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "log.txt")
+    except OSError as error:
+        raise TrainingError(
+            f"run.folder must be writable ({folder}: {error.strerror}): fix its permissions or "
+            "choose another run.folder"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = get_logger(_PACKAGE)
+    if logger.level == logging.NOTSET:  # used as a library, whose caller has not configured it
+        logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    events = EventLog(folder)
+    try:
+        yield events
+    finally:
+        events.close()
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def log_setup(context: TrainingContext) -> None:
+    """Log the pipeline partition with its bubble, the attention kernel and the recomputation."""
+    recipe, groups = context.recipe, context.groups
+    logger = get_logger(__name__)
+    if recipe.parallel.pipeline > 1:
+        line = format_partition(
+            all_stages(recipe.model, recipe.parallel, seq_length=recipe.data.seq_length),
+            layer_costs(recipe.model, recipe.data.seq_length),
+            parallel=recipe.parallel,
+            num_micro_batches=accumulation_steps(recipe.train, groups.dp.size()),
+        )
+        logger.info("%s", line)
+    kernel = sdpa_backend_name(
+        heads=2 * recipe.model.heads // groups.tp.size(),  # both streams are folded into the heads
+        kv_heads=recipe.model.kv_heads // groups.tp.size(),
+        rows=recipe.data.seq_length,
+        head_dim=recipe.model.head_dim,
+        device=context.device,
+        dtype=context.dtype,
+    )
+    logger.info("causal attention by %s; recomputation: %s", kernel, recipe.train.recompute)
