@@ -249,5 +249,7 @@ def load_train_state(
     sections = load_optimizer(checkpoint, names, network=network, groups=network.groups)
     state = TrainState.from_json(checkpoint.state)
     moments = {key: sections[key] for key in MOMENTS}
-    optimizer = OptimizerState(num_updates=state.updates, master=sections["master"], moments=moments)
+    optimizer = OptimizerState(
+        num_updates=state.updates, master=sections["master"], moments=moments
+    )
     return state, optimizer, sections.get("average")
