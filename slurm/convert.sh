@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Turns pretrained AR weights into a checkpoint to train on from; one process, mostly memory:
+# Convert pretrained AR weights into a checkpoint that training can start from; one process, mostly memory:
 #
 #     sbatch slurm/convert.sh --hf models/llama-3.1-8b --output checkpoints/llama-3.1-8b
 #
-# From the project's root. Arguments are those of tools/convert_ar_to_armd.py, which checks that the
-# network still computes what the AR model does, and fails where it does not.
+# Run it in the project's root. The arguments are those of tools/convert_ar_to_armd.py, which checks that the
+# network computes the same as the AR model, and fails if it does not.
 #SBATCH --job-name=convert
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced by the batch scripts of this folder, which are submitted from the project's root: Slurm runs a
-# copy of them from elsewhere. Nothing here says where processes meet: the program reads that from
-# Slurm's variables (armd_scale/parallel/environment.py).
+# Sourced by the batch scripts of this folder. Paths are relative to the project's root, where the scripts
+# are submitted, because Slurm runs a copy of them from another folder. The rendezvous address needs no
+# variable here: the program derives it from Slurm's own variables (armd_scale/parallel/environment.py).
 set -u
 
 PYTHON=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
-# One file a process, in which restarts follow one another: job name, job, process.
+# One log file per process (job name, job, rank), to which restarts are appended.
 mkdir -p logs
 export LOG=logs/%x-%j-%t.log

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Likelihood of held-out text under one order; the processes share the windows:
+# Compute the likelihood of held-out text under one order; the ranks share the windows:
 #
 #     sbatch slurm/evaluate.sh --checkpoint runs/pretrain_1b --data data/valid --order strided:4 --json l4.json
 #
-# From the project's root. Arguments are those of tools/evaluate.py.
+# Run it in the project's root. The arguments are those of tools/evaluate.py.
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Joins the parts that preprocess_array.sh left and verifies the whole. That script submits this one; by
-# hand, for parts that are there already:
+# Merge the shards that preprocess_array.sh has written, and verify the result. That script submits this one.
+# To run it by hand for existing shards, in the project's root:
 #
 #     sbatch slurm/preprocess_merge.sh data/web 32
 #
@@ -16,10 +16,10 @@ source slurm/env.sh
 set -e
 
 output=$1 count=$2
-parts=()
-for ((part = 0; part < count; part++)); do
-    parts+=("$output.shard-$part-of-$count")
+shards=()
+for ((i = 0; i < count; i++)); do
+    shards+=("$output.shard-$i-of-$count")
 done
 
-srun "$PYTHON" tools/preprocess.py --output "$output" --merge "${parts[@]}"
+srun "$PYTHON" tools/preprocess.py --output "$output" --merge "${shards[@]}"
 srun "$PYTHON" tools/preprocess.py --verify "$output"

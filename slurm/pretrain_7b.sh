@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Pretrains the 7B on 64 GPUs, across time limits, preemptions and lost nodes:
+# Pretrain the 7B model on 64 GPUs, across time limits, preemptions and lost nodes:
 #
 #     sbatch slurm/pretrain_7b.sh [RECIPE.yaml] [section.key=value ...]
 #
-# From the project's root. Other resources go before the script: sbatch --nodes=16 --partition=P slurm/pretrain_7b.sh
+# Run it in the project's root. Options for other resources go first: sbatch --nodes=16 --partition=P slurm/pretrain_7b.sh
 #SBATCH --job-name=pretrain_7b
 #SBATCH --nodes=8
 #SBATCH --gpus-per-node=8
@@ -17,8 +17,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-# SIGUSR1 comes 300 s before the time limit: the step in hand and a save must fit. The job then goes back
-# to the queue and resumes, for as many limits as the run needs.
+# Slurm sends SIGUSR1 300 s before the time limit; the current step and a save must fit into that time. The
+# job is then requeued and resumes, as often as the run needs.
 source slurm/env.sh
 trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
 
@@ -28,10 +28,10 @@ if [[ ${1:-} == *.yaml ]]; then
     shift
 fi
 
-# Processes that lose another one end by themselves, with a sentence; --wait ends those that cannot.
-# --kill-on-bad-exit would end them in the middle of that, or of saving.
+# If one rank dies, the others log it and exit; --wait=60 kills any that cannot. --kill-on-bad-exit is off,
+# because it would kill them while they log the error or save.
 #
-# In a container of enroot and pyxis, between srun and the interpreter:
+# To run in a container with enroot and pyxis, insert between srun and the interpreter:
 #   --container-image=IMAGE.sqsh --container-mounts="$PWD" --container-workdir="$PWD"
 srun --kill-on-bad-exit=0 --wait=60 --output="$LOG" --open-mode=append \
     "$PYTHON" -m armd_scale.train "$recipe" "$@"

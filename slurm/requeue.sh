@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
-# bash slurm/requeue.sh STATUS SECONDS: puts the job whose batch script runs this back into the queue,
-# where it ended with STATUS after SECONDS and starting it again helps.
+# bash slurm/requeue.sh STATUS SECONDS
 #
-# 138: SIGUSR1 came, before the time limit or from `scancel --signal=USR1`, and the run is saved.
-# 75: a process was lost or hung. 134, 135, 137, 139: one was killed or crashed. What Slurm starts again by
-# itself (preemption, lost nodes), what a user cancelled and what failed with a sentence (2) is left alone.
+# Called at the end of a batch script that ran for SECONDS and ended with STATUS: requeues the job if running
+# it again helps. Statuses that are requeued:
+#
+# 138: SIGUSR1 was received, before the time limit or from `scancel --signal=USR1`; the checkpoint is saved.
+# 75: a rank was lost or hung.
+# 134, 135, 137, 139: a rank crashed or was killed (SIGABRT, SIGBUS, SIGKILL, SIGSEGV).
+#
+# Not requeued: jobs that Slurm requeues itself (preemption, lost nodes), jobs that a user cancelled, and jobs
+# that failed with an error message (status 2).
 status=$1 seconds=$2 restarts=${SLURM_RESTART_COUNT:-0}
 
 case $status in
     138) ;;
     75 | 134 | 135 | 137 | 139)
-        # A job that fails each time as soon as it starts is given up.
+        # Give up on a job that keeps failing within ten minutes of its start.
         [ "$seconds" -ge 600 ] || [ "$restarts" -lt 20 ] || exit 0
         ;;
     *) exit 0 ;;
 esac
-echo "status $status: starting again (restart $((restarts + 1)))"
+echo "status $status: requeueing (restart $((restarts + 1)))"
 scontrol requeue "$SLURM_JOB_ID"

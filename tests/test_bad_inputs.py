@@ -87,7 +87,7 @@ def test_an_empty_corpus(trained: Place, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     arguments = ("--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "out", "--no-eod")
     message = trained.refuses(PREPROCESS, "--input", tmp_path / "empty", *arguments)
-    assert f"{tmp_path / 'empty'} must name text, JSON lines" in message
+    assert f"{tmp_path / 'empty'} must contain text, JSON lines" in message
     (tmp_path / "empty" / "a.txt").write_text("")
     trained.refuses(PREPROCESS, "--input", tmp_path / "empty", *arguments)
     assert not [path for path in tmp_path.glob("out.*") if path.is_file()]
@@ -114,7 +114,7 @@ def test_truncated_tokens(place: Place) -> None:
     path = Path(f"{place.text}.bin")
     path.write_bytes(path.read_bytes()[:-6])
     message = place.refuses(TRAIN, place.file)
-    assert f"{path} is damaged (its index asks for" in message
+    assert f"{path} is damaged (by its index it must have" in message
     message = place.refuses(PREPROCESS, "--verify", place.text)
     assert str(path) in message
 

@@ -1,4 +1,4 @@
-"""Times tools/preprocess.py on a file of JSON lines against encoding alone, and another command."""
+"""Time tools/preprocess.py on a JSON lines file, against encoding alone and another command."""
 
 import argparse
 import json
@@ -23,29 +23,29 @@ example:
 
 
 def main() -> None:
-    """Runs all of them in turn, some times over, and prints the median seconds as JSON."""
+    """Run all of them in turn, several times, and print the median seconds as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, help="a .jsonl file with the key text")
     parser.add_argument("--tokenizer", required=True, help="folder with a tokenizer.json")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each (default: 5)")
     parser.add_argument("--against", metavar="COMMAND", help="another command to time")
     args = parser.parse_args()
     with Path(args.input).open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     tokenizer = Tokenizer.from_file(f"{args.tokenizer}/tokenizer.json")
-    timed: dict[str, Callable[[], object]] = {
+    contestants: dict[str, Callable[[], object]] = {
         "preprocess": lambda: _preprocess(args.input, args.tokenizer, args.workers),
         "encode_batch_fast": lambda: tokenizer.encode_batch_fast(texts),
     }
     if args.against:
-        timed["against"] = lambda: _run(shlex.split(args.against))
-    # In turn, so that a change of the machine's load meets all of them.
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+        contestants["against"] = lambda: _run(shlex.split(args.against))
+    # In turn, so that a change in the load of the machine affects all of them alike.
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.runs):
-        for name, call in timed.items():
+        for name, call in contestants.items():
             start = time.perf_counter()
             call()
             seconds[name].append(round(time.perf_counter() - start, 2))
@@ -54,10 +54,10 @@ def main() -> None:
     print(json.dumps({"megabytes": megabytes, "median_seconds": medians, "seconds": seconds}))
 
 
-def _preprocess(source: str, tokenizer: str, workers: int) -> None:
+def _preprocess(path: str, tokenizer: str, workers: int) -> None:
     tool = str(Path(__file__).with_name("preprocess.py"))
     with tempfile.TemporaryDirectory() as folder:
-        files = ["--input", source, "--output", f"{folder}/out", "--tokenizer", tokenizer]
+        files = ["--input", path, "--output", f"{folder}/out", "--tokenizer", tokenizer]
         _run([sys.executable, tool, *files, "--workers", str(workers)])
 
 

@@ -1,1 +1,1 @@
-"""Jobs on a cluster: submitted, started again where that helps, and on record."""
+"""Jobs on a cluster: submit them, requeue them, record how they were launched."""

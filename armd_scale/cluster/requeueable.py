@@ -1,9 +1,9 @@
-"""Work that submitit starts again after a time limit or a preemption.
+"""A submitit task that is requeued after a time limit or preemption until it finishes.
 
-submitit announces both by a signal, upon which it asks the work for what to run next
-(`checkpoint`), puts the job back into the queue and ends the process at once. Training answers the
-same signal by finishing its step and saving, which takes a while. So it goes first, and hands the
-signal on when it is done.
+submitit announces both with a signal. Its own handler asks the task what to run next
+(`checkpoint`), requeues the job and ends the process immediately. Training reacts to the same
+signal by finishing its step and saving a checkpoint, which takes a while. So training handles the
+signal first, and the task raises it again for submitit when training is done.
 """
 
 import os
@@ -17,18 +17,23 @@ from armd_scale.errors import ArmdError
 
 
 class RequeueableTask:
-    """Calls `run` as submitit's task does, again and again until it ends by itself.
+    """A task that runs again after every requeue until it finishes by itself.
 
     Args:
-        run: does the work and resumes what it finds unfinished; returns an exit status, 128 + the
-            signal's number where one stopped it. Pickled by its name.
+        run: does the work, and resumes if an earlier run left it unfinished. Returns an exit
+        status:
+            128 + the signal's number if a signal stopped it. It is pickled by its name.
     """
 
     def __init__(self, run: Callable[[], int]) -> None:
         self.run = run
 
     def __call__(self) -> None:
-        """Runs; a status other than 0 becomes the process's, and submitit's way of requeueing."""
+        """Run the task in a process of the job.
+
+        Raises:
+            SystemExit: with the status of the task, if it is not 0.
+        """
         _export_torchrun_env()
         try:
             status = self.run()
@@ -36,30 +41,36 @@ class RequeueableTask:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         if status == 128 + _preempt_signal():
-            signal.raise_signal(_preempt_signal())  # does not return on the task that requeues
+            # submitit's handler requeues the job and exits; only the task of rank 0 does this. In
+            # the other tasks the handler returns, and they exit with the status below.
+            signal.raise_signal(_preempt_signal())
         if status != 0:
             raise SystemExit(status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What to run after requeueing: the same, which resumes."""
+        """Return what submitit runs after the requeue: the same task, which resumes."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 def _preempt_signal() -> signal.Signals:
-    """The signal by which submitit announces that the job must end."""
+    """Return the signal with which submitit announces that the job must end."""
     return signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
 
 
 def _export_torchrun_env() -> None:
-    """Describes a job on this machine as torchrun would; srun describes its own."""
-    here = submitit.JobEnvironment()
-    if here.cluster != "local":
+    """Set the variables that torchrun would set, for a job on this machine.
+
+    On Slurm srun has set its own variables, which the program reads.
+    """
+    environment = submitit.JobEnvironment()
+    if environment.cluster != "local":
         return
-    place = {
-        "RANK": here.global_rank,
-        "WORLD_SIZE": here.num_tasks,
-        "LOCAL_RANK": here.local_rank,
+    variables = {
+        "RANK": environment.global_rank,
+        "WORLD_SIZE": environment.num_tasks,
+        "LOCAL_RANK": environment.local_rank,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": 10_000 + int(here.job_id) % 20_000,
+        # All processes of a job must agree on a port, and concurrent jobs must differ.
+        "MASTER_PORT": 10_000 + int(environment.job_id) % 20_000,
     }
-    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update({name: str(value) for name, value in variables.items()})

@@ -1,4 +1,4 @@
-"""Jobs through submitit, on Slurm or on this machine: submitted, followed, cancelled."""
+"""Submit, follow and cancel jobs through submitit, on Slurm or on this machine."""
 
 import itertools
 import subprocess
@@ -13,145 +13,168 @@ from submitit.core.utils import FailedJobError
 from armd_scale.cluster.requeueable import RequeueableTask
 from armd_scale.errors import TrainingError
 
+# Runs at the end of the batch script, as in the scripts of slurm/. submitit itself requeues only
+# after its signal, not after a lost or crashed process.
 REQUEUE_COMMAND = "bash slurm/requeue.sh $? $SECONDS"
+# submitit gives up after this many time limits. Its default of 3 would end a run of weeks.
 MAX_REQUEUES = 10_000
+# How Slurm describes a job that will still run or write to its log.
+_ACTIVE_STATES = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks for, and where."""
+    """Resources of a job, and the cluster it runs on."""
 
     cluster: str = "slurm"
-    """`slurm`, or `local`: processes of this machine."""
+    """`slurm`, or `local`: processes on this machine."""
     nodes: int = 1
     tasks_per_node: int = 8
-    """Processes on a node, one a GPU."""
+    """Number of processes on a node, one per GPU."""
     gpus_per_node: int = 8
     cpus_per_task: int = 8
     hours: float = 24.0
-    """Time limit; a job that meets it is saved and requeued."""
+    """Time limit in hours; a job that reaches it saves a checkpoint and is requeued."""
     grace_seconds: int = 300
-    """How long before the limit it is told: a step and a save must fit."""
+    """Seconds between the signal and the time limit; a step and a save must fit."""
     slurm: Sequence[str] = ()
-    """Other options of sbatch, as `partition=gpu` or `exclusive`."""
+    """Other options of sbatch, such as `partition=gpu` or `exclusive`."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job: what to run, and the run's folder, which takes submitit's files and logs too."""
+    """One job."""
 
     run: Callable[[], int]
+    """Does the work; see `RequeueableTask`."""
     name: str
+    """Name of the job."""
     folder: Path
+    """The run's folder; submitit's files and logs go to `submitit/` in it."""
 
 
 def sweep(choices: Sequence[str]) -> list[tuple[str, ...]]:
-    """All combinations of `section.key=a,b,c`, as overrides: one tuple a run.
+    """Return all combinations of `section.key=a,b,c`, as overrides: one tuple per run.
 
     Raises:
-        TrainingError: a choice of another form.
+        TrainingError: a choice does not have this form.
     """
     axes = []
     for choice in choices:
         key, equals, values = choice.partition("=")
         if not equals or not all(values.split(",")):
             raise TrainingError(
-                f"a sweep must be written section.key=value,value,..., got {choice}: name the key "
-                "and what it shall be"
+                f"a sweep must be written section.key=value,value,..., got {choice}: give the key "
+                "and its values"
             )
         axes.append([f"{key}={value}" for value in values.split(",")])
     return list(itertools.product(*axes))
 
 
 def submit(
-    works: Sequence[JobSpec], resources: Resources, *, sequential: bool
+    specs: Sequence[JobSpec], resources: Resources, *, sequential: bool
 ) -> list[submitit.Job]:
-    """Submits jobs; on this machine they run to their ends one after another.
+    """Submit jobs to Slurm, or run them on this machine one after another.
 
     Args:
-        works: the jobs.
-        resources: of each of them.
-        in_turn: each waits until the one before it has done its work.
+        specs: the jobs.
+        resources: resources of each job.
+        sequential: whether each job starts only after the one before it has succeeded.
+
+    Returns:
+        The submitted jobs. On this machine all of them have finished.
 
     Raises:
-        TrainingError: there is no Slurm here, or it refuses the job; a job here did not finish.
+        TrainingError: Slurm is not installed here or rejects a job, or a job on this machine
+        failed.
     """
     jobs: list[submitit.Job] = []
-    for work in works:
+    for spec in specs:
         after = jobs[-1].job_id if sequential and jobs else None
-        job = _submit(work, resources, after)
+        job = _submit(spec, resources, after)
         jobs.append(job)
         if resources.cluster == "local":
             follow(job)
+            # submitit writes the result file when the task returns, and not after a SystemExit,
+            # with which a task reports that it failed.
             if not job.paths.result_pickle.exists():
-                raise TrainingError(
-                    f"the job must do its work to the end, and ended before: see {job.paths.stderr}"
-                )
+                raise TrainingError(f"the job failed before it finished: see {job.paths.stderr}")
     return jobs
 
 
 def follow(job: submitit.Job) -> None:
-    """Prints the log of a job's first process as it grows, until the job has ended."""
-    shown = 0
+    """Print the log of a job's first process as it grows, until the job has ended."""
+    num_printed = 0
     while True:
-        is_over = state(job) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING")
+        # Before the log is read: what the job wrote until its end is then printed in the last
+        # round.
+        has_ended = state(job) not in _ACTIVE_STATES
         log = job.paths.stderr
         if log.exists():
             text = log.read_text(errors="replace")
-            print(text[shown:], end="", flush=True)
-            shown = len(text)
-        if is_over:
+            print(text[num_printed:], end="", flush=True)
+            num_printed = len(text)
+        if has_ended:
             return
         time.sleep(1)
 
 
 def state(job: submitit.Job) -> str:
-    """Where a job is: Slurm's word for it, or ENDED where Slurm no longer knows it."""
+    """Return the state of a job in Slurm's words; ENDED if Slurm has forgotten the job."""
     if not isinstance(job, submitit.SlurmJob):
         return job.state
+    # Not SlurmJob.state: it asks sacct, which needs an accounting database that many clusters lack.
     command = ["squeue", "--noheader", "--format=%T", f"--jobs={job.job_id}", "--states=all"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "ENDED"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "ENDED"
 
 
 def cancel(job: submitit.Job) -> None:
-    """Ends a job; one that has ended is left alone. It saves first."""
+    """Cancel a job, which saves a checkpoint first; does nothing if the job has ended."""
     subprocess.run(["scancel", job.job_id], check=False)
 
 
 def jobs_of(folder: Path) -> list[submitit.SlurmJob]:
-    """The jobs on Slurm that were submitted for a run, oldest first."""
-    numbers = {path.name.split("_")[0] for path in _files(folder).glob("*_submitted.pkl")}
-    return [submitit.SlurmJob(_files(folder), number) for number in sorted(numbers, key=int)]
+    """Return the Slurm jobs that were submitted for a run, oldest first.
+
+    Args:
+        folder: the run's folder.
+    """
+    # submitit names its files JOB_submitted.pkl, or JOB_0_submitted.pkl for a task of an array.
+    job_ids = {path.name.split("_")[0] for path in _submitit_folder(folder).glob("*_submitted.pkl")}
+    return [
+        submitit.SlurmJob(_submitit_folder(folder), job_id) for job_id in sorted(job_ids, key=int)
+    ]
 
 
-def _files(folder: Path) -> Path:
+def _submitit_folder(folder: Path) -> Path:
     return folder / "submitit"
 
 
-def _submit(work: JobSpec, resources: Resources, after: str | None) -> submitit.Job:
+def _submit(spec: JobSpec, resources: Resources, after: str | None) -> submitit.Job:
+    """Submit one job, to start after the job with the id `after` has succeeded."""
     try:
-        return _executor(work, resources, after).submit(RequeueableTask(work.run))
+        return _make_executor(spec, resources, after).submit(RequeueableTask(spec.run))
     except FailedJobError as error:
-        said = str(error).strip().splitlines()[0]
+        message = str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"Slurm must accept the job, and answered '{said}': ask for other resources"
+            f"Slurm rejected the job ('{message}'): request other resources"
         ) from error
 
 
-def _executor(work: JobSpec, resources: Resources, after: str | None) -> submitit.Executor:
+def _make_executor(spec: JobSpec, resources: Resources, after: str | None) -> submitit.Executor:
     if resources.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
         raise TrainingError(
-            "submitting to Slurm needs sbatch and srun on PATH, and they are not there: run this "
-            "on a login node, or add --cluster local"
+            "submitting to Slurm needs sbatch and srun, which are not on PATH: run this on a login "
+            "node, or add --cluster local"
         )
-    folder = _files(work.folder)
+    folder = _submitit_folder(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(
         folder, cluster=resources.cluster, slurm_max_num_timeout=MAX_REQUEUES
     )
     executor.update_parameters(
-        name=work.name,
+        name=spec.name,
         nodes=resources.nodes,
         tasks_per_node=resources.tasks_per_node,
         gpus_per_node=resources.gpus_per_node,
@@ -166,6 +189,8 @@ def _executor(work: JobSpec, resources: Resources, after: str | None) -> submiti
         executor.update_parameters(
             slurm_signal_delay_s=resources.grace_seconds,
             slurm_teardown=[REQUEUE_COMMAND],
+            # As in the scripts of slurm/: ranks that lose another rank log that and exit by
+            # themselves; srun kills those that have not 60 s after the first exit.
             slurm_srun_args=["--kill-on-bad-exit=0", "--wait=60"],
             slurm_additional_parameters={"requeue": True, **options},
             slurm_dependency=None if after is None else f"afterok:{after}",

@@ -1,1 +1,1 @@
-"""Corpus to token shards, and token shards to the batches that a model is trained on."""
+"""From a corpus to token shards, and from token shards to the batches that a model trains on."""

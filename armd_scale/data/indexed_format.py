@@ -1,9 +1,18 @@
 """Megatron's `.bin`/`.idx` format, byte for byte as its `IndexedDatasetBuilder` writes it.
 
-`.bin` is the tokens of all documents on end, in one width, without a header. `.idx` is
-little-endian: magic, u64 version 1, u8 dtype code, u64 sequences, u64 documents + 1, then i32
-sequence lengths, i64 byte offsets and i64 document bounds (as sequence numbers). Everything here
-is streamed: memory does not grow with the corpus.
+`.bin` holds the tokens of all documents one after another, in one integer width, without a header.
+`.idx` is little-endian:
+
+    9 bytes   magic
+    u64       version, 1
+    u8        code of the token width
+    u64 S     number of sequences (here every document is one sequence)
+    u64 D     number of documents + 1
+    i32[S]    length of each sequence in tokens
+    i64[S]    offset of each sequence in `.bin`, in bytes
+    i64[D]    document indices: the first sequence of each document, and S at the end
+
+Everything is streamed, so memory does not grow with the corpus.
 """
 
 import hashlib
@@ -12,117 +21,138 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, TypeAlias, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armd_scale.errors import ShardError
 
+IntDType: TypeAlias = np.dtype[Any]
+
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-# Megatron's codes of the integer widths; floats and bytes are not token ids.
+# Megatron's codes of the integer widths. Its codes for floats and bytes are not token ids.
 DTYPES = {3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_CHUNK_BYTES = 4 << 20
-_CHUNK_SEQUENCES = 1 << 19
+_VERSION = 1
+_BLOCK_BYTES = 4 << 20
+_SEQUENCES_PER_BLOCK = 1 << 19
 
 
 @final
 @dataclass(frozen=True)
 class Header:
-    """What the first 34 bytes of an `.idx` file say."""
+    """The first 34 bytes of an `.idx` file."""
 
-    dtype: np.dtype
+    dtype: IntDType
     num_sequences: int
     num_document_indices: int
 
     @property
     def idx_bytes(self) -> int:
-        """Size that the whole `.idx` file must have (without Megatron's optional modes)."""
+        """Size of the whole `.idx` file, without the modes of Megatron's multimodal format."""
+        # Per sequence an i32 length and an i64 offset, per document index an i64.
         return HEADER.size + 12 * self.num_sequences + 8 * self.num_document_indices
 
 
 @final
 @dataclass(frozen=True)
 class IndexedPart:
-    """Some documents on end: a file of tokens, and their lengths, i32 from an offset of another."""
+    """Some consecutive documents: a file of tokens and a list of document lengths.
+
+    Attributes:
+        bin_path: the tokens.
+        lengths_path: file with the document lengths as int32.
+        lengths_offset: position of the first length in that file, in bytes.
+        num_documents: number of documents.
+    """
 
     bin_path: Path
     lengths_path: Path
     lengths_offset: int
     num_documents: int
 
-    def lengths(self) -> Iterator[np.ndarray]:
-        """The documents' lengths in tokens, int32, some at a time."""
+    def lengths(self) -> Iterator[NDArray[np.int32]]:
+        """Yield the documents' lengths in tokens, a block of them at a time."""
         with self.lengths_path.open("rb") as file:
             file.seek(self.lengths_offset)
-            for start in range(0, self.num_documents, _CHUNK_SEQUENCES):
-                count = min(_CHUNK_SEQUENCES, self.num_documents - start)
+            for start in range(0, self.num_documents, _SEQUENCES_PER_BLOCK):
+                count = min(_SEQUENCES_PER_BLOCK, self.num_documents - start)
                 yield np.frombuffer(file.read(4 * count), np.int32)
 
 
-def dtype_for(vocab_size: int) -> np.dtype:
-    """Width of a token: u16 below 65,500 ids and i32 from there on, as Megatron chooses."""
+def dtype_for(vocab_size: int) -> IntDType:
+    """Return the token width that Megatron chooses: u16 below 65,500 ids, i32 from there on."""
     return np.dtype(np.uint16 if vocab_size < 65_500 else np.int32)
 
 
 def read_header(idx_path: Path) -> Header:
-    """The header of an `.idx` file.
+    """Read the header of an `.idx` file.
 
     Raises:
-        ShardError: the file is not one.
+        ShardError: it is not an index file, or of another version or token type.
     """
     with idx_path.open("rb") as file:
         head = file.read(HEADER.size)
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise ShardError(f"{idx_path} is not a Megatron index file: build the shards again")
-    _, version, code, num_sequences, num_bounds = HEADER.unpack(head)
-    if version != 1 or code not in DTYPES:
+    _, version, code, num_sequences, num_document_indices = HEADER.unpack(head)
+    if version != _VERSION or code not in DTYPES:
         raise ShardError(
-            f"{idx_path} must be of version 1 with integer tokens, but has version {version} and "
-            f"dtype code {code}: build the shards again"
+            f"{idx_path} must have version {_VERSION} and integer tokens, but has version "
+            f"{version} and dtype code {code}: build the shards again"
         )
-    return Header(np.dtype(DTYPES[code]), num_sequences, num_bounds)
+    return Header(np.dtype(DTYPES[code]), num_sequences, num_document_indices)
 
 
 def write_bin(path: Path, parts: Iterable[IndexedPart]) -> str:
-    """Writes the tokens of the parts on end; returns the sha256 of the file."""
-    return _write(path, (chunk for part in parts for chunk in _chunks(part.bin_path)))
+    """Write the tokens of all parts into one `.bin` file; return its SHA-256."""
+    return _write(path, (block for part in parts for block in _blocks(part.bin_path)))
 
 
-def write_idx(path: Path, parts: Sequence[IndexedPart], *, dtype: np.dtype) -> str:
-    """Writes the index of the parts, each document one sequence; returns the sha256 of the file."""
-    return _write(path, _index_chunks(parts, dtype))
+def write_idx(path: Path, parts: Sequence[IndexedPart], *, dtype: IntDType) -> str:
+    """Write the `.idx` file of all parts, one sequence per document; return its SHA-256."""
+    return _write(path, _index_blocks(parts, dtype))
 
 
-def _index_chunks(parts: Sequence[IndexedPart], dtype: np.dtype) -> Iterator[bytes]:
+def _index_blocks(parts: Sequence[IndexedPart], dtype: IntDType) -> Iterator[bytes]:
+    """Yield the content of an `.idx` file.
+
+    The format stores all lengths before all offsets, so the lengths are read twice instead of kept
+    in memory.
+    """
     num_documents = sum(part.num_documents for part in parts)
-    yield HEADER.pack(MAGIC, 1, _CODES[dtype.type], num_documents, num_documents + 1)
-    yield from (chunk.tobytes() for part in parts for chunk in part.lengths())
+    yield HEADER.pack(MAGIC, _VERSION, _CODES[dtype.type], num_documents, num_documents + 1)
+    yield from (lengths.tobytes() for part in parts for lengths in part.lengths())
     offset = 0
     for part in parts:
         for lengths in part.lengths():
+            # int64 before the sum: the offsets of a corpus over 2 GiB do not fit in int32.
             ends = offset + np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
             yield np.concatenate([[offset], ends[:-1]]).astype(np.int64).tobytes()
             offset = int(ends[-1])
-    for start in range(0, num_documents + 1, _CHUNK_SEQUENCES):
-        stop = min(start + _CHUNK_SEQUENCES, num_documents + 1)
+    # Every document is one sequence, so the document indices count up.
+    for start in range(0, num_documents + 1, _SEQUENCES_PER_BLOCK):
+        stop = min(start + _SEQUENCES_PER_BLOCK, num_documents + 1)
         yield np.arange(start, stop, dtype=np.int64).tobytes()
 
 
-def _write(path: Path, chunks: Iterable[bytes]) -> str:
+def _write(path: Path, blocks: Iterable[bytes]) -> str:
+    """Write a file and sync it to the disk; return its SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
+        for block in blocks:
+            digest.update(block)
+            file.write(block)
         file.flush()
-        # The rename that follows must not reach the disk before the content does.
+        # The file is renamed after this. Without the sync a power failure could keep the rename but
+        # lose the content, and the final name would stand for an empty file.
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+        while block := file.read(_BLOCK_BYTES):
+            yield block

@@ -1,53 +1,69 @@
-"""Token shards opened for reading, and the check that finds truncation and bit rot."""
+"""Open token shards for reading, and verify them against truncation and changed bits."""
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from typing import Any, TypeAlias, final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from armd_scale.data.indexed_format import HEADER, Header, read_header
+from armd_scale.data.indexed_format import HEADER, Header, IntDType, read_header
 from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ShardError
 from armd_scale.files import sha256_file
 
-_CHUNK_TOKENS = 1 << 22
-_CHUNK_SEQUENCES = 1 << 19
+IntArray: TypeAlias = NDArray[Any]
+
+_TOKENS_PER_BLOCK = 1 << 22
+_SEQUENCES_PER_BLOCK = 1 << 19
 
 
 @final
 class IndexedTokens:
-    """The tokens of a pair as one stream; made by `open_shards`, and pickled as its prefix.
+    """The tokens of a .bin/.idx dataset as one stream; see `open_shards`.
+
+    Pickles as its prefix: a copy in another process opens the files itself.
 
     Attributes:
-        prefix: of the files.
-        manifest: None for a pair that came without one.
-        num_tokens: in all documents.
-        num_documents: documents.
-        document_starts: int64 [num_documents], place of each document's first token.
+        prefix: prefix of the files.
+        manifest: the manifest; None for a dataset without one.
+        num_tokens: number of tokens in all documents.
+        num_documents: number of documents.
+        document_starts: position of each document's first token, int64 [num_documents].
     """
 
     def __init__(self, prefix: str) -> None:
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
+        # Imported here: it imports torch, which preprocessing workers do not need.
+        from megatron.core.datasets.indexed_dataset import (  # pyright: ignore[reportMissingTypeStubs]
+            IndexedDataset,
+        )
 
         header = _check_files(prefix)
         self.prefix = prefix
         self.manifest: Manifest | None = load_manifest(prefix)
-        # Kept for as long as we are: its arrays are views of a mapping that it closes when it goes.
-        self._dataset = IndexedDataset(prefix)
+        # Kept for the lifetime of this object: its arrays are views of a memory mapping that it
+        # closes when it is deleted.
+        self._dataset: Any = IndexedDataset(prefix)
         self._dtype = header.dtype
-        ends = np.cumsum(self._dataset.sequence_lengths, dtype=np.int64)
+        ends: NDArray[np.int64] = np.cumsum(self._dataset.sequence_lengths, dtype=np.int64)
         self.num_tokens = int(ends[-1])
-        firsts = self._dataset.document_indices[:-1]
-        self.document_starts: np.ndarray = np.concatenate([[0], ends])[firsts]
+        # Elsewhere a document may consist of several sequences, so its start is looked up from the
+        # index of its first sequence.
+        first_sequences = self._dataset.document_indices[:-1]
+        self.document_starts: NDArray[np.int64] = np.concatenate([[0], ends])[first_sequences]
         self.num_documents = len(self.document_starts)
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        """A copy of `count` tokens from place `start` on, int64, across documents."""
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """Return a copy of `count` tokens from position `start` on, across document borders.
+
+        Returns:
+            Token ids, int64 [count].
+        """
         assert 0 <= start <= start + count <= self.num_tokens, (start, count, self.num_tokens)
-        # The format has no gaps between sequences, which opening has checked at both ends.
+        # The position in the stream is the position in the file, because the format has no gaps
+        # between sequences: _check_files has compared the end of the last one with the file size.
         offset = start * self._dtype.itemsize
         tokens = self._dataset.bin_reader.read(dtype=self._dtype.type, count=count, offset=offset)
         return tokens.astype(np.int64)
@@ -57,22 +73,23 @@ class IndexedTokens:
 
 
 def open_shards(prefix: str | Path) -> IndexedTokens:
-    """Opens PREFIX.bin and PREFIX.idx after a check that costs no reading of tokens.
+    """Open PREFIX.bin and PREFIX.idx, after a check that reads no tokens.
 
     Raises:
-        ShardError: a file is missing, of another kind, truncated, or without tokens.
+        ShardError: a file is missing, not of this format, truncated, or contains no tokens.
     """
     return IndexedTokens(str(prefix))
 
 
 def verify(prefix: str | Path) -> Manifest | None:
-    """Reads everything and compares it with itself and with the manifest.
+    """Read all of a dataset and check it for consistency and against its manifest.
 
     Returns:
-        the manifest; without one no bit rot can be found that leaves the tokens in range.
+        The manifest; None for a dataset without one. Then only damage that leaves the format or the
+        range of tokens is found.
 
     Raises:
-        ShardError: the first thing that is wrong.
+        ShardError: the first error found.
     """
     prefix = str(prefix)
     header = _check_files(prefix, may_be_empty=True)
@@ -80,130 +97,136 @@ def verify(prefix: str | Path) -> Manifest | None:
     if manifest is not None:
         for kind in ("idx", "bin"):
             if sha256_file(Path(f"{prefix}.{kind}")) != manifest.sha256[kind]:
-                raise _corrupt_error(
-                    f"{prefix}.{kind}", "its sha256 is not the one in the manifest"
-                )
+                raise _corrupt_error(f"{prefix}.{kind}", "its sha256 differs from the manifest")
     _check_index(prefix, header)
     _check_tokens(prefix, header, manifest)
     if manifest is not None:
-        _check_counts(prefix, header, manifest)
+        _check_manifest(prefix, header, manifest)
     return manifest
 
 
 def _check_files(prefix: str, *, may_be_empty: bool = False) -> Header:
-    """The header, once the sizes of both files agree with it."""
+    """Return the header of the index, once the sizes of both files agree with it."""
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     for path in (bin_path, idx_path):
         if not path.is_file():
-            split = Path(f"{prefix}_train.bin").is_file()
+            has_splits = Path(f"{prefix}_train.bin").is_file()
             raise ShardError(
                 f"{path} does not exist: "
                 + (
-                    f"give {prefix}_train or another side of the split"
-                    if split
+                    f"give {prefix}_train or another split of this corpus"
+                    if has_splits
                     else "check the prefix, or build the shards with tools/preprocess.py"
                 )
             )
     header = read_header(idx_path)
-    size = idx_path.stat().st_size
-    # Megatron's multimodal index has one more byte a sequence at its end.
-    if size not in (header.idx_bytes, header.idx_bytes + header.num_sequences):
-        raise _corrupt_error(idx_path, f"it must have {header.idx_bytes} bytes, but has {size}")
-    num_bytes = _bin_bytes(idx_path, header)
-    if bin_path.stat().st_size != num_bytes:
+    idx_bytes = idx_path.stat().st_size
+    # Megatron's multimodal index has one more byte per sequence at its end.
+    if idx_bytes not in (header.idx_bytes, header.idx_bytes + header.num_sequences):
         raise _corrupt_error(
-            bin_path, f"its index asks for {num_bytes} bytes, but it has {bin_path.stat().st_size}"
+            idx_path, f"it must have {header.idx_bytes} bytes, but has {idx_bytes}"
         )
-    if not num_bytes and not may_be_empty:
+    expected_bytes, bin_bytes = _bin_bytes(idx_path, header), bin_path.stat().st_size
+    if bin_bytes != expected_bytes:
+        raise _corrupt_error(
+            bin_path, f"by its index it must have {expected_bytes} bytes, but has {bin_bytes}"
+        )
+    if not expected_bytes and not may_be_empty:
         raise ShardError(
-            f"{prefix} holds no tokens: build the shards from a corpus with text in it"
+            f"{prefix} contains no tokens: build the shards from a corpus with text in it"
         )
     return header
 
 
 def _bin_bytes(idx_path: Path, header: Header) -> int:
-    """Where the last sequence ends."""
+    """Return the end of the last sequence, which is the size of the .bin file."""
     if not header.num_sequences:
         return 0
     lengths, offsets, _ = _index_arrays(idx_path, header)
     return int(offsets[-1]) + int(lengths[-1]) * header.dtype.itemsize
 
 
-def _index_arrays(idx_path: Path, header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lengths, offsets and document bounds, mapped from the file."""
-    count, at = header.num_sequences, HEADER.size
-    arrays: list[np.ndarray] = []
+def _index_arrays(idx_path: Path, header: Header) -> tuple[IntArray, IntArray, IntArray]:
+    """Map the lengths, offsets and document indices from the file."""
+    num_sequences, offset = header.num_sequences, HEADER.size
+    arrays: list[IntArray] = []
     for dtype, length in (
-        (np.int32, count),
-        (np.int64, count),
+        (np.int32, num_sequences),
+        (np.int64, num_sequences),
         (np.int64, header.num_document_indices),
     ):
-        # An empty range cannot be mapped.
+        # np.memmap cannot map an empty range.
         array = (
-            np.memmap(idx_path, dtype, "r", at, (length,)) if length else np.empty(0, dtype=dtype)
+            np.memmap(idx_path, dtype, "r", offset, (length,))
+            if length
+            else np.empty(0, dtype=dtype)
         )
         arrays.append(array)
-        at += array.nbytes
+        offset += array.nbytes
     return arrays[0], arrays[1], arrays[2]
 
 
 def _check_index(prefix: str, header: Header) -> None:
+    """Check that the arrays of the index are consistent, block by block."""
     idx_path = Path(f"{prefix}.idx")
-    lengths, offsets, bounds = _index_arrays(idx_path, header)
-    end = 0
-    for start in range(0, header.num_sequences, _CHUNK_SEQUENCES):
-        some = np.asarray(lengths[start : start + _CHUNK_SEQUENCES], np.int64)
-        ends = end + np.cumsum(some) * header.dtype.itemsize
-        expected = np.concatenate([[end], ends[:-1]])
-        if some.min() < 0 or (offsets[start : start + _CHUNK_SEQUENCES] != expected).any():
+    lengths, offsets, document_indices = _index_arrays(idx_path, header)
+    # Each offset must be the end of the sequence before; the sum is carried from block to block.
+    end_offset = 0
+    for start in range(0, header.num_sequences, _SEQUENCES_PER_BLOCK):
+        block = np.asarray(lengths[start : start + _SEQUENCES_PER_BLOCK], np.int64)
+        ends = end_offset + np.cumsum(block) * header.dtype.itemsize
+        expected = np.concatenate([[end_offset], ends[:-1]])
+        if block.min() < 0 or (offsets[start : start + _SEQUENCES_PER_BLOCK] != expected).any():
             raise _corrupt_error(idx_path, "its offsets do not follow from its lengths")
-        end = int(ends[-1])
+        end_offset = int(ends[-1])
+    # Document indices must not decrease, start at 0 and end at the number of sequences.
     last = -1
-    for start in range(0, header.num_document_indices, _CHUNK_SEQUENCES):
-        some = np.asarray(bounds[start : start + _CHUNK_SEQUENCES])
-        if some[0] < last or (np.diff(some) < 0).any():
-            raise _corrupt_error(idx_path, "its document bounds are not in order")
-        last = int(some[-1])
-    if not header.num_document_indices or bounds[0] != 0 or last != header.num_sequences:
+    for start in range(0, header.num_document_indices, _SEQUENCES_PER_BLOCK):
+        block = np.asarray(document_indices[start : start + _SEQUENCES_PER_BLOCK])
+        if block[0] < last or (np.diff(block) < 0).any():
+            raise _corrupt_error(idx_path, "its document indices are not in order")
+        last = int(block[-1])
+    if not header.num_document_indices or document_indices[0] != 0 or last != header.num_sequences:
         raise _corrupt_error(idx_path, "its documents do not cover its sequences")
 
 
 def _check_tokens(prefix: str, header: Header, manifest: Manifest | None) -> None:
-    limit = manifest.vocab_size if manifest is not None else math.inf
-    for start, tokens in _token_chunks(Path(f"{prefix}.bin"), header.dtype):
-        wrong = np.flatnonzero((tokens < 0) | (tokens >= limit))
-        if wrong.size:
-            where = start + int(wrong[0])
+    """Check that every token is in the vocabulary (without a manifest: that none is negative)."""
+    vocab_size = manifest.vocab_size if manifest is not None else math.inf
+    for start, tokens in _token_blocks(Path(f"{prefix}.bin"), header.dtype):
+        invalid = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+        if invalid.size:
+            first = int(invalid[0])
             raise _corrupt_error(
                 f"{prefix}.bin",
-                f"token {where} is {tokens[wrong[0]]}, outside the vocabulary of {limit}",
+                f"token {start + first} is {tokens[first]}, outside the vocabulary of {vocab_size}",
             )
 
 
-def _token_chunks(bin_path: Path, dtype: np.dtype) -> Iterator[tuple[int, np.ndarray]]:
+def _token_blocks(bin_path: Path, dtype: IntDType) -> Iterator[tuple[int, IntArray]]:
+    """Yield blocks of tokens, each with the position of its first token."""
     start = 0
     with bin_path.open("rb") as file:
-        while data := file.read(_CHUNK_TOKENS * dtype.itemsize):
+        while data := file.read(_TOKENS_PER_BLOCK * dtype.itemsize):
             tokens = np.frombuffer(data, dtype)
             yield start, tokens
             start += tokens.size
 
 
-def _check_counts(prefix: str, header: Header, manifest: Manifest) -> None:
-    tokens = Path(f"{prefix}.bin").stat().st_size // header.dtype.itemsize
-    there = (header.num_document_indices - 1, tokens, header.dtype.name)
-    noted = (manifest.documents, manifest.tokens, manifest.dtype)
-    if there != noted:
+def _check_manifest(prefix: str, header: Header, manifest: Manifest) -> None:
+    """Check the counts and the tokenizer of the manifest."""
+    num_tokens = Path(f"{prefix}.bin").stat().st_size // header.dtype.itemsize
+    actual = (header.num_document_indices - 1, num_tokens, header.dtype.name)
+    recorded = (manifest.documents, manifest.tokens, manifest.dtype)
+    if actual != recorded:
         raise _corrupt_error(
             f"{prefix}.json",
-            f"it notes {noted} documents, tokens and dtype, but the pair has {there}",
+            f"it records {recorded} documents, tokens and dtype, but the files have {actual}",
         )
-    found = load_tokenizer(manifest.tokenizer_folder(prefix)).fingerprint
-    if found != manifest.tokenizer.fingerprint:
-        raise _corrupt_error(
-            manifest.tokenizer_folder(prefix), "it is not the tokenizer that made the shards"
-        )
+    folder = manifest.tokenizer_folder(prefix)
+    if load_tokenizer(folder).fingerprint != manifest.tokenizer.fingerprint:
+        raise _corrupt_error(folder, "it is not the tokenizer that the shards were made with")
 
 
-def _corrupt_error(path: str | Path, what: str) -> ShardError:
-    return ShardError(f"{path} is damaged ({what}): copy it again or build the shards again")
+def _corrupt_error(path: str | Path, reason: str) -> ShardError:
+    return ShardError(f"{path} is damaged ({reason}): copy it again or build the shards again")

@@ -1,8 +1,8 @@
-"""The micro-batches of one data parallel rank, from the number of samples consumed alone.
+"""The micro-batches of one data parallel rank, from the number of consumed samples alone.
 
-Step after step, the samples of a global batch are consecutive, and rank r of R takes the r-th of R
-equal parts, micro-batch by micro-batch. Worker processes only compute ahead: with any number of
-them, or none, the batches are the same.
+The samples of a global batch have consecutive indices, step after step. Rank r of R takes the r-th
+of R equal parts of each global batch, micro-batch by micro-batch. Worker processes only compute
+ahead: with any number of them, or none, the batches are the same.
 """
 
 import os
@@ -21,26 +21,27 @@ from armd_scale.data.sample_stream import SampleStream, collate
 from armd_scale.errors import ArmdError, TrainingError
 
 PREFETCH_FACTOR = 4
+"""Number of batches that each worker computes ahead."""
 
 
 @dataclass(frozen=True)
 class MicroBatchRequest:
-    """A micro-batch that is yet to be made."""
+    """A micro-batch that is still to be made."""
 
     step: int
     """Optimizer step it belongs to."""
     samples: range
-    """Numbers of its samples."""
+    """Indices of its samples in the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataParallelShare:
-    """What one data parallel rank takes of every global batch."""
+    """The part of every global batch that one data parallel rank takes."""
 
     micro_batch: int
-    """Samples of one forward pass."""
+    """Samples in one forward pass."""
     global_batch: int
-    """Samples of one optimizer step, over all ranks."""
+    """Samples in one optimizer step, over all ranks."""
     rank: int = 0
     """Data parallel rank."""
     size: int = 1
@@ -51,28 +52,33 @@ class DataParallelShare:
         assert 0 <= self.rank < self.size, self
 
     def requests(self, step: int, first_sample: int) -> Iterator[MicroBatchRequest]:
-        """This rank's micro-batches from `step` on, for ever; `first_sample` opens that step."""
-        own = self.global_batch // self.size
+        """Yield this rank's micro-batches from `step` on, without end.
+
+        Args:
+            step: optimizer step of the first micro-batch.
+            first_sample: index of the first sample of that step, over all ranks.
+        """
+        num_own = self.global_batch // self.size
         while True:
-            begin = first_sample + self.rank * own
-            for first in range(begin, begin + own, self.micro_batch):
+            start = first_sample + self.rank * num_own
+            for first in range(start, start + num_own, self.micro_batch):
                 yield MicroBatchRequest(step, range(first, first + self.micro_batch))
             step, first_sample = step + 1, first_sample + self.global_batch
 
 
 class MicroBatchLoader:
-    """The micro-batches of one rank, for ever: `for batch in MicroBatches(...)`.
+    """The micro-batches of one rank, without end: `for batch in MicroBatchLoader(...)`.
 
-    Each `iter()` starts again at `consumed_samples`, with worker processes of its own, which end
-    when the iterator is closed or dropped. While it runs it raises ShardError for what a sample
-    raises, in workers too, and TrainingError for a worker that died.
+    Each `iter()` starts again at `consumed_samples`, with worker processes of its own, which exit
+    when the iterator is closed or deleted. Iterating raises ShardError for an error in a sample,
+    also in a worker, and TrainingError if a worker dies.
 
     Args:
         stream: the samples.
-        share: what this rank takes of them.
-        consumed_samples: samples of all ranks before the first one here.
+        share: the part of them that this rank takes.
+        consumed_samples: number of samples, over all ranks, before the first one here.
         first_step: optimizer step of the first one here.
-        workers: processes that work ahead; 0: none, batches are made when asked for.
+        workers: number of processes that compute ahead; 0: batches are made when they are needed.
     """
 
     def __init__(
@@ -84,37 +90,40 @@ class MicroBatchLoader:
         first_step: int = 0,
         workers: int = 0,
     ) -> None:
-        self._stream, self._share, self._workers = stream, share, workers
+        self._stream, self._share, self._num_workers = stream, share, workers
         self._consumed_samples, self._first_step = consumed_samples, first_step
 
     def __iter__(self) -> Generator[ArmdBatch, None, None]:
         requests = self._share.requests(self._first_step, self._consumed_samples)
-        maker = _MicroBatchDataset(self._stream)
-        if self._workers:
-            made = _in_workers(maker, requests, self._workers)
+        dataset = _MicroBatchDataset(self._stream)
+        if self._num_workers:
+            batches = _load_in_workers(dataset, requests, self._num_workers)
         else:
-            made = (maker[request] for request in requests)
-        # Closed here and now, whatever ends the iteration: if workers were left to the garbage
-        # collector, it would tear down their queues first and then wait seconds for each.
-        with closing(made):
-            for batch in made:
+            batches = (dataset[request] for request in requests)
+        # Closed here, however the iteration ends. The garbage collector would tear down the queues
+        # to the workers before the workers, and then wait seconds for each of them.
+        with closing(batches):
+            for batch in batches:
                 if isinstance(batch, ArmdError):
                     raise batch
                 yield batch
 
 
 class _MicroBatchDataset(Dataset[ArmdBatch | ArmdError]):
-    """Makes requested micro-batches, in this process or in a worker."""
+    """Makes micro-batches, in this process or in a worker."""
 
     def __init__(self, stream: SampleStream) -> None:
         self._stream, self._process = stream, os.getpid()
 
     def __getitem__(self, request: MicroBatchRequest) -> ArmdBatch | ArmdError:
-        """The micro-batch, or the error that whoever asked for it should raise.
+        """Return the micro-batch, or the error that the loader should raise.
 
-        DataLoader would raise it with a worker's traceback in its text; users get one sentence.
+        If it were raised here, DataLoader would raise it again in the trainer with the worker's
+        traceback as its text; a user's error is one sentence.
         """
         try:
+            # Workers are forked with the trainer's open files. File offsets are shared between such
+            # copies, so each worker opens the files for itself when it makes its first batch.
             if self._process != os.getpid():
                 self._stream.reopen()
                 self._process = os.getpid()
@@ -123,81 +132,97 @@ class _MicroBatchDataset(Dataset[ArmdBatch | ArmdError]):
             return error
 
 
-def _in_workers(
-    maker: _MicroBatchDataset, requests: Iterator[MicroBatchRequest], count: int
+def _load_in_workers(
+    dataset: _MicroBatchDataset, requests: Iterator[MicroBatchRequest], num_workers: int
 ) -> Generator[ArmdBatch | ArmdError, None, None]:
-    """What `maker` makes of each request, computed by `count` processes some batches ahead."""
+    """Yield the micro-batch of each request, computed some batches ahead by worker processes.
+
+    Raises:
+        TrainingError: a worker died.
+    """
     loader = DataLoader(
-        maker,
-        sampler=requests,  # pyright: ignore[reportArgumentType] - any iterator will do
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=count,
+        dataset,
+        # The requests take the place of indices: DataLoader passes whatever its sampler yields to
+        # dataset[...], and returns the results in that order.
+        sampler=requests,  # pyright: ignore[reportArgumentType] - typed as Iterable, used as such
+        batch_size=None,  # the dataset makes whole batches itself
+        collate_fn=_identity,  # the default would convert and copy the batch
+        num_workers=num_workers,
         prefetch_factor=PREFETCH_FACTOR,
         worker_init_fn=_worker_init_fn,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or iter() would draw from the run's global generator
+        # Without a generator, iter() draws the workers' seeds from the global generator of the run,
+        # and a run with workers would no longer equal one without.
+        generator=torch.Generator(),
     )
-    workers = _start_without_sigchld_handler(loader)
+    batches = _start_without_sigchld_handler(loader)
     failure = None
     while failure is None:
         try:
-            batch = next(workers)
+            batch = next(batches)
         except (RuntimeError, EOFError, OSError) as error:
             if not _is_worker_death(error):
                 raise
             failure = str(error) or type(error).__name__
         else:
             yield batch
-    # Raised outside the handler, so that no traceback keeps the other workers.
-    del workers
+    # Raised outside the except block: there the traceback of the caught error would keep the
+    # DataLoader's iterator, and with it the other workers, alive.
+    del batches
     raise TrainingError(
-        f"data loading processes must live as long as the run, got '{failure}': "
-        "check that memory suffices and resume, with data.workers=0 if it happens again"
+        f"a data loading process died ('{failure}'): check that there is enough memory and resume, "
+        "with data.workers=0 if it happens again"
     )
 
 
 def _is_worker_death(error: Exception) -> bool:
-    """Whether DataLoader raised this for a worker that died, not for what one raised.
+    """Return whether DataLoader raised this because a worker died.
 
-    Death is noticed either by a look at the process or by a connection that breaks in mid-transfer.
+    It notices a death either when it checks the processes ("exited unexpectedly") or because a
+    connection breaks while a batch is transferred. An error that a worker raised while it was alive
+    has "Caught ... in DataLoader worker process" in its text.
     """
-    broken = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
-    return "exited unexpectedly" in str(error) or (broken and "Caught" not in str(error))
+    is_broken = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
+    return "exited unexpectedly" in str(error) or (is_broken and "Caught" not in str(error))
 
 
 def _start_without_sigchld_handler(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Starts the workers, without the signal handler that DataLoader brings along.
+    """Start the workers and remove the signal handler that DataLoader installs.
 
-    When a worker dies, that handler raises wherever the program happens to be: within an optimizer
-    step, within a save. The check in next() finds the death too, in seconds.
+    When a worker dies, that handler raises an exception at whatever line the program is just
+    executing, such as inside an optimizer step or a save. The check in next() also finds the death,
+    within seconds, at a point where nothing is half done.
     """
-    before = signal.getsignal(signal.SIGCHLD)
-    workers = iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    # Python allows only the main thread to set handlers, and only there DataLoader has set one.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
-    return workers
+        signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
-def _unchanged(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _worker_init_fn(worker: int) -> None:
-    """Sets up the signals of a worker process.
+def _worker_init_fn(worker_id: int) -> None:
+    """Set up the signals of a worker process.
 
-    Ctrl-C and a scheduler's SIGTERM go to every process of a job, but it is the trainer that
-    answers them: it finishes its step and saves, for which it still needs batches. So a worker
-    ignores both, except for a SIGTERM from its own parent, which is how Python ends its children.
+    Ctrl-C and the SIGTERM of a scheduler reach every process of a job, but the trainer handles
+    them: it finishes its step and saves, and needs more batches for that. So a worker ignores both,
+    except for a SIGTERM of its own parent, which is how Python ends its child processes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        # A Python signal handler does not learn who sent the signal, but sigwaitinfo does. It needs
+        # the signal blocked and a thread that waits for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()
 
 
 def _exit_on_parent_sigterm(parent: int) -> None:
-    """Waits for a SIGTERM that comes from the parent, and ends the process."""
+    """Wait for a SIGTERM of the parent process, then exit."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
+    # sys.exit would only end this thread.
     os._exit(0)

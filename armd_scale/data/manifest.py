@@ -1,4 +1,4 @@
-"""The manifest beside a pair of shards: counts, digests, source files, tokenizer."""
+"""The manifest PREFIX.json beside a .bin/.idx dataset: counts, checksums, sources, tokenizer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any, final
 from armd_scale.errors import ShardError
 
 VERSION = 1
-# Names kept of what was skipped; the count is always complete.
+# Skipped documents that are described one by one; their count is always complete.
 MAX_EXAMPLES = 20
 
 
 @final
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """The tokenizer of a pair; `folder` is relative to the manifest's own folder."""
+    """The tokenizer of a dataset; `folder` is relative to the folder of the manifest."""
 
     kind: str
     fingerprint: str
@@ -26,7 +26,7 @@ class TokenizerRecord:
 @final
 @dataclass(frozen=True)
 class SourceRecord:
-    """One input file, by the name that the command gave it, and its size in bytes."""
+    """An input file: its path as the command found it, and its size in bytes."""
 
     path: str
     size: int
@@ -35,20 +35,20 @@ class SourceRecord:
 @final
 @dataclass(frozen=True)
 class Skipped:
-    """What could not be read: how many, and the first of them as `file:line: reason`."""
+    """Documents that could not be read: how many, and the first ones as `file:line: reason`."""
 
     count: int = 0
     examples: tuple[str, ...] = ()
 
     def plus(self, other: "Skipped") -> "Skipped":
-        """Both, this one first."""
+        """Return the sum; the examples of this one come first."""
         return Skipped(self.count + other.count, (self.examples + other.examples)[:MAX_EXAMPLES])
 
 
 @final
 @dataclass(frozen=True)
 class SplitRecord:
-    """Which side of a split the pair is, and the fractions of all sides as they were written."""
+    """Which split a dataset is (train, valid or test), and the fractions as the user wrote them."""
 
     split_name: str
     fractions: tuple[str, ...]
@@ -57,7 +57,7 @@ class SplitRecord:
 @final
 @dataclass(frozen=True)
 class ShardIndex:
-    """The pair holds the `index`-th of `count` contiguous parts of the corpus."""
+    """Shard `index` of `count`, from 0; shards are contiguous parts of a corpus."""
 
     index: int
     count: int
@@ -66,61 +66,66 @@ class ShardIndex:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that is known of a pair besides its tokens."""
+    """Everything known about a dataset besides its tokens."""
 
     documents: int
     tokens: int
     text_bytes: int
-    """UTF-8 bytes of the documents, so that nats per token turn into bits per byte."""
+    """UTF-8 bytes of the documents, used to convert nats per token to bits per byte."""
     cut_documents: int
-    """Documents over the size limit, which were cut at line ends into several."""
+    """Number of documents over the size limit, which were split into several."""
     vocab_size: int
     eod: int | None
-    """Token that ends every document; None where none was added."""
+    """Token at the end of every document; None if none was added."""
     dtype: str
+    """NumPy name of the width of a token in the .bin file."""
     tokenizer: TokenizerRecord
     sha256: Mapping[str, str]
-    """Hex digests under `bin` and `idx`."""
+    """Hex checksums of the files, under `bin` and `idx`."""
     sources: tuple[SourceRecord, ...]
     skipped: Skipped
-    """Of the whole input, on every side of a split."""
+    """In the whole input; every split of a corpus says the same."""
     ignored: Mapping[str, int]
-    """Files that a folder held and no reader is known for, counted by extension."""
+    """Number of files in input folders that no reader is known for, by suffix."""
     split: SplitRecord | None
     shard: ShardIndex | None
     plan: str
-    """Digest of the inputs and arguments; parts of one corpus share it."""
+    """Digest of the inputs and arguments, equal in all shards of a corpus."""
     version: int = VERSION
 
     def save(self, path: Path) -> None:
-        """Writes JSON with one key a line."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write the manifest as JSON, one key per line."""
+        path.write_text(json.dumps(_to_mapping(self), indent=1) + "\n", encoding="utf-8")
 
     def tokenizer_folder(self, prefix: str | Path) -> Path:
-        """Where the tokenizer of the pair at `prefix` lies."""
+        """Return the folder of the tokenizer of the dataset at `prefix`."""
         return Path(prefix).parent / self.tokenizer.folder
 
 
-def split_prefix(prefix: str, side: str) -> str:
-    """Prefix of the pair of a side of a split; the prefix itself for the empty side."""
-    return f"{prefix}_{side}" if side else prefix
+def split_prefix(prefix: str, split_name: str) -> str:
+    """Return the prefix of a split; the prefix itself for the empty name of an unsplit dataset."""
+    return f"{prefix}_{split_name}" if split_name else prefix
 
 
 def existing_splits(prefix: str) -> dict[str, str]:
-    """Prefixes by side of what is there at `prefix`: one pair, or those of a split.
+    """Find the datasets at `prefix`: one dataset, or those of a split.
+
+    Returns:
+        Prefixes by split name; the name is empty for an unsplit dataset.
 
     Raises:
-        ShardError: neither is.
+        ShardError: there are none.
     """
+    # The unsplit dataset first: PREFIX itself is the more direct reading of what the user typed.
     for split_names in (("",), ("train", "valid", "test")):
-        pairs = {side: split_prefix(prefix, side) for side in split_names}
-        there = {
-            side: dataset
-            for side, dataset in pairs.items()
+        prefixes = {name: split_prefix(prefix, name) for name in split_names}
+        existing = {
+            name: dataset
+            for name, dataset in prefixes.items()
             if any(Path(dataset + suffix).exists() for suffix in (".bin", ".idx", ".json"))
         }
-        if there:
-            return there
+        if existing:
+            return existing
     raise ShardError(
         f"neither {prefix}.idx nor {prefix}_train.idx exists: check the prefix, or build the "
         "shards with tools/preprocess.py"
@@ -128,39 +133,42 @@ def existing_splits(prefix: str) -> dict[str, str]:
 
 
 def manifest_path(prefix: str | Path) -> Path:
-    """PREFIX.json."""
+    """Return PREFIX.json."""
     return Path(f"{prefix}.json")
 
 
 def load_manifest(prefix: str | Path) -> Manifest | None:
-    """The manifest of the pair at `prefix`; None for a pair that came without one.
+    """Load the manifest of a dataset; None for one without, as other programs write it.
 
     Raises:
-        ShardError: the file is there but is not a manifest.
+        ShardError: the file exists but is not a manifest.
     """
     path = manifest_path(prefix)
+    # A missing file is normal (datasets of other programs), a file that is not a manifest is not.
     try:
         return _from_mapping(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    # KeyError and TypeError: missing or unknown keys, which the dataclasses below report.
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShardError(
-            f"{path} must be the manifest of a pair of shards, but is not ({error!r}): build the "
-            "shards again, or remove it to read the pair without"
+            f"{path} must be the manifest of token shards, but is not ({error!r}): build the "
+            "shards again, or delete it to read them without a manifest"
         ) from error
 
 
 def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> Manifest:
-    """The manifest of all parts together, that of a single run but for the digests.
+    """Return the manifest of all shards together, as a single run writes it, without checksums.
 
     Args:
-        manifests: of all parts, in order.
-        tokenizer_folder: its new place, relative to the new manifest.
+        manifests: of all shards, in order.
+        tokenizer_folder: folder of the tokenizer, relative to the merged manifest.
     """
     first = manifests[0]
     skipped = Skipped()
     for manifest in manifests:
         skipped = skipped.plus(manifest.skipped)
+    # Each shard lists the sources and ignored files of the whole corpus, so these are not summed.
     return replace(
         first,
         documents=sum(m.documents for m in manifests),
@@ -174,11 +182,22 @@ def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> 
     )
 
 
+def _to_mapping(manifest: Manifest) -> dict[str, Any]:
+    mapping = asdict(manifest)
+    if manifest.split is not None:
+        # `side` is the key of format version 1, which existing shards have.
+        mapping["split"] = {
+            "side": manifest.split.split_name,
+            "fractions": manifest.split.fractions,
+        }
+    return mapping
+
+
 def _from_mapping(mapping: dict[str, Any]) -> Manifest:
     if mapping["version"] != VERSION:
-        raise ValueError(f"version {mapping['version']}, known is {VERSION}")
+        raise ValueError(f"version {mapping['version']}; this program reads version {VERSION}")
     skipped, split, shard = mapping["skipped"], mapping["split"], mapping["shard"]
-    records = {
+    records: dict[str, Any] = {
         "tokenizer": TokenizerRecord(**mapping["tokenizer"]),
         "sources": tuple(SourceRecord(**source) for source in mapping["sources"]),
         "skipped": Skipped(skipped["count"], tuple(skipped["examples"])),

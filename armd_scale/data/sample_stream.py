@@ -1,8 +1,9 @@
-"""All samples of a run, by number.
+"""All samples of a run, by index.
 
-Sample k is: a source (`blend`), a window of it (`window_of`), the order of k's step (`order_at`)
-and blocks (`draw_blocks`). None of these remembers anything, so a sample is the same whoever asks
-for it, and when: on any number of processes, in a longer run, after a resume.
+Sample k is a source (`blend`), a window of it (`shuffled_index`), the order policy of k's step
+(`OrderPolicy.at_step`) and generation blocks (`sample_blocks`). Each of these is a pure function,
+so a sample is the same whoever asks for it and when: on any number of processes, in a longer run,
+after a resume.
 """
 
 from collections.abc import Sequence
@@ -26,23 +27,32 @@ class Sample:
 
     tokens: Int64[np.ndarray, " P"]
     block: Int32[np.ndarray, " P"]
+    """Generation block of each token; 0: given."""
     lengths: tuple[int, ...]
-    """Lengths of its documents, in tokens."""
+    """Lengths of the window's documents, in tokens."""
     index: int
-    """Number of the sample in its run."""
+    """Index of the sample in the run."""
 
 
 def draw_sample(
     windows: Windows, window: int, *, order: OrderPolicy, seed: int, index: int
 ) -> Sample:
-    """A window under an order, as sample `index`."""
+    """Draw the blocks of a window.
+
+    Args:
+        windows: where the window is read from.
+        window: index of the window.
+        order: the order policy.
+        seed: seed of the draw.
+        index: index of the sample in the run, which with the seed decides the draw.
+    """
     lengths = windows.lengths(window)
     block = sample_blocks(order, seed=seed, sample_index=index, lengths=lengths)
     return Sample(windows.window(window), block, lengths, index)
 
 
 def collate(samples: Sequence[Sample]) -> ArmdBatch:
-    """The micro-batch of some samples."""
+    """Make the micro-batch of some samples."""
     return make_batch(
         np.stack([sample.tokens for sample in samples]),
         np.stack([sample.block for sample in samples]),
@@ -52,13 +62,13 @@ def collate(samples: Sequence[Sample]) -> ArmdBatch:
 
 
 class SampleStream:
-    """All samples of a run, by number.
+    """All samples of a run, by index.
 
     Args:
-        sources: windows of each source.
-        weights: their shares of the samples.
-        order: the recipe's order.
-        seed: the run's seed, of both the order of windows and the drawn blocks.
+        sources: the windows of each source.
+        weights: shares of the sources in the samples.
+        order: the order section of the recipe.
+        seed: the run's seed, for the order of the windows and for the blocks.
     """
 
     def __init__(
@@ -73,20 +83,22 @@ class SampleStream:
         self._order, self._seed = order, seed
 
     def sample(self, index: int, *, step: int) -> Sample:
-        """Sample `index` of the run, ordered as optimizer step `step` asks.
+        """Return sample `index` of the run, drawn under the order policy of optimizer step `step`.
 
         Raises:
-            ShardError: a token that the model does not know.
+            ShardError: a token is outside the model's vocabulary.
         """
         source_index, sample_in_source = blend(self._weights, index)
         source = self._sources[source_index]
-        epoch, sample_in_source = divmod(sample_in_source, source.num_windows)
-        window = shuffled_index(self._seed, epoch, sample_in_source, source.num_windows)
+        # Every source has epochs of its own: a small one is repeated while a large one is not.
+        epoch, position = divmod(sample_in_source, source.num_windows)
+        window = shuffled_index(self._seed, epoch, position, source.num_windows)
         order = self._order.at_step(step)
+        # The draw uses the index in the run, not the window, so that each epoch draws new blocks.
         return draw_sample(source, window, order=order, seed=self._seed, index=index)
 
     def reopen(self) -> None:
-        """Opens all files anew, as a forked process should."""
+        """Open all files again; a forked process must do this before it reads."""
         for source in self._sources:
             source.reopen()
 
@@ -94,17 +106,24 @@ class SampleStream:
 def open_sample_stream(
     data: DataConfig, *, order: OrderPolicy, seed: int, vocab_size: int | None = None
 ) -> SampleStream:
-    """The training samples of a recipe.
+    """Open the training samples of a recipe.
+
+    Args:
+        data: the data section of the recipe.
+        order: the order section of the recipe.
+        seed: the run's seed.
+        vocab_size: vocabulary size of the model, checked in every window; None: not checked.
 
     Raises:
-        ShardError: a source that is missing, damaged or shorter than a window.
+        ShardError: a source is missing, damaged or shorter than a window.
     """
     if isinstance(data.train, str):
-        shares = [(data.train, 1.0)]
+        weighted_paths = [(data.train, 1.0)]  # with one source any weight gives the same samples
     else:
-        shares = [(part.path, part.weight) for part in data.train]
+        weighted_paths = [(source.path, source.weight) for source in data.train]
     sources = [
         TokenWindows(path, data.seq_length, packing=data.packing, vocab_size=vocab_size)
-        for path, _ in shares
+        for path, _ in weighted_paths
     ]
-    return SampleStream(sources, [weight for _, weight in shares], order=order, seed=seed)
+    weights = [weight for _, weight in weighted_paths]
+    return SampleStream(sources, weights, order=order, seed=seed)

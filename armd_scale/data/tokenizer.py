@@ -1,7 +1,7 @@
-"""Tokenizers behind one small protocol: sentencepiece models and HF `tokenizers` files.
+"""Tokenizers behind one small protocol: sentencepiece models and Hugging Face `tokenizers` files.
 
-`transformers` is not needed: a folder's `tokenizer.json` holds everything that encoding takes, and
-leaving the rest out lets a preprocessing worker start in a tenth of a second.
+`transformers` is not used: `tokenizer.json` contains everything that encoding needs, and without
+that import a preprocessing worker starts in a tenth of a second.
 """
 
 import hashlib
@@ -12,45 +12,54 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armd_scale.errors import TokenizerError
+
+IntArray: TypeAlias = NDArray[np.int32]
 
 TRAIN_PREFIX = "train:sentencepiece:"
 SENTENCEPIECE_FILE = "tokenizer.model"
 HF_FILE = "tokenizer.json"
-# Read, where present, for the names of the special tokens, and copied beside the shards.
-_HF_SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+# Files beside tokenizer.json, both optional, that name the special tokens.
+_HF_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+# Tried in this order for a folder that names no special tokens.
 _COMMON_EOS_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _COMMON_BOS_TOKENS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
-# Sentencepiece writes blanks as this character, so the character itself would come back as a blank.
-_SPACE_MARK = "\u2581"
+# Sentencepiece replaces spaces by this character ("metaspace") and decodes it as a space again. So
+# where a text contains the character itself, it would come back as a space.
+_METASPACE = "\u2581"
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to token ids and back; ids are below `vocab_size`."""
+    """Converts text to token ids and back; all ids are below `vocab_size`."""
 
     kind: str
+    """`sentencepiece` or `hf`."""
     vocab_size: int
     eod: int | None
+    """Id of the end-of-sequence token, which ends documents."""
     bos: int | None
+    """Id of the beginning-of-sequence token."""
     fingerprint: str
+    """SHA-256 of the file that defines the tokenizer."""
     prefix_ids: tuple[int, ...] | None
-    """Special tokens that its files put in front of every text; None where they do not say."""
+    """Special tokens that its files put in front of every text; None if they do not say."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array a text, without any special token added."""
+    def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
+        """Encode texts, each into an int32 array, without adding special tokens."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; special tokens are left out."""
+        """Decode token ids; special tokens are left out."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Copies what `load_tokenizer(folder)` needs into `folder`, with the same fingerprint."""
+        """Write the files that `load_tokenizer(folder)` needs; the fingerprint stays the same."""
         ...
 
 
@@ -61,16 +70,23 @@ class SentencePieceTokenizer:
     Args:
         model: content of the model file.
         source: where it came from, for messages.
+
+    Raises:
+        TokenizerError: the content is not a sentencepiece model.
     """
 
-    kind = "sentencepiece"
+    kind: str = "sentencepiece"
     prefix_ids: tuple[int, ...] | None = None
 
     def __init__(self, model: bytes, *, source: str) -> None:
         import sentencepiece
 
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model, num_threads=1)
+            # Typed as Any: the library's stubs do not know the return type of `encode` for a list.
+            self._processor: Any = sentencepiece.SentencePieceProcessor(
+                model_proto=model,
+                num_threads=1,  # by default encode uses every core, also in each of N workers
+            )
         except (RuntimeError, ValueError) as error:
             raise TokenizerError(
                 f"{source} is not a sentencepiece model: give a model file, a folder with "
@@ -81,116 +97,134 @@ class SentencePieceTokenizer:
         self.eod: int | None = _id_or_none(self._processor.eos_id())
         self.bos: int | None = _id_or_none(self._processor.bos_id())
         self.fingerprint = hashlib.sha256(model).hexdigest()
-        self._metaspace_ids = self._ids_of_mark()
+        self._metaspace_ids = self._find_metaspace_ids()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array a text, without any special token added."""
+    def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
+        """Encode texts, each into an int32 array, without adding special tokens."""
         arrays = self._encode(list(texts))
         if self._metaspace_ids is not None:
             for i, text in enumerate(texts):
-                if _SPACE_MARK in text:
+                if _METASPACE in text:
                     arrays[i] = self._encode_with_literal_metaspace(text, self._metaspace_ids)
         return arrays
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; control tokens such as BOS and EOS decode to nothing."""
+        """Decode token ids; control tokens such as BOS and EOS are left out."""
         return self._processor.decode([int(i) for i in ids])
 
     def save(self, folder: Path) -> None:
-        """Writes the model as `tokenizer.model`."""
+        """Write the model as `tokenizer.model`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SENTENCEPIECE_FILE).write_bytes(self._model)
 
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode(self, texts: list[str]) -> list[IntArray]:
         return [np.asarray(ids, np.int32) for ids in self._processor.encode(texts)]
 
-    def _encode_with_literal_metaspace(self, text: str, mark_ids: np.ndarray) -> np.ndarray:
-        first, *others = self._encode(text.split(_SPACE_MARK))
-        return np.concatenate([first, *(part for ids in others for part in (mark_ids, ids))])
+    def _encode_with_literal_metaspace(self, text: str, metaspace_ids: IntArray) -> IntArray:
+        """Encode the parts between the metaspace characters, and join them with `metaspace_ids`."""
+        first, *others = self._encode(text.split(_METASPACE))
+        return np.concatenate([first, *(part for ids in others for part in (metaspace_ids, ids))])
 
-    def _ids_of_mark(self) -> np.ndarray | None:
-        """The byte tokens of the blank mark, or None where the model cannot spell it so."""
-        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+    def _find_metaspace_ids(self) -> IntArray | None:
+        """Return the byte tokens that spell the metaspace character.
+
+        None if the model has no byte tokens, or if texts encoded that way would not be decoded to
+        the same text. Such a model loses the character as it always does.
+        """
+        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _METASPACE.encode()]
         if not all(self._processor.is_byte(i) for i in ids):
             return None
-        mark_ids = np.asarray(ids, np.int32)
-        probe = f"a{_SPACE_MARK}b"
-        # A model that adds a blank in front of every text would add one after the mark as well.
-        exact = self.decode(self._encode_with_literal_metaspace(probe, mark_ids).tolist()) == probe
-        return mark_ids if exact else None
+        metaspace_ids = np.asarray(ids, np.int32)
+        # A model that adds a space in front of every text adds one after each metaspace character
+        # too, because the parts are encoded as separate texts.
+        probe = f"a{_METASPACE}b"
+        encoded = self._encode_with_literal_metaspace(probe, metaspace_ids)
+        return metaspace_ids if self.decode(encoded.tolist()) == probe else None
 
 
 @final
 class HFTokenizer:
-    """The `tokenizer.json` of a Hugging Face folder, through the `tokenizers` library.
+    """The `tokenizer.json` of a Hugging Face folder, used through the `tokenizers` library.
 
-    As everywhere with that library, a special token spelled out in a text becomes its id.
+    As always with that library, a special token that is written out in a text becomes its id.
 
     Args:
-        folder: holds `tokenizer.json`, and `tokenizer_config.json` to name the special tokens.
+        folder: contains `tokenizer.json`, and files that name the special tokens.
+
+    Raises:
+        TokenizerError: `tokenizer.json` is not a tokenizer.
     """
 
-    kind = "hf"
+    kind: str = "hf"
 
     def __init__(self, folder: Path) -> None:
         import tokenizers
 
         definition = (folder / HF_FILE).read_bytes()
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
-        except Exception as error:  # the library raises bare Exception and ValueError alike
+            self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(definition)
+        except Exception as error:  # the library raises ValueError, and also Exception itself
             raise TokenizerError(
                 f"{folder / HF_FILE} cannot be read as a tokenizer ({error}): save the folder "
                 "again with save_pretrained"
             ) from error
-        # Both may be left in the file by the one who saved it, and would change the documents.
+        # A file may have been saved with either switched on, which would change the documents.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._folder = folder
-        # Not the count: ids may have holes, and an id must never reach vocab_size.
+        # The highest id, not the number of tokens: ids may have gaps, and must be below vocab_size.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        self.eod: int | None = self._special("eos_token", _COMMON_EOS_TOKENS)
-        self.bos: int | None = self._special("bos_token", _COMMON_BOS_TOKENS)
+        self.eod: int | None = self._find_special_id("eos_token", _COMMON_EOS_TOKENS)
+        self.bos: int | None = self._find_special_id("bos_token", _COMMON_BOS_TOKENS)
         self.fingerprint = hashlib.sha256(definition).hexdigest()
         self.prefix_ids: tuple[int, ...] | None = self._find_prefix_ids()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array a text, without any special token added."""
+    def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
+        """Encode texts, each into an int32 array, without adding special tokens."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; special tokens are left out."""
+        """Decode token ids; special tokens are left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        """Copies `tokenizer.json` and the files that name its special tokens."""
+        """Copy `tokenizer.json` and the files that name its special tokens."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (HF_FILE, *_HF_SIDE_FILES):
+        for name in (HF_FILE, *_HF_CONFIG_FILES):
             if (self._folder / name).exists():
                 shutil.copyfile(self._folder / name, folder / name)
 
     def _find_prefix_ids(self) -> tuple[int, ...]:
-        """What the post-processor of `tokenizer.json` puts in front of a text."""
-        plain, whole = (
-            self._tokenizer.encode("a", add_special_tokens=is_whole).ids
-            for is_whole in (False, True)
-        )
-        starts = (n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
-        return tuple(whole[: next(starts, 0)]) if plain else ()
+        """Return the tokens that the post-processor of `tokenizer.json` puts in front of a text.
 
-    def _special(self, name: str, usual: Sequence[str]) -> int | None:
-        """Id of the special token that the side files name, else of the first usual name known."""
-        named = [_special_name(self._folder / file, name) for file in _HF_SIDE_FILES]
-        ids = (self._tokenizer.token_to_id(token) for token in (*named, *usual) if token)
+        The post-processor is not a list of tokens that one could read. So a text is encoded without
+        and with it, and the prefix is what stands before the plain ids in the second result.
+        """
+        plain, processed = (
+            self._tokenizer.encode("a", add_special_tokens=add_special_tokens).ids
+            for add_special_tokens in (False, True)
+        )
+        starts = (n for n in range(len(processed)) if processed[n : n + len(plain)] == plain)
+        return tuple(processed[: next(starts, 0)]) if plain else ()
+
+    def _find_special_id(self, name: str, common_tokens: Sequence[str]) -> int | None:
+        """Return the id of a special token.
+
+        Args:
+            name: key in the configuration files, such as `eos_token`.
+            common_tokens: tried in order if the files name none that exists.
+        """
+        named = [_special_token(self._folder / file, name) for file in _HF_CONFIG_FILES]
+        ids = (self._tokenizer.token_to_id(token) for token in (*named, *common_tokens) if token)
         return next((i for i in ids if i is not None), None)
 
 
 def load_tokenizer(spec: str | Path) -> Tokenizer:
-    """The tokenizer of a sentencepiece file, a `tokenizer.json`, or a folder with one of them.
+    """Load a sentencepiece model, a `tokenizer.json`, or a folder that contains one of them.
 
     Raises:
-        TokenizerError: nothing there, or nothing that can be read.
+        TokenizerError: the file does not exist or cannot be read.
     """
     path = Path(spec)
     if path.is_dir():
@@ -209,45 +243,48 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
 
 
 def parse_train_spec(spec: str) -> int | None:
-    """Vocabulary size asked for by `train:sentencepiece:VOCAB`; None for any other spec.
+    """Return VOCAB of `train:sentencepiece:VOCAB`; None for any other spec.
 
     Raises:
-        TokenizerError: VOCAB is not a positive number, or another kind of training is asked for.
+        TokenizerError: VOCAB is not a positive number, or another kind of tokenizer is named.
     """
     if not spec.startswith("train:"):
         return None
     size = spec.removeprefix(TRAIN_PREFIX)
     if not size.isdecimal() or int(size) == 0:
         raise TokenizerError(
-            f"a tokenizer to train is written {TRAIN_PREFIX}VOCAB, such as {TRAIN_PREFIX}8000, "
-            f"but got {spec}"
+            f"a tokenizer to train must be written {TRAIN_PREFIX}VOCAB, such as {TRAIN_PREFIX}8000 "
+            f"(got {spec})"
         )
     return int(size)
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    r"""A byte-pair vocabulary whose decoding gives back every character of the text.
+    r"""Train a byte-pair vocabulary that decodes to every character of the text.
 
-    Nothing is normalised, blanks and newlines are kept and may be part of a token (`:\n`, four
-    blanks), and what the vocabulary lacks falls back to bytes. UNK is 0, BOS 1, EOS 2. The same
-    texts give the same model.
+    Nothing is normalized. Spaces and newlines are kept and may be part of a token (`:\n`, four
+    spaces), and characters that are not in the vocabulary are encoded as bytes. UNK is 0, BOS 1 and
+    EOS 2. The same texts give the same model.
 
     Args:
-        texts: a sample that fits in memory some five times.
-        vocab_size: tokens, the three special and 256 byte tokens included.
+        texts: a sample of the corpus. Training needs several times its size in memory.
+        vocab_size: number of tokens, with the three special and the 256 byte tokens.
 
     Raises:
-        TokenizerError: the sample is empty or cannot fill the vocabulary.
+        TokenizerError: the sample is empty or too small for the vocabulary.
     """
     import sentencepiece
 
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        trainer: Any = sentencepiece.SentencePieceTrainer
+        trainer.train(
             sentence_iterator=_training_chunks(texts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
+            # These four keep the text as it is: by default sentencepiece applies NFKC, merges
+            # spaces, and puts one in front of every text.
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -255,7 +292,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             byte_fallback=True,
             character_coverage=0.9999,
             max_sentencepiece_length=32,
-            num_threads=1,
+            num_threads=1,  # the result of training depends on the number of threads
             minloglevel=2,
             unk_id=0,
             bos_id=1,
@@ -264,48 +301,51 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     except RuntimeError as error:
         raise TokenizerError(
             f"no vocabulary of {vocab_size} tokens can be trained on this corpus: "
-            f"{_trainer_advice(str(error))}"
+            f"{_training_advice(str(error))}"
         ) from error
     return SentencePieceTokenizer(model.getvalue(), source="the trained model")
 
 
 def use_one_thread() -> None:
-    """Keeps the `tokenizers` library to the calling thread, for workers that are one a core.
+    """Make the `tokenizers` library of this process encode in the calling thread.
 
-    The library takes this from the environment of the process only, read at each call.
+    For worker processes, of which there is one per core. The library has no other switch than this
+    variable, which it reads from the process environment at each call.
     """
+    # putenv, not os.environ: only the library has to see it, not child processes started later.
     os.putenv("TOKENIZERS_PARALLELISM", "false")
 
 
 def _training_chunks(texts: Iterable[str], num_characters: int = 1000) -> Iterator[str]:
-    """The texts in pieces below the trainer's limit of 4192 bytes, beyond which it drops them.
+    """Yield the texts in pieces that the trainer accepts.
 
-    A tab is the trainer's own boundary mark; encoding spells it as a byte.
+    It drops sentences over 4192 bytes; a character has at most 4. A tab separates its sentences and
+    cannot be part of one, so texts are divided there; encoding spells a tab as a byte.
     """
     for text in texts:
         for start in range(0, len(text), num_characters):
             yield from filter(None, text[start : start + num_characters].split("\t"))
 
 
-def _special_name(path: Path, name: str) -> str | None:
-    """The token that a side file names, written as a string or as `{"content": ...}`."""
+def _special_token(path: Path, name: str) -> str | None:
+    """Return the token that a configuration file names: a string, or `{"content": string}`."""
     try:
-        token = json.loads(path.read_text(encoding="utf-8")).get(name)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return token.get("content") if isinstance(token, dict) else token
+        token: Any = json.loads(path.read_text(encoding="utf-8")).get(name)
+        return token if token is None or isinstance(token, str) else token["content"]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None  # no such file, or one of another form: the common names are tried
 
 
-def _trainer_advice(message: str) -> str:
-    """What to do about the trainer's refusal, from the bound that its message holds."""
+def _training_advice(message: str) -> str:
+    """Return what the user can do about an error of the trainer, from the limit that it states."""
     if upper := re.search(r"value <= (\d+)", message):
-        return f"it yields at most {upper[1]}, so ask for no more or give more text"
+        return f"it yields at most {upper[1]}, so choose a smaller vocabulary or add text"
     if lower := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"its characters and bytes alone take {lower[1]}, so ask for more"
+        return f"its characters and bytes alone need {lower[1]}, so choose a larger vocabulary"
     if "sentences_.empty()" in message:
-        return "it holds no text that can be read, so check the input and --text-key"
-    return f"give more text (sentencepiece says: {' '.join(message.split())})"
+        return "it contains no text that can be read, so check the input and --text-key"
+    return f"add text (sentencepiece says: {' '.join(message.split())})"
 
 
 def _id_or_none(token: int) -> int | None:
-    return token if token >= 0 else None
+    return token if token >= 0 else None  # sentencepiece returns -1 for a token it does not have

@@ -1,9 +1,10 @@
-"""Windows of tokens: how the stream of a .bin/.idx pair is cut into samples.
+"""Windows of tokens: how the token stream of a dataset is cut into samples.
 
-A source is one stream: all documents of a .bin/.idx pair, one after another. Window w holds tokens
-w * N .. w * N + N of it. Neighbours share a token, which is the last target of one and the given
-first token of the other, so no target is lost between windows. (The stream's remainder, fewer than
-N tokens, is left out; where documents are told apart, a document's first token is nobody's target.)
+A source is one stream: all documents of a .bin/.idx dataset, one after another. Window w holds the
+tokens w * N to w * N + N of it. Neighboring windows share one token, which is the last target of
+the first and the given first token of the second, so no target is lost between windows. The rest of
+the stream, fewer than N tokens, is not used. (With packing `documents` the first token of a
+document is given too and is never a target.)
 """
 
 from functools import partial
@@ -20,32 +21,36 @@ Packing: TypeAlias = Literal["concat", "documents"]
 
 @runtime_checkable
 class Windows(Protocol):
-    """Windows of equally many tokens, by number."""
+    """Windows of P tokens each, by index."""
 
     num_windows: int
 
     def window(self, index: int) -> Int64[np.ndarray, " P"]:
-        """The tokens of a window."""
+        """Return the tokens of a window."""
         ...
 
     def lengths(self, index: int) -> tuple[int, ...]:
-        """Lengths of its documents, in tokens; they sum to P."""
+        """Return the lengths of the documents in a window, in tokens; they sum to P."""
+        ...
+
+    def first_target(self, index: int) -> int:
+        """Return the position of the first token of a window that is scored."""
         ...
 
 
 class TokenWindows:
     """The windows of one source.
 
-    Pickles as its arguments, so that a copy in another process opens the files for itself.
+    Pickles as its arguments, so that a copy in another process opens the files itself.
 
     Args:
-        prefix: path of the .bin/.idx pair without its ending.
-        seq_length: N, targets of a window.
-        packing: `concat` takes a window for one text; `documents` tells its documents apart.
-        vocab_size: number of tokens the model knows, checked in every window; None: unchecked.
+        prefix: path of the .bin/.idx dataset without its suffix.
+        seq_length: N, the number of targets in a window.
+        packing: `concat` treats a window as one text; `documents` separates its documents.
+        vocab_size: vocabulary size of the model, checked in every window; None: not checked.
 
     Raises:
-        ShardError: files missing or damaged, or fewer than N + 1 tokens.
+        ShardError: files are missing or damaged, or there are fewer than N + 1 tokens.
     """
 
     def __init__(
@@ -60,7 +65,8 @@ class TokenWindows:
         self._packing: Packing = packing
         self._vocab_size = vocab_size
         self.reopen()
-        num_tokens = self._shards.num_tokens
+        num_tokens = self._tokens.num_tokens
+        # The last token of a window is the first of the next: W windows need W * N + 1 tokens.
         self.num_windows = (num_tokens - 1) // seq_length
         if self.num_windows < 1:
             raise ShardError(
@@ -69,40 +75,52 @@ class TokenWindows:
             )
 
     def __reduce__(self) -> tuple[object, ...]:
+        # A partial, because the arguments of __reduce__ are positional and these are keyword-only.
         build = partial(TokenWindows, packing=self._packing, vocab_size=self._vocab_size)
         return build, (self.prefix, self.seq_length)
 
     def reopen(self) -> None:
-        """Opens the files anew, as a forked process should."""
-        self._shards = open_shards(self.prefix)
+        """Open the files again; a forked process must do this before it reads."""
+        self._tokens = open_shards(self.prefix)
 
     def window(self, index: int) -> Int64[np.ndarray, " P"]:
-        """The N + 1 tokens of a window.
+        """Return the N + 1 tokens of a window.
 
         Raises:
-            ShardError: a token that the model does not know.
+            ShardError: a token is outside the model's vocabulary.
         """
         assert 0 <= index < self.num_windows, (index, self.num_windows)
-        tokens = self._shards.read(index * self.seq_length, self.seq_length + 1)
-        if (
-            self._vocab_size is not None
-            and not 0 <= tokens.min() <= tokens.max() < self._vocab_size
-        ):
-            at = int(np.argmax((tokens < 0) | (tokens >= self._vocab_size)))
+        start = index * self.seq_length
+        tokens = self._tokens.read(start, self.seq_length + 1)
+        # Checked at every read, although a manifest states the vocabulary: datasets of other
+        # programs have none, and an invalid id would end in a CUDA assertion without a name.
+        vocab_size = self._vocab_size
+        if vocab_size is not None and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+            first = int(np.argmax((tokens < 0) | (tokens >= vocab_size)))
             raise ShardError(
-                f"tokens of {self.prefix} must be below the model's vocabulary of "
-                f"{self._vocab_size}, got {tokens[at]} as token {index * self.seq_length + at}: "
-                "preprocess with the model's tokenizer or raise model.vocab_size"
+                f"tokens of {self.prefix} must be below the model's vocabulary of {vocab_size}, "
+                f"got {tokens[first]} as token {start + first}: preprocess with the model's "
+                "tokenizer or raise model.vocab_size"
             )
         return tokens
 
+    def first_target(self, index: int) -> int:
+        """Return 1: every token but the given first one is scored."""
+        return 1
+
     def lengths(self, index: int) -> tuple[int, ...]:
-        """Lengths of the documents (or their pieces) in a window, in tokens; they sum to N + 1."""
+        """Return the lengths of the documents in a window, in tokens; they sum to N + 1.
+
+        A document that starts before the window or ends after it counts with its part inside.
+        """
         if self._packing == "concat":
             return (self.seq_length + 1,)
-        begin = index * self.seq_length
-        end = begin + self.seq_length + 1
-        starts = self._shards.document_starts
-        inner = starts[np.searchsorted(starts, begin, "right") : np.searchsorted(starts, end)]
-        lengths = np.diff(inner, prepend=begin, append=end)
-        return tuple(lengths[lengths > 0].tolist())  # an empty document has no piece
+        start = index * self.seq_length
+        stop = start + self.seq_length + 1
+        starts = self._tokens.document_starts
+        # Document starts strictly inside the window; the window's own borders are added around
+        # them.
+        inner = starts[np.searchsorted(starts, start, "right") : np.searchsorted(starts, stop)]
+        lengths = np.diff(inner, prepend=start, append=stop)
+        # Empty documents start where the next one does and would have length 0.
+        return tuple(lengths[lengths > 0].tolist())

@@ -1,4 +1,4 @@
-"""Jobs through submitit, on this machine and on a real Slurm: submitted, preempted, resumed."""
+"""Jobs through submitit, on this machine and on a real Slurm: submit, preempt, resume, cancel."""
 
 import json
 import os
@@ -43,15 +43,15 @@ def log_of(recipe: Recipe) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def assert_undisturbed(recipe: Recipe, text: str, folder: Path) -> None:
-    """The run's lines are those of one that nothing happened to."""
+def assert_equals_uninterrupted_run(recipe: Recipe, text: str, folder: Path) -> None:
+    """Check that the metrics equal those of a run without interruptions."""
     folder.mkdir()
     steps = open_checkpoint(recipe.run.folder).state["step"]
     whole = tiny_recipe(folder, text, train__steps=steps, checkpoint__every_steps=0)
     assert metrics(recipe) == train(whole, folder)
 
 
-def test_sweeps_are_all_combinations() -> None:
+def test_sweeps_give_all_combinations() -> None:
     assert sweep([]) == [()]
     assert sweep(["optim.lr=1e-4,3e-4", "run.seed=1,2"]) == [
         ("optim.lr=1e-4", "run.seed=1"), ("optim.lr=1e-4", "run.seed=2"),
@@ -62,7 +62,7 @@ def test_sweeps_are_all_combinations() -> None:
             sweep([wrong])
 
 
-def test_a_job_here_is_preempted_and_resumes(tmp_path: Path) -> None:
+def test_a_local_job_is_preempted_and_resumes(tmp_path: Path) -> None:
     text = write_text(tmp_path / "pair")
     recipe = tiny_recipe(tmp_path, text, train__steps=100_000, checkpoint__every_steps=0x7FFF)
     file = write_recipe(recipe, tmp_path / "recipe.yaml")
@@ -85,14 +85,17 @@ def test_a_job_here_is_preempted_and_resumes(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGTERM)
         output, _ = tool.communicate(timeout=60)
     assert "stopped by signal 12" in output
-    assert_undisturbed(recipe, text, tmp_path / "whole")
+    assert_equals_uninterrupted_run(recipe, text, tmp_path / "whole")
 
 
 def test_a_job_on_slurm_is_preempted_and_resumes(slurm: Cluster, tmp_path: Path) -> None:
     text = write_text(tmp_path / "pair")
     recipe = tiny_recipe(tmp_path, text, train__steps=100_000, checkpoint__every_steps=0x7FFF)
-    then = tiny_recipe(tmp_path, text, run__folder=str(tmp_path / "then"))
-    files = [write_recipe(one, tmp_path / f"{i}.yaml") for i, one in enumerate((recipe, then))]
+    next_recipe = tiny_recipe(tmp_path, text, run__folder=str(tmp_path / "next"))
+    files = [
+        write_recipe(job_recipe, tmp_path / f"{i}.yaml")
+        for i, job_recipe in enumerate((recipe, next_recipe))
+    ]
 
     def tool(*arguments: object) -> list[list[str]]:
         words = [str(argument) for argument in arguments]
@@ -106,30 +109,44 @@ def test_a_job_on_slurm_is_preempted_and_resumes(slurm: Cluster, tmp_path: Path)
     slurm.call("scancel", "--signal=USR2", first)
     wait_for(lambda: log_of(recipe).count("resumed from") == 1, seconds=180)
     assert slurm.job(first)["Restarts"] == "1"
-    assert tool(files[0], "--only", "state")[0][:2] == [first, "RUNNING"]
+    assert tool(files[0], "--status")[0][:2] == [first, "RUNNING"]
     stopped = last_step(recipe)
     wait_for(lambda: last_step(recipe) > stopped + 20)
-    tool(files[0], "--only", "cancel")
+    tool(files[0], "--cancel")
     assert slurm.wait_for_end(first)["JobState"] == "CANCELLED"
-    assert_undisturbed(recipe, text, tmp_path / "whole")
+    assert_equals_uninterrupted_run(recipe, text, tmp_path / "whole")
 
 
-def test_slurm_may_refuse(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_rejected_job_is_an_error(slurm: Cluster, tmp_path: Path) -> None:
     text = write_text(tmp_path / "pair")
     file = write_recipe(tiny_recipe(tmp_path, text), tmp_path / "recipe.yaml")
     command = [*SUBMIT, str(file), *SMALL, "--slurm", "partition=none"]
     done = subprocess.run(command, env=slurm.environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        "error: Slurm must accept the job, and answered 'sbatch: error: invalid part" in done.stderr
-    )
+    assert "error: Slurm rejected the job ('sbatch: error: invalid part" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_slurm_must_be_there(tmp_path: Path) -> None:
+def test_missing_slurm_is_an_error(tmp_path: Path) -> None:
     text = write_text(tmp_path / "pair")
     file = write_recipe(tiny_recipe(tmp_path, text), tmp_path / "recipe.yaml")
-    nowhere = {**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*SUBMIT, str(file)], env=nowhere, capture_output=True, text=True)
+    environment = {**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*SUBMIT, str(file)], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "needs sbatch and srun on PATH" in done.stderr
+    assert "needs sbatch and srun, which are not on PATH" in done.stderr
+
+
+def test_keys_follow_the_recipes_and_former_options_are_refused(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "pair")
+    file = write_recipe(tiny_recipe(tmp_path, text), tmp_path / "recipe.yaml")
+    environment = {**os.environ, "PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
+    for arguments, message in (
+        (["train.stepz=3"], "train.stepz"),
+        (["--set", "train.steps=3"], "--set has been renamed: use section.key=value"),
+        (["--only", "state"], "--only has been renamed: use --status or --cancel"),
+    ):
+        command = [*SUBMIT, str(file), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""ArmdBatch: tokens travel with their slots, and every row gets what its label is entitled to."""
+"""ArmdBatch: every row carries the token, position, label and anchor of its slot."""
 
 import dataclasses
 import pickle
@@ -47,10 +47,10 @@ def test_rows_carry_what_belongs_to_their_slot(
     starts = np.repeat(np.cumsum((0, *lengths[:-1])), lengths)
     for row, first in enumerate((starts, np.zeros(33, dtype=int))):
         slots = batch.order[row].numpy()
-        held, labels = slots[:-1], slots[1:]
+        content, labels = slots[:-1], slots[1:]
         block = batch.block[row].numpy()
-        assert batch.tokens[row].tolist() == tokens[row][held].tolist()
-        assert batch.positions[row].tolist() == (held - first[held]).tolist()
+        assert batch.tokens[row].tolist() == tokens[row][content].tolist()
+        assert batch.positions[row].tolist() == (content - first[content]).tolist()
         assert batch.labels[row].tolist() == tokens[row][labels].tolist()
         assert batch.is_target[row].tolist() == (block[labels] > 0).tolist()
         for slot, p in enumerate(labels):
@@ -128,7 +128,7 @@ def test_moving_takes_every_tensor_along() -> None:
 def test_a_pickled_batch_is_the_same_batch(total: int) -> None:
     batch = draw_batch(parse_spec("permuted_groups:2"), [(total,), (2, total - 2)], sample=3)
     copy = pickle.loads(pickle.dumps(batch))
-    for name in ("causal", "document_rows", "left_to_right"):
+    for name in ("is_plain_causal", "document_rows", "is_left_to_right"):
         assert getattr(copy, name) == getattr(batch, name)
     for field in dataclasses.fields(batch):
         one, other = getattr(batch, field.name), getattr(copy, field.name)

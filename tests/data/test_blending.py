@@ -1,4 +1,4 @@
-"""Blending: exact shares at every moment, each source in its own order, nothing to remember."""
+"""Blending: exact shares at every moment, and each source in its own order."""
 
 import math
 import time
@@ -13,32 +13,32 @@ from armd_scale.data.blending import blend
 shares = st.lists(st.floats(0.001, 1000), min_size=1, max_size=6).map(tuple)
 
 
-def merged(weights: tuple[float, ...], count: int) -> list[tuple[int, int]]:
-    """The definition: all ticks up to some time, sorted by (time, source)."""
+def merge_events(weights: tuple[float, ...], count: int) -> list[tuple[int, int]]:
+    """Merge by definition: all events up to some time, sorted by (time, source)."""
     exact = [Fraction(str(weight)) for weight in weights]
     horizon = (count + len(weights)) / sum(exact)
-    ticks = [
+    events = [
         ((i + Fraction(1, 2)) / weight, source, i)
         for source, weight in enumerate(exact)
         for i in range(math.ceil(horizon * weight) + 1)
     ]
-    return [(source, i) for _, source, i in sorted(ticks)[:count]]
+    return [(source, i) for _, source, i in sorted(events)[:count]]
 
 
 @given(weights=shares, count=st.integers(1, 60))
-def test_blend_is_the_merge_of_all_ticks(weights: tuple[float, ...], count: int) -> None:
-    assert [blend(weights, k) for k in range(count)] == merged(weights, count)
+def test_blend_equals_the_merge_of_all_events(weights: tuple[float, ...], count: int) -> None:
+    assert [blend(weights, k) for k in range(count)] == merge_events(weights, count)
 
 
-@given(weights=shares, begin=st.integers(0, 10**15))
+@given(weights=shares, start=st.integers(0, 10**15))
 def test_sources_advance_by_one_and_keep_their_share(
-    weights: tuple[float, ...], begin: int
+    weights: tuple[float, ...], start: int
 ) -> None:
-    given: dict[int, int] = {}
-    for k in range(begin, begin + 40):
+    counts: dict[int, int] = {}
+    for k in range(start, start + 40):
         source, index = blend(weights, k)
-        assert index == given.get(source, index)
-        given[source] = index + 1
+        assert index == counts.get(source, index)
+        counts[source] = index + 1
         fair = Fraction(str(weights[source])) / sum(Fraction(str(w)) for w in weights) * k
         assert abs(index - fair) <= len(weights)
 
@@ -48,7 +48,7 @@ def test_equal_weights_take_turns() -> None:
 
 
 def test_weights_mean_what_is_written() -> None:
-    """0.1, 0.2 and 0.3 are no exact binary fractions; tenths they are all the same."""
+    """0.1, 0.2 and 0.3 have no exact binary form, but count as exact tenths."""
     tenths = [blend((0.1, 0.2, 0.3), k) for k in range(600)]
     assert tenths == [blend((1.0, 2.0, 3.0), k) for k in range(600)]
     assert [sum(source == d for source, _ in tenths) for d in range(3)] == [100, 200, 300]
@@ -59,10 +59,10 @@ def test_one_source_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize("index", [10, 10**15])
-def test_many_sources_are_looked_up_in_no_time(index: int) -> None:
+def test_blending_many_sources_is_fast(index: int) -> None:
     weights = tuple(1 / (d + 1) for d in range(50))
     blend(weights, 0)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     for k in range(index, index + 20):
         blend(weights, k)
-    assert (time.perf_counter() - begin) / 20 < 0.01
+    assert (time.perf_counter() - start) / 20 < 0.01

@@ -156,14 +156,17 @@ def test_manifest_counts_what_is_there(built: Path):
     [
         (lambda p: Path(f"{p}.bin").unlink(), r"out\.bin does not exist: check the prefix"),
         (lambda p: Path(f"{p}.idx").unlink(), r"out\.idx does not exist: check the prefix"),
-        (lambda p: truncate(Path(f"{p}.bin"), 1), r"out\.bin is damaged \(its index asks for \d+"),
+        (
+            lambda p: truncate(Path(f"{p}.bin"), 1),
+            r"out\.bin is damaged \(by its index it must have \d+",
+        ),
         (lambda p: truncate(Path(f"{p}.idx"), 1), r"out\.idx is damaged \(it must have \d+ bytes"),
         (lambda p: truncate(Path(f"{p}.idx"), 400), r"out\.idx is damaged \(it must have"),
         (lambda p: Path(f"{p}.idx").write_bytes(b""), r"out\.idx is not a Megatron index file"),
         (lambda p: damage(Path(f"{p}.idx"), 0, b"X"), r"out\.idx is not a Megatron index file"),
         (
             lambda p: damage(Path(f"{p}.idx"), 9, b"\2"),
-            r"must be of version 1 .* but has version 2",
+            r"must have version 1 .* but has version 2",
         ),
         (lambda p: damage(Path(f"{p}.idx"), 17, b"\1"), r"integer tokens, .* dtype code 1"),
         (lambda p: Path(f"{p}.json").write_text("{"), r"out\.json must be the manifest .* but is"),
@@ -198,7 +201,7 @@ def test_bit_rot_anywhere_is_found(built: Path, tmp_path: Path, suffix: str):
         (34, np.int32(4), "its offsets do not follow from its lengths"),
         (34, np.int32(-1), "its offsets do not follow from its lengths"),
         (54 + 8, np.int64(4), "its offsets do not follow from its lengths"),
-        (94 + 8, np.int64(9), "its document bounds are not in order"),
+        (94 + 8, np.int64(9), "its document indices are not in order"),
         (94, np.int64(1), "its documents do not cover its sequences"),
     ],
 )
@@ -216,31 +219,33 @@ def edit_manifest(prefix: Path, **changes: object) -> None:
 def test_manifest_of_something_else(built: Path, tmp_path: Path):
     prefix = copy_pair(built, tmp_path)
     edit_manifest(prefix, tokens=1)
-    with pytest.raises(ShardError, match=r"out\.json is damaged .it notes .* but the pair has"):
+    with pytest.raises(ShardError, match=r"out\.json is damaged .it records .* but the files have"):
         verify(prefix)
     edit_manifest(prefix, vocab_size=3)
     with pytest.raises(ShardError, match=r"token \d+ is \d+, outside the vocabulary of 3"):
         verify(prefix)
     edit_manifest(prefix, version=99)
-    with pytest.raises(ShardError, match="version 99, known is 1"):
+    with pytest.raises(ShardError, match="version 99; this program reads version 1"):
         open_shards(prefix)
 
 
 def test_tokenizer_of_something_else(built: Path, tmp_path: Path):
     prefix = copy_pair(built, tmp_path)
     train_sentencepiece(["another text altogether " * 50], 300).save(tmp_path / "out.tokenizer")
-    with pytest.raises(ShardError, match="it is not the tokenizer that made the shards"):
+    with pytest.raises(ShardError, match="it is not the tokenizer that the shards were made with"):
         verify(prefix)
 
 
 def test_prefix_of_a_split_needs_its_side(tmp_path: Path):
     write_with_megatron(tmp_path / "out_train", DOCUMENTS, np.uint16)
-    with pytest.raises(ShardError, match=r"out\.bin does not exist: give .*out_train or another"):
+    with pytest.raises(
+        ShardError, match=r"out\.bin does not exist: give .*out_train or another split"
+    ):
         open_shards(tmp_path / "out")
 
 
 def test_pair_without_tokens(tmp_path: Path):
     write_with_megatron(tmp_path / "pair", [], np.uint16)
     verify(tmp_path / "pair")
-    with pytest.raises(ShardError, match="pair holds no tokens"):
+    with pytest.raises(ShardError, match="pair contains no tokens"):
         open_shards(tmp_path / "pair")

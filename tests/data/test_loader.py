@@ -40,7 +40,7 @@ def open_samples(
     return SampleStream([windows], [1.0], order=order or RandomPermutation(), seed=99)
 
 
-def equal(one: ArmdBatch, other: ArmdBatch) -> bool:
+def equal(first: ArmdBatch, second: ArmdBatch) -> bool:
     def parts(batch: ArmdBatch) -> list[object]:
         values = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
         pairs = [[v.start, v.stop] if isinstance(v, KeySpans) else [v] for v in values]
@@ -48,14 +48,14 @@ def equal(one: ArmdBatch, other: ArmdBatch) -> bool:
 
     return all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-        for a, b in zip(parts(one), parts(other), strict=True)
+        for a, b in zip(parts(first), parts(second), strict=True)
     )
 
 
 def samples_of(prefix: str, steps: int, *, size: int, micro_batch: int) -> dict[int, bytes]:
-    """What each sample of `steps` steps holds, collected from all ranks of a world of `size`."""
+    """Collect the tensors of each sample of `steps` steps from all ranks of a world of `size`."""
     own_batches = steps * GLOBAL_BATCH // size // micro_batch
-    held: dict[int, bytes] = {}
+    contents: dict[int, bytes] = {}
     for rank in range(size):
         share = DataParallelShare(
             micro_batch=micro_batch, global_batch=GLOBAL_BATCH, rank=rank, size=size
@@ -63,13 +63,13 @@ def samples_of(prefix: str, steps: int, *, size: int, micro_batch: int) -> dict[
         batches = MicroBatchLoader(open_samples(prefix), share)
         for batch in itertools.islice(batches, own_batches):
             for row, sample in enumerate(batch.sample_index.tolist()):
-                assert sample not in held
+                assert sample not in contents
                 tensors = (batch.tokens, batch.labels, batch.order, batch.block)
-                held[sample] = b"".join(tensor[row].numpy().tobytes() for tensor in tensors)
-    return held
+                contents[sample] = b"".join(tensor[row].numpy().tobytes() for tensor in tensors)
+    return contents
 
 
-def test_samples_depend_neither_on_the_run_s_length_nor_on_the_world(prefix: str) -> None:
+def test_samples_do_not_depend_on_the_length_of_the_run_or_the_world_size(prefix: str) -> None:
     short = samples_of(prefix, 5, size=1, micro_batch=4)
     assert sorted(short) == list(range(40))
     for size, micro_batch in ((1, 8), (2, 2), (4, 2), (4, 1)):
@@ -89,7 +89,7 @@ def test_ranks_take_equal_parts_of_each_global_batch(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_resumed_run_goes_on_where_it_was(prefix: str, workers: int) -> None:
+def test_a_resumed_run_continues_with_the_next_samples(prefix: str, workers: int) -> None:
     order = Progressive(ar_steps=2, ramp_end=12, rho=16)
     stream = open_samples(prefix, order=order)
     share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
@@ -104,7 +104,7 @@ def test_a_resumed_run_goes_on_where_it_was(prefix: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(prefix: str, workers: int) -> None:
+def test_the_number_of_workers_changes_nothing(prefix: str, workers: int) -> None:
     stream = open_samples(prefix, order=Strided())
     share = DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH)
     state = torch.random.get_rng_state()
@@ -144,16 +144,16 @@ def test_dropping_ends_the_workers(prefix: str) -> None:
     assert wait_until_gone(children, 5)
 
 
-def test_a_dead_worker_ends_the_run_with_a_sentence(prefix: str) -> None:
+def test_a_dead_worker_ends_the_run_with_one_sentence(prefix: str) -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     batches, children = start(prefix, workers=2)
     assert signal.getsignal(signal.SIGCHLD) is handler
     os.kill(children[0].pid, signal.SIGKILL)
-    begin = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(TrainingError) as caught:
         list(itertools.islice(batches, 100))
-    assert time.monotonic() - begin < 20
-    assert "data loading processes must live as long as the run, got '" in str(caught.value)
+    assert time.monotonic() - start_time < 20
+    assert "a data loading process died ('" in str(caught.value)
     assert "resume, with data.workers=0 if it happens again" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert wait_until_gone(children, 10)

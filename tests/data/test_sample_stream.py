@@ -1,4 +1,4 @@
-"""Samples by number: sources by weight, windows by epoch, orders by step."""
+"""Samples by index: sources by weight, windows by epoch, orders by step."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_sources_mix_by_weight_and_keep_epochs_of_their_own(tmp_path: Path) -> N
     assert sorted(from_small[:5]) == sorted(from_small[5:]) == [0, 1, 2, 3, 4]
 
 
-def test_blocks_are_drawn_by_sample_number_under_the_order_of_the_step(tmp_path: Path) -> None:
+def test_blocks_are_drawn_by_sample_index_under_the_order_of_the_step(tmp_path: Path) -> None:
     order = Stages(
         stages=(OrderStage(until_step=2, order=LeftToRight()), OrderStage(order=RANDOM)),
     )

@@ -128,17 +128,17 @@ def test_training_specs():
     assert parse_train_spec("models/llama") is None
     for wrong in ("train:sentencepiece:many", "train:bpe:8000", "train:sentencepiece:0"):
         with pytest.raises(
-            TokenizerError, match=r"is written train:sentencepiece:VOCAB, .* but got"
+            TokenizerError, match=r"must be written train:sentencepiece:VOCAB, .*got"
         ):
             parse_train_spec(wrong)
 
 
 def test_vocabularies_that_cannot_be():
-    with pytest.raises(TokenizerError, match=r"of 40 tokens .* take \d+, so ask for more"):
+    with pytest.raises(TokenizerError, match=r"of 40 tokens .* need \d+, so choose a larger"):
         train_sentencepiece(SOURCES, 40)
     with pytest.raises(TokenizerError, match=r"of 90000 tokens .* it yields at most \d+"):
         train_sentencepiece(SOURCES, 90_000)
-    with pytest.raises(TokenizerError, match="it holds no text that can be read"):
+    with pytest.raises(TokenizerError, match="it contains no text that can be read"):
         train_sentencepiece([], 600)
 
 

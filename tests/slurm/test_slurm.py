@@ -1,4 +1,4 @@
-"""The batch scripts on a real Slurm of two nodes, through what ends jobs too early."""
+"""The batch scripts on a real Slurm of two nodes, with everything that ends jobs too early."""
 
 import json
 import os
@@ -33,41 +33,41 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A folder with what scripts find at the project's root."""
+    """A folder with what the scripts use of the project's root."""
     for name in ("slurm", "tools", "recipes"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
-def a_run(folder: Path, text: str) -> tuple[Recipe, Path]:
-    """A run without an end, and its recipe's file."""
+def endless_run(folder: Path, text: str) -> tuple[Recipe, Path]:
+    """A run that does not finish by itself, and the file of its recipe."""
     folder.mkdir()
     recipe = tiny_recipe(folder, text, train__steps=100_000, checkpoint__every_steps=25)
     return recipe, write_recipe(recipe, folder / "recipe.yaml")
 
 
 def curve(recipe: Recipe) -> list[dict[str, Any]]:
-    """What does not depend on the clock, of every step so far."""
+    """The metrics of every step so far, without those that depend on the clock."""
     path = Path(recipe.run.folder) / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     lines = [line for line in map(json.loads, text.split("\n")[:-1]) if "loss" in line]
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
-def starts(recipe: Recipe) -> list[dict[str, Any]]:
-    path = Path(recipe.run.folder) / "starts.jsonl"
+def launches(recipe: Recipe) -> list[dict[str, Any]]:
+    path = Path(recipe.run.folder) / "launches.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until_at_work(recipe: Recipe, number: int) -> None:
-    """Until the run has taken steps since its start of that number."""
-    wait_for(lambda: len(starts(recipe)) == number, seconds=180)
+def wait_for_steps(recipe: Recipe, num_launches: int) -> None:
+    """Wait until the run was launched this many times and has taken 30 steps since."""
+    wait_for(lambda: len(launches(recipe)) == num_launches, seconds=180)
     done = len(curve(recipe))
     wait_for(lambda: len(curve(recipe)) >= done + 30, seconds=60)
 
 
 def process_of(job: str, rank: int) -> psutil.Process:
-    """A rank of a job's step."""
+    """The process of a rank of a job."""
     for process in psutil.process_iter():
         try:
             if "armd_scale.train" in process.cmdline() and "srun" not in process.name():
@@ -79,63 +79,67 @@ def process_of(job: str, rank: int) -> psutil.Process:
     raise AssertionError(f"no rank {rank} of job {job}")
 
 
-def test_a_run_goes_on_through_all_that_ends_its_job(slurm: Cluster, here: Path) -> None:
+def test_a_run_continues_through_everything_that_ends_its_job(slurm: Cluster, here: Path) -> None:
     text = write_text(here / "pair")
-    (whole, undisturbed), (recipe, file) = (a_run(here / name, text) for name in ("a", "b"))
+    (whole_recipe, whole_file), (recipe, file) = (
+        endless_run(here / name, text) for name in ("a", "b")
+    )
     script = "slurm/pretrain_1b.sh"
-    other = slurm.submit(*ON_TWO_NODES, script, undisturbed, folder=here)
+    other = slurm.submit(*ON_TWO_NODES, script, whole_file, folder=here)
     limit = ("--time=60", "--signal=USR1@110")
     job = slurm.submit(*ON_TWO_NODES, *limit, script, file, "run.seed=1234", folder=here)
 
-    wait_until_at_work(recipe, 1)
-    # Limits are whole minutes and looked at twice a minute: this one lies one to two ahead.
+    wait_for_steps(recipe, 1)
+    # Slurm stores limits in minutes, checks them every 30 s, and may send the signal up to 30 s
+    # early. So a limit one to two minutes ahead, with a signal 110 s before it, is signaled at the
+    # next check, whatever the second of the minute is.
     hours, minutes, _ = slurm.job(job)["RunTime"].split(":")
     soon = 60 * int(hours) + int(minutes) + 2
     slurm.call("scontrol", "update", f"JobId={job}", f"TimeLimit={soon}")
     wait_for(lambda: slurm.job(job)["Restarts"] == "1", seconds=90)
     slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    wait_until_at_work(recipe, 2)
+    wait_for_steps(recipe, 2)
     slurm.call("scancel", "--signal=USR1", job)
-    wait_until_at_work(recipe, 3)
+    wait_for_steps(recipe, 3)
     process_of(job, 1).send_signal(signal.SIGKILL)
-    wait_until_at_work(recipe, 4)
+    wait_for_steps(recipe, 4)
     slurm.call("scontrol", "requeue", job)
-    wait_until_at_work(recipe, 5)
+    wait_for_steps(recipe, 5)
 
     log = (Path(recipe.run.folder) / "log.txt").read_text()
     assert log.count("resumed from") == 4
     assert log.count("stopped by signal 10;") == 2
     assert log.count("stopped by signal 15;") == 1
     assert "rank 1 (process" in log
-    for start in starts(recipe):
-        assert len(start["hosts"]) == 2
-        assert start["variables"]["SLURM_JOB_ID"] == job
-        assert "torch" in start["packages"]
-    said = [(here / f"pretrain_1b-{job}.log").read_text()]
-    said += [(here / "logs" / f"pretrain_1b-{job}-{rank}.log").read_text() for rank in (0, 1)]
-    assert "status 138: starting again (restart 1)" in said[0]
-    assert "status 137: starting again (restart 3)" in said[0]
-    assert "Traceback" not in "".join(said)
+    for launch in launches(recipe):
+        assert len(launch["hosts"]) == 2
+        assert launch["variables"]["SLURM_JOB_ID"] == job
+        assert "torch" in launch["packages"]
+    logs = [(here / f"pretrain_1b-{job}.log").read_text()]
+    logs += [(here / "logs" / f"pretrain_1b-{job}-{rank}.log").read_text() for rank in (0, 1)]
+    assert "status 138: requeueing (restart 1)" in logs[0]
+    assert "status 137: requeueing (restart 3)" in logs[0]
+    assert "Traceback" not in "".join(logs)
 
     slurm.call("scancel", job, other)
     assert slurm.wait_for_end(job)["JobState"] == "CANCELLED"
-    assert "starting again (restart 4)" not in (here / f"pretrain_1b-{job}.log").read_text()
-    disturbed, straight = curve(recipe), curve(whole)
-    length = min(len(disturbed), len(straight))
+    assert "requeueing (restart 4)" not in (here / f"pretrain_1b-{job}.log").read_text()
+    interrupted, whole = curve(recipe), curve(whole_recipe)
+    length = min(len(interrupted), len(whole))
     assert length > 120
-    assert [line["step"] for line in disturbed] == list(range(1, len(disturbed) + 1))
-    assert disturbed[:length] == straight[:length]
+    assert [line["step"] for line in interrupted] == list(range(1, len(interrupted) + 1))
+    assert interrupted[:length] == whole[:length]
 
 
-def test_a_wrong_recipe_ends_the_job(slurm: Cluster, here: Path) -> None:
+def test_an_invalid_recipe_ends_the_job(slurm: Cluster, here: Path) -> None:
     job = slurm.submit(*ON_TWO_NODES, "slurm/pretrain_1b.sh", "train.stepz=1", folder=here)
     ended = slurm.wait_for_end(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
-    said = (here / "logs" / f"pretrain_1b-{job}-0.log").read_text()
-    assert "train.stepz" in said
+    log = (here / "logs" / f"pretrain_1b-{job}-0.log").read_text()
+    assert "train.stepz" in log
 
 
-def test_an_array_makes_the_files_of_a_single_run(slurm: Cluster, here: Path) -> None:
+def test_an_array_writes_the_same_files_as_a_single_run(slurm: Cluster, here: Path) -> None:
     (here / "text").mkdir()
     sources = sorted((ROOT / "armd_scale").rglob("*.py"))
     for number in range(7):

@@ -1,4 +1,4 @@
-"""A writer of .bin/.idx pairs that shares nothing with the package: the format, a second time."""
+"""A second, independent writer of the .bin/.idx format, which shares no code with the package."""
 
 import struct
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def write_pair(prefix: Path, documents: Sequence[Sequence[int]]) -> str:
-    """Writes documents as Megatron's 32-bit pair without a manifest; returns the prefix."""
+    """Write documents as an int32 dataset without a manifest; return the prefix."""
     lengths = np.array([len(document) for document in documents], dtype="<i4")
     tokens = np.concatenate([np.asarray(document, dtype="<i4") for document in documents])
     offsets = 4 * np.concatenate([[0], np.cumsum(lengths[:-1])]).astype("<i8")

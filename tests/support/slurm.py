@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, with keys, ports and a folder of its own."""
+"""A real Slurm cluster of two nodes on this machine, with its own keys, ports and folder."""
 
 import os
 import random
@@ -17,6 +17,10 @@ from tests.support.cli import ROOT
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")
+# Timing, so that tests wait little: cred_expire is also how long a requeued job waits before it
+# starts again (default: 120 s), and sched_interval how often the scheduler looks at the queue. That
+# time limits are checked only every 30 s cannot be configured. linuxproc and task/none work without
+# cgroups, and config_overrides lets a small machine pretend to be two nodes of 16 cores.
 _CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -47,11 +51,13 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here; None where one can."""
+    """Return why no cluster can be started here; None if one can."""
     if os.geteuid() != 0:
         return "Slurm's daemons need root"
     absent = [name for name in DAEMONS if shutil.which(name, path=_path()) is None]
-    return f"apt-get install slurm-wlm munge: no {', '.join(absent)}" if absent else None
+    if absent:
+        return f"apt-get install slurm-wlm munge: {', '.join(absent)} not found"
+    return None
 
 
 def _path() -> str:
@@ -59,11 +65,11 @@ def _path() -> str:
 
 
 class Cluster:
-    """A running Slurm.
+    """A running Slurm cluster.
 
     Attributes:
-        environment: variables under which its commands, and jobs, run.
-        daemons: the processes, by name; a node's is named like it.
+        environment: environment variables of its commands and jobs.
+        daemons: the processes, by name; the daemon of a node has the name of the node.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,14 +86,16 @@ class Cluster:
         }
 
     def start(self) -> None:
-        """Starts the daemons; returns when both nodes are there."""
+        """Start the daemons; return when both nodes are idle."""
         folder = self._folder
         for name in ("state", *NODES):
             (folder / name).mkdir()
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        ports, first = _free_ports(3), random.randrange(1, 19_000)  # jobs derive ports from ids
+        # Jobs derive their ports from their ids, so clusters of concurrent tests start at random
+        # ids.
+        ports, first = _free_ports(3), random.randrange(1, 19_000)
         conf = _CONF.format(host=socket.gethostname(), ports=ports, first=first, folder=folder)
         (folder / "slurm.conf").write_text(conf)
         files = ("socket", "pid", "log", "seed")
@@ -100,22 +108,24 @@ class Cluster:
         wait_for(lambda: self.call("sinfo", "-h", "-o", "%D %t").strip() == "2 idle")
 
     def start_node(self, node: str) -> None:
-        """Starts a node's daemon."""
+        """Start the daemon of a node."""
         self._daemon("slurmd", "-D", "-N", node, name=node)
 
     def stop(self) -> None:
-        """Ends all jobs and daemons, whatever state they are in."""
+        """Kill all jobs and daemons, whatever state they are in."""
         for daemon in self.daemons.values():
             daemon.kill()
             daemon.wait()
-        mine = self.environment["SLURM_CONF"]
+        # Jobs outlive a killed slurmd. They are found by the configuration file in their
+        # environment.
+        conf = self.environment["SLURM_CONF"]
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == mine:
+                if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == conf:
                     process.kill()
 
     def call(self, *command: str, folder: Path | None = None) -> str:
-        """What a command prints."""
+        """Run a command, which must succeed; return its output."""
         done = subprocess.run(
             command, env=self.environment, cwd=folder, capture_output=True, text=True, check=False
         )
@@ -123,20 +133,20 @@ class Cluster:
         return done.stdout
 
     def submit(self, *arguments: object, folder: Path) -> str:
-        """The number of the job that `sbatch ARGUMENTS` makes in a folder."""
+        """Run `sbatch ARGUMENTS` in a folder; return the id of the job."""
         words = [str(argument) for argument in arguments]
         return self.call("sbatch", "--parsable", *words, folder=folder).strip()
 
-    def job(self, number: str) -> dict[str, str]:
-        """What Slurm says of a job."""
-        words = self.call("scontrol", "show", "job", "-o", number).split()
+    def job(self, job_id: str) -> dict[str, str]:
+        """Return the fields of `scontrol show job`."""
+        words = self.call("scontrol", "show", "job", "-o", job_id).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for_end(self, number: str, *, seconds: float = 60) -> dict[str, str]:
-        """What Slurm says of a job that has come to its end."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        wait_for(lambda: self.job(number)["JobState"] in over, seconds=seconds)
-        return self.job(number)
+    def wait_for_end(self, job_id: str, *, seconds: float = 60) -> dict[str, str]:
+        """Wait until a job has ended; return its fields."""
+        end_states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        wait_for(lambda: self.job(job_id)["JobState"] in end_states, seconds=seconds)
+        return self.job(job_id)
 
     def _daemon(self, *command: str, name: str | None = None) -> None:
         name = name or command[0]
@@ -148,7 +158,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """A Slurm of two nodes while the block lasts."""
+    """Run a Slurm cluster of two nodes during the block."""
     slurm = Cluster(folder)
     try:
         slurm.start()
@@ -158,7 +168,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
-    """Returns once the condition holds."""
+    """Return when the condition holds; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"

@@ -1,4 +1,4 @@
-"""Random windows under an order, and what a network says about each position of them."""
+"""Random windows with drawn orders, and the logits of a network for each position in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ VOCAB = 101
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of P tokens, all cut into documents alike."""
+    """Windows of P tokens, all with the same document lengths."""
 
     tokens: np.ndarray
     """[b, P]"""
@@ -28,22 +28,29 @@ class Windows:
 
     @property
     def document(self) -> np.ndarray:
-        """[P], the number of the document of each index in the window."""
+        """[P], the index of the document of each token in the window."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @property
     def position(self) -> np.ndarray:
-        """[P], the position in its document of each index in the window."""
+        """[P], the position in its document of each token in the window."""
         return np.concatenate([np.arange(length) for length in self.lengths])
 
     def batch(self, tokens: np.ndarray | None = None) -> ArmdBatch:
-        """The windows as a batch, with other tokens where given."""
+        """Make the batch of the windows, with `tokens` in place of their own if given."""
         tokens = self.tokens if tokens is None else tokens
         return batch_of(tokens, self.block, [self.lengths] * len(tokens))
 
 
 def draw_windows(order: str, lengths: Sequence[int], *, count: int = 2, seed: int = 0) -> Windows:
-    """Random tokens under drawn orders; `given` draws blocks with given tokens anywhere."""
+    """Draw random tokens and blocks.
+
+    Args:
+        order: an order spec, or `given`: blocks with given tokens (block 0) anywhere.
+        lengths: lengths of the documents in each window.
+        count: number of windows.
+        seed: seed of the tokens and blocks.
+    """
     lengths = tuple(lengths)
     tokens = np.random.default_rng(seed).integers(0, VOCAB, size=(count, sum(lengths)))
     if order == "given":
@@ -56,7 +63,7 @@ def draw_windows(order: str, lengths: Sequence[int], *, count: int = 2, seed: in
 
 
 def logits_by_index(network: ArmdModel, batch: ArmdBatch) -> Tensor:
-    """[b, P, vocabulary]: the logits for each index in the window; NaN where a token is given."""
+    """Return the logits for each position, [b, P, vocabulary]; NaN where a token is given."""
     rows = network.logits(batch)
     out = torch.full((*batch.order.shape, rows.shape[-1]), torch.nan, dtype=rows.dtype)
     index = batch.order[:, 1:].unsqueeze(-1).expand_as(rows)

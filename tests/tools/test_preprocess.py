@@ -1,3 +1,5 @@
+"""tools/preprocess.py: interrupted in every way, it continues to the same bytes."""
+
 import json
 import os
 import resource
@@ -22,7 +24,7 @@ UNITS = 60
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty units of work, some seconds in all."""
+    """Sixty work units, which take a few seconds."""
     folder = tmp_path_factory.mktemp("corpus")
     text = Path(subprocess.__file__).read_text()
     train_sentencepiece([text], 1000).save(folder / "tokenizer")
@@ -73,42 +75,42 @@ def assert_continues(corpus: Path, folder: Path, undisturbed: dict[str, bytes]) 
     assert contents(folder) == undisturbed
 
 
-def assert_only_parts(folder: Path) -> None:
-    assert [path.name for path in folder.iterdir()] == ["out.parts"]
+def assert_only_workspace(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir()] == ["out.work"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_run_continues_to_the_same_bytes(
+def test_a_killed_run_continues_to_the_same_bytes(
     corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, workers: int
 ):
     process = start(*arguments(corpus, tmp_path / "out", workers))
-    wait_for_units(tmp_path / "out.parts", 3)
+    wait_for_units(tmp_path / "out.work", 3)
     process.kill()
     process.communicate()
-    assert_only_parts(tmp_path)
+    assert_only_workspace(tmp_path)
     assert_continues(corpus, tmp_path, undisturbed)
 
 
-def test_units_whose_content_was_lost_are_made_anew(
+def test_units_whose_content_was_lost_are_encoded_again(
     corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ):
-    """As a power cut may leave them: the marker there, the content not."""
+    """As a power failure may leave them: the report exists, the content does not."""
     process = start(*arguments(corpus, tmp_path / "out"))
-    wait_for_units(tmp_path / "out.parts", 4)
+    wait_for_units(tmp_path / "out.work", 4)
     process.kill()
     process.communicate()
-    finished = sorted((tmp_path / "out.parts").glob("*.json"))
+    finished = sorted((tmp_path / "out.work").glob("*.json"))
     finished[0].with_name(f"{finished[0].stem}train.bin").write_bytes(b"")
     finished[1].with_name(f"{finished[1].stem}valid.lengths").unlink()
     finished[2].write_text("{")
     assert_continues(corpus, tmp_path, undisturbed)
 
 
-def test_dead_worker_ends_the_run_within_seconds(
+def test_a_dead_worker_ends_the_run_within_seconds(
     corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ):
     process = start(*arguments(corpus, tmp_path / "out"))
-    wait_for_units(tmp_path / "out.parts", 3)
+    wait_for_units(tmp_path / "out.work", 3)
     workers = [
         child
         for child in psutil.Process(process.pid).children()
@@ -123,26 +125,26 @@ def test_dead_worker_ends_the_run_within_seconds(
     assert "a worker died on " in message
     assert "(killed by SIGKILL): run the same command again" in message
     assert not workers[1].is_running()
-    assert_only_parts(tmp_path)
+    assert_only_workspace(tmp_path)
     assert_continues(corpus, tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_run_says_so_and_continues(
+def test_a_stopped_run_says_so_and_continues(
     corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, number: signal.Signals
 ):
     process = start(*arguments(corpus, tmp_path / "out"))
-    wait_for_units(tmp_path / "out.parts", 3)
+    wait_for_units(tmp_path / "out.work", 3)
     process.send_signal(number)
     _, message = process.communicate(timeout=10)
     assert process.returncode == 130
     assert message == "interrupted: run the same command again to continue\n"
-    assert_only_parts(tmp_path)
+    assert_only_workspace(tmp_path)
     assert_continues(corpus, tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize(
-    ("limit", "workers"), [(20_000, 2), (200_000, 1)], ids=["in a unit", "while joining"]
+    ("limit", "workers"), [(20_000, 2), (200_000, 1)], ids=["in a unit", "in the join"]
 )
 def test_file_size_limit_ends_the_run_and_loses_nothing(
     corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, limit: int, workers: int
@@ -152,7 +154,7 @@ def test_file_size_limit_ends_the_run_and_loses_nothing(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert_full(ended, "File too large")
-    assert_only_parts(tmp_path)
+    assert_only_workspace(tmp_path)
     if workers == 1:
         assert_continues(corpus, tmp_path, undisturbed)
 
@@ -173,8 +175,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", str(folder)], check=False, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("size", ["1m", "6m"], ids=["in a unit", "while joining"])
-def test_full_disk_ends_the_run_and_space_lets_it_finish(
+@pytest.mark.parametrize("size", ["1m", "6m"], ids=["in a unit", "in the join"])
+def test_a_run_on_a_full_disk_finishes_when_there_is_space(
     corpus: Path,
     undisturbed: dict[str, bytes],
     small_disk: Callable[[str], Path],
@@ -182,7 +184,7 @@ def test_full_disk_ends_the_run_and_space_lets_it_finish(
 ):
     folder = small_disk(size)
     assert_full(run(*arguments(corpus, folder / "out")), "No space left on device")
-    assert_only_parts(folder)
+    assert_only_workspace(folder)
     subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
     assert_continues(corpus, folder, undisturbed)
 
@@ -215,7 +217,7 @@ def test_shards_merge_and_verify_from_the_command_line(
     assert verified.stderr.startswith(f"error: {tmp_path}/merged/out_valid.bin is damaged (")
 
 
-def test_start_needs_no_large_library(corpus: Path, tmp_path: Path):
+def test_a_run_imports_no_large_library(corpus: Path, tmp_path: Path):
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "some text"}))
     shutil.copytree(corpus / "tokenizer", tmp_path / "tokenizer")
     program = (
@@ -248,3 +250,17 @@ def test_incomplete_commands_show_the_usage(words: list[str], message: str):
     ended = run(*words)
     assert ended.returncode == 2
     assert message in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text-documents", "line"], "--text-documents has been renamed: use --document-unit"),
+        (["--document-bytes", "9"], "--document-bytes has been renamed: use --max-document-bytes"),
+        (["--on-error", "refuse"], "--on-error refuse has been renamed: use --on-error fail"),
+    ],
+)
+def test_former_options_are_refused_with_the_new_name(words: list[str], message: str):
+    ended = run(*words)
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {message}\n"

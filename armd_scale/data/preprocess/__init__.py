@@ -1,1 +1,1 @@
-"""A corpus into token shards: what is read, cut into units, encoded by workers and joined."""
+"""Preprocessing: read a corpus, split it into work units, encode them, join the results."""

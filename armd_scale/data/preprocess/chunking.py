@@ -1,57 +1,85 @@
-"""Cutting what is too long for one document, or for memory, where only nearby bytes decide."""
+"""Split documents that are too long into chunks, at positions that only nearby bytes decide."""
 
 from collections.abc import Iterator
 from io import BufferedIOBase
+from typing import NamedTuple
 
-# How far after its nominal place a cut may look for a line end before it takes any character.
-_SLACK = 4096
+# How far behind a multiple of the limit a line end is searched for. If there is none, the chunk
+# ends at the next character instead.
+_SLACK_BYTES = 4096
+
+
+class Chunk(NamedTuple):
+    """A part of a stream.
+
+    Attributes:
+        offset: position of its first byte in the stream.
+        content: the bytes; the border to the next chunk never divides a UTF-8 character.
+        is_first_of_several: True for the first chunk of a stream that has more than one.
+    """
+
+    offset: int
+    content: bytes
+    is_first_of_several: bool
 
 
 def split_stream(
     stream: BufferedIOBase, limit: int, *, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[int, bytes, bool]]:
-    """Cuts a stream near the multiples of `limit` in [start, stop).
+) -> Iterator[Chunk]:
+    """Split a stream near the multiples of `limit` in [start, stop).
 
-    A cut depends on the bytes around it only, so any piece can be found without those before it.
+    A border depends only on the bytes around it, so the chunks of any range can be computed without
+    the ones before it. Work units rely on that: two units of one file agree on their common border.
 
     Args:
-        stream: seekable where `start` is not 0.
-        limit: bytes of a piece, give or take the slack; at least 8.
-        start: a multiple of `limit`.
-        stop: likewise; None for the end of the stream.
+        stream: the bytes; must be seekable if `start` is not 0.
+        limit: size of a chunk in bytes, at least 8; a chunk may differ by the slack.
+        start: first byte of the range; a multiple of `limit`.
+        stop: end of the range, also a multiple of `limit`; None: the end of the stream.
 
     Yields:
-        offset, content, and whether it is the first of several. An empty stream is one empty piece.
+        The chunks in order. An empty stream yields one empty chunk.
     """
-    slack = min(_SLACK, limit)  # so that cuts stay in order
+    slack = min(_SLACK_BYTES, limit)  # a border never moves past the next multiple of the limit
     offset = start
     if start:
+        # The range before this one used the same rule for the border at `start`: find that border
+        # again, from the byte before `start` on.
         stream.seek(start - 1)
-        offset += _cut(stream.read(slack + 1), slack)
+        offset += _border_shift(stream.read(slack + 1), slack)
         stream.seek(offset)
+    # `buffer` holds the bytes from `offset` on; `target_end` is the next multiple of the limit.
     buffer, target_end = b"", start
     while stop is None or target_end < stop:
         target_end += limit
         buffer += stream.read(target_end + slack - offset - len(buffer))
-        whole = len(buffer) <= target_end - offset
-        end = (
-            len(buffer)
-            if whole
-            else target_end - offset + _cut(buffer[target_end - offset - 1 :], slack)
-        )
-        if end or not start + offset:
-            yield offset, buffer[:end], offset == 0 and end < len(buffer)
-        if whole:
+        is_last = len(buffer) <= target_end - offset
+        if is_last:
+            num_bytes = len(buffer)
+        else:
+            target = target_end - offset
+            num_bytes = target + _border_shift(buffer[target - 1 :], slack)
+        # Nothing is left if the border before was at the end of the stream. Only a stream that is
+        # empty from its first byte on yields an empty chunk.
+        if num_bytes or not start + offset:
+            yield Chunk(offset, buffer[:num_bytes], offset == 0 and num_bytes < len(buffer))
+        if is_last:
             return
-        buffer = buffer[end:]
-        offset += end
+        buffer = buffer[num_bytes:]
+        offset += num_bytes
 
 
-def _cut(window: bytes, slack: int) -> int:
-    """How far after its nominal place a cut is; the window begins one byte before that place."""
+def _border_shift(window: bytes, slack: int) -> int:
+    """Number of bytes between a multiple of the limit and the border near it.
+
+    Args:
+        window: bytes from one before the multiple on, so that a line end exactly there is found.
+        slack: how many bytes to search for a line end.
+    """
     line_end = window.find(b"\n", 0, slack)
     if line_end >= 0:
         return line_end
-    # Continuation bytes of UTF-8 stay with their character, of which there are three at most.
-    after = window[1:4]
-    return next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), len(after))
+    # A UTF-8 character has at most three continuation bytes (10xxxxxx); they stay with their
+    # character, so the border is before the first byte that is not one.
+    following = window[1:4]
+    return next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))

@@ -1,22 +1,22 @@
-"""Files opened for reading bytes, unpacked where they are compressed."""
+"""Open files as byte streams, decompressing .gz and .zst."""
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-COMPRESSED = (".gz", ".zst")
-BROKEN_STREAM = (OSError, EOFError, zlib.error)
-"""What reading a missing, unreadable or damaged file raises."""
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+READ_ERRORS = (OSError, EOFError, zlib.error)
+"""Exceptions of reading a file that is missing, unreadable or damaged."""
 _READ_BYTES = 1 << 18
 
 
 @contextmanager
-def open_stream(path: str) -> Iterator[io.BufferedIOBase]:
-    """The content of a file; seekable unless it is compressed."""
+def open_stream(path: str) -> Generator[io.BufferedIOBase, None, None]:
+    """Open the decompressed content of a file; seekable unless the file is compressed."""
     if path.endswith(".gz"):
         with gzip.open(path) as stream:
             yield stream
@@ -27,40 +27,48 @@ def open_stream(path: str) -> Iterator[io.BufferedIOBase]:
 
 @final
 class _ZstdStream(io.RawIOBase):
-    """The frames of a zstd file on end; the library's own reader takes truncation for the end."""
+    """The decompressed frames of a zstd file, one after another.
+
+    The library's own stream reader treats a truncated file like one that ends there, which would
+    drop the rest of a damaged corpus silently. This one raises EOFError.
+    """
 
     def __init__(self, file: io.BufferedIOBase) -> None:
+        # Imported here, because most corpora do not need it and every worker would pay for it.
         import zstandard
 
-        self._file, self._library = file, zstandard
-        self._frame: Any = None
-        self._packed = self._unpacked = b""
+        self._file, self._zstandard = file, zstandard
+        self._frame: Any = None  # decompressor of the current frame; None between two frames
+        self._compressed = self._decompressed = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._unpacked and self._fill():
+        # A block of a frame may decompress to nothing (a header alone): read on until there is
+        # data.
+        while not self._decompressed and self._decompress_more():
             pass
-        count = min(len(buffer), len(self._unpacked))
-        buffer[:count] = self._unpacked[:count]
-        self._unpacked = self._unpacked[count:]
+        count = min(len(buffer), len(self._decompressed))
+        buffer[:count] = self._decompressed[:count]
+        self._decompressed = self._decompressed[count:]
         return count
 
-    def _fill(self) -> bool:
-        """Unpacks some more; False at the end of the file."""
-        packed = self._packed or self._file.read(_READ_BYTES)
-        self._packed = b""
-        if not packed:
+    def _decompress_more(self) -> bool:
+        """Decompress the next block of input; return False at the end of the file."""
+        compressed = self._compressed or self._file.read(_READ_BYTES)
+        self._compressed = b""
+        if not compressed:
             if self._frame is not None:
                 raise EOFError("the compressed data ends early")
             return False
         if self._frame is None:
-            self._frame = self._library.ZstdDecompressor().decompressobj()
+            self._frame = self._zstandard.ZstdDecompressor().decompressobj()
         try:
-            self._unpacked = self._frame.decompress(packed)
-        except self._library.ZstdError as error:
+            self._decompressed = self._frame.decompress(compressed)
+        except self._zstandard.ZstdError as error:
             raise EOFError(str(error)) from error
         if self._frame.eof:
-            self._packed, self._frame = self._frame.unused_data, None
+            # Tools that compress in parallel write many frames; the rest of the input is the next.
+            self._compressed, self._frame = self._frame.unused_data, None
         return True

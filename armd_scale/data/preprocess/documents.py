@@ -1,36 +1,40 @@
-"""What every reader yields: documents, and in their places what was none, by name."""
+"""What every reader yields: documents, and in their place the inputs that had to be skipped."""
 
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Literal, NamedTuple, TypeAlias, final
 
 from armd_scale.data.preprocess.chunking import split_stream
 
-TextDocuments = Literal["file", "line", "paragraph"]
+DocumentUnit: TypeAlias = Literal["file", "line", "paragraph"]
+_MAX_REASON_CHARACTERS = 200
 
 
 @final
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How files turn into documents.
-
-    Args:
-        text_key: key or column that holds the text.
-        text_documents: a document of a text file: all of it, a line, or a paragraph.
-        document_bytes: longer documents are cut into several, at line ends where there are any.
-        keep_empty: whether an empty text is a document, which it is when its end token remains.
-    """
+    """How files are turned into documents."""
 
     text_key: str = "text"
-    document_unit: TextDocuments = "file"
+    """JSON key or table column that holds the text."""
+    document_unit: DocumentUnit = "file"
+    """What one document of a plain text file is."""
     max_document_bytes: int = 1 << 20
+    """Longer documents are split into several, at line ends where possible."""
     keep_empty: bool = True
+    """Whether an empty text is a document. It is one if an end token is appended to it."""
 
 
 class Document(NamedTuple):
-    """A document's text, its UTF-8 form, and whether it begins one that had to be cut."""
+    """The text of a document.
+
+    Attributes:
+        text: the text.
+        utf8: the same text as UTF-8 bytes.
+        is_first_chunk: True for the first part of a document that was too long and was split.
+    """
 
     text: str
     utf8: bytes
@@ -40,7 +44,10 @@ class Document(NamedTuple):
 @final
 @dataclass(frozen=True)
 class SkippedDocument:
-    """Something that is no document: where it was, and why."""
+    """An input that is not a document: where it is, and why.
+
+    The position is given by whichever of `line`, `offset` (in bytes) and `row` the reader knows.
+    """
 
     path: str
     reason: str
@@ -49,6 +56,7 @@ class SkippedDocument:
     row: int | None = None
 
     def __str__(self) -> str:
+        # Editors and compilers understand file:line; a row of a table has no line.
         if self.row is not None:
             return f"{self.path} row {self.row}: {self.reason}"
         line = self.line
@@ -58,11 +66,11 @@ class SkippedDocument:
 
 
 class UnreadableError(Exception):
-    """Why a single document cannot be taken; becomes a `Bad` where the place is known.
+    """One document cannot be read. The reader that knows its position yields a SkippedDocument.
 
     Args:
         reason: in a few words.
-        byte: where in the document.
+        byte: position of the error in the document.
     """
 
     def __init__(self, reason: str, *, byte: int = 0) -> None:
@@ -70,61 +78,81 @@ class UnreadableError(Exception):
         self.byte = byte
 
 
-def documents(text: object, reading: ReaderOptions) -> Iterator[Document]:
-    """The document that a value holds, or its pieces when it is too long.
+def make_documents(value: object, options: ReaderOptions) -> Iterator[Document]:
+    """Make the document of a JSON or table value; several if the text is too long.
+
+    Args:
+        value: text as str or as UTF-8 bytes.
+        options: the size limit, and the key for messages.
 
     Raises:
         UnreadableError: the value is not text.
     """
-    if isinstance(text, str):
+    if isinstance(value, str):
         try:
-            utf8 = text.encode("utf-8")
+            utf8 = value.encode("utf-8")
         except UnicodeEncodeError as error:
+            # JSON may escape a surrogate alone ("\ud800"), which no UTF-8 text can contain.
             raise UnreadableError(
-                "holds half of a surrogate pair, which is no character"
+                "contains one half of a surrogate pair, which is not a character"
             ) from error
-    elif isinstance(text, bytes):
-        utf8 = text
+    elif isinstance(value, bytes):
+        utf8 = value
     else:
-        raise UnreadableError(f"{reading.text_key!r} holds {_json_name(text)}, not a string")
-    whole = document(utf8, reading)
-    if len(utf8) <= reading.max_document_bytes:
-        yield whole
+        raise UnreadableError(f"{options.text_key!r} is {_json_type_name(value)}, not a string")
+    # Decoded as a whole first, even if it is split after that: a text that is not UTF-8 somewhere
+    # is skipped as a whole, and none of its chunks reaches the shards.
+    document = make_document(utf8, options)
+    if len(utf8) <= options.max_document_bytes:
+        yield document
         return
-    for _, piece, begins_cut in split_stream(io.BytesIO(utf8), reading.max_document_bytes):
-        yield document(piece, reading, begins_cut=begins_cut)
+    for chunk in split_stream(io.BytesIO(utf8), options.max_document_bytes):
+        yield make_document(chunk.content, options, is_first_chunk=chunk.is_first_of_several)
 
 
-def document(utf8: bytes, reading: ReaderOptions, *, begins_cut: bool = False) -> Document:
-    """The document of some bytes.
+def make_document(utf8: bytes, options: ReaderOptions, *, is_first_chunk: bool = False) -> Document:
+    """Make a document of UTF-8 bytes, whatever its length.
 
     Raises:
-        UnreadableError: they are not UTF-8, or empty where that is no document.
+        UnreadableError: the bytes are not UTF-8, or empty while empty documents are not kept.
     """
-    if not utf8 and not reading.keep_empty:
-        raise UnreadableError("is empty, and no end token is added that would remain of it")
+    if not utf8 and not options.keep_empty:
+        raise UnreadableError("is empty, and there is no end token that would remain of it")
     try:
-        return Document(utf8.decode("utf-8"), utf8, begins_cut)
+        return Document(utf8.decode("utf-8"), utf8, is_first_chunk)
     except UnicodeDecodeError as error:
         raise UnreadableError(f"not UTF-8 ({error.reason})", byte=error.start) from error
 
 
 def one_line_reason(error: Exception) -> str:
-    """What an exception of a reader says, on one line."""
+    """Return the message of a reader's exception as one short line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(str(text).split())[:200] or type(error).__name__
+    return " ".join(text.split())[:_MAX_REASON_CHARACTERS] or type(error).__name__
 
 
 def _line_at(path: str, offset: int) -> int:
-    """Number of the line that holds a byte; reads all before it, so only done for what is shown."""
-    line, left = 1, offset
+    """Return the number of the line that contains a byte, from 1.
+
+    This reads the file up to that byte. Readers that start in the middle of a file therefore keep
+    the offset, and only the few skipped documents that are shown to the user are looked up.
+    """
+    line, num_bytes_left = 1, offset
     with Path(path).open("rb") as file:
-        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-            line += chunk.count(b"\n")
-            left -= len(chunk)
+        while num_bytes_left > 0 and (block := file.read(min(num_bytes_left, 1 << 20))):
+            line += block.count(b"\n")
+            num_bytes_left -= len(block)
     return line
 
 
-def _json_name(value: object) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", list: "an array"}
-    return names.get(type(value), "null" if value is None else "an object")
+def _json_type_name(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():  # before int, because bool is a subclass of it
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

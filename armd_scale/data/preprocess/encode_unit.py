@@ -1,177 +1,72 @@
-"""One unit of work: its documents are encoded into part files, which appear whole or not at all."""
+"""Encode one work unit: read its documents, tokenize them, write its part files and its report."""
 
-import errno
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
-from io import BufferedWriter
-from pathlib import Path
-from typing import Any, Literal, final
+from collections.abc import Iterator
 
-import numpy as np
-
-from armd_scale.data.indexed_format import IndexedPart
-from armd_scale.data.manifest import MAX_EXAMPLES
-from armd_scale.data.preprocess.documents import Document, ReaderOptions, SkippedDocument
+from armd_scale.data.preprocess.disk_errors import translate_os_errors
+from armd_scale.data.preprocess.documents import Document, SkippedDocument
+from armd_scale.data.preprocess.encode_job import EncodeJob
+from armd_scale.data.preprocess.part_writer import PartWriter
 from armd_scale.data.preprocess.readers import read_unit
-from armd_scale.data.preprocess.sources import WorkUnit
+from armd_scale.data.preprocess.splits import assign_split
+from armd_scale.data.preprocess.unit_report import SplitCounts, UnitReport, write_report
+from armd_scale.data.preprocess.work_units import WorkUnit
 from armd_scale.data.tokenizer import Tokenizer
-from armd_scale.errors import CorpusError, ShardError
+from armd_scale.errors import CorpusError
 
-# Enough for the tokenizers to work on end, little enough that their results stay small in memory.
+# Large enough that the cost of a call into the tokenizer library disappears, small enough that its
+# results, Python objects much larger than the text, take little memory.
 _BATCH_BYTES = 1 << 19
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class EncodeJob:
-    """What all units share; crosses to the workers once.
+def encode_unit(
+    job: EncodeJob, tokenizer: Tokenizer, *, unit_index: int, unit: WorkUnit
+) -> Iterator[int]:
+    """Encode a unit into its part files, batch by batch; the report is written last.
 
     Args:
-        folder: of the part files.
-        tokenizer: folder of the tokenizer.
-        reading: how files turn into documents.
-        end_token: appended to every document, or None.
-        dtype: name of the token width.
-        sides: names of the sides of the split; one empty name without a split.
-        bounds: of each side, the upper end of its share of the 2^64 hashes.
-        on_error: what to do about something that is no document.
-    """
-
-    folder: Path
-    tokenizer: Path
-    reading: ReaderOptions
-    end_token: int | None
-    dtype: str
-    sides: tuple[str, ...]
-    bounds: tuple[int, ...]
-    on_error: Literal["skip", "refuse"]
-
-
-@final
-@dataclass
-class SplitCounts:
-    """Counts of one side of one unit."""
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    cut_documents: int = 0
-
-    def add(self, document: Document, num_tokens: int) -> None:
-        """Counts a document of that many tokens."""
-        self.documents += 1
-        self.tokens += num_tokens
-        self.text_bytes += len(document.utf8)
-        self.cut_documents += document.is_first_chunk
-
-
-@final
-@dataclass
-class UnitReport:
-    """What became of a unit; its file marks the unit as finished."""
-
-    sides: dict[str, SplitCounts] = field(default_factory=dict)
-    skipped: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
-def assign_split(utf8: bytes, bounds: Sequence[int]) -> int:
-    """The side of a split that a document falls on, by its text alone.
-
-    So neither order nor workers nor other documents matter, and exact duplicates fall together.
-    """
-    value = int.from_bytes(blake2b(utf8, digest_size=8, person=b"armd split").digest())
-    return next(side for side, bound in enumerate(bounds) if value < bound)
-
-
-def encode_unit(
-    job: EncodeJob, tokenizer: Tokenizer, *, number: int, unit: WorkUnit
-) -> Iterator[int]:
-    """Encodes a unit into its part files, batch by batch.
+        job: settings that all units share.
+        tokenizer: the tokenizer of the job, loaded.
+        unit_index: index of the unit in the whole corpus.
+        unit: what to read.
 
     Yields:
-        documents done, between batches, so that the caller can stop.
+        Number of documents of each batch. The caller may stop between two of them; the unit then
+        has no report and is encoded again by the next run.
 
     Raises:
-        CorpusError: something is no document, and the job refuses such.
+        CorpusError: an input is not a document and the job says `fail`.
         ShardError: the part files cannot be written.
     """
-    report = UnitReport({side: SplitCounts() for side in job.sides})
+    report = UnitReport({name: SplitCounts() for name in job.split_names})
     with translate_os_errors(job.folder):
-        with _SplitWriters(job, number) as sides:
-            for batch in _batches(read_unit(unit, job.reading), report, job):
-                texts = [document.text for document in batch]
-                for document, ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
-                    side = job.sides[assign_split(document.utf8, job.bounds)]
-                    report.sides[side].add(document, sides.write(side, ids))
+        with PartWriter(job, unit_index) as writer:
+            for batch in _batches(read_unit(unit, job.reader), report, job):
+                encoded = tokenizer.encode_batch([document.text for document in batch])
+                for document, ids in zip(batch, encoded, strict=True):
+                    split_name = job.split_names[assign_split(document.utf8, job.split_bounds)]
+                    report.splits[split_name].add(document, writer.write(split_name, ids))
                 yield len(batch)
-        # Only now, when closing the files has brought all of them to the disk.
-        _write_report(job, number, report)
-
-
-def finished_report(job: EncodeJob, number: int) -> UnitReport | None:
-    """The report of a unit whose part files are all there; None when it must be encoded (again)."""
-    try:
-        data = json.loads(_report_path(job, number).read_text())
-    except (OSError, ValueError):
-        return None
-    report = UnitReport(
-        {side: SplitCounts(**tally) for side, tally in data["sides"].items()},
-        data["skipped"],
-        data["examples"],
-    )
-    if report.skipped and job.on_error == "refuse":
-        return None
-    width = np.dtype(job.dtype).itemsize
-    # After a power cut a file may be there without its content.
-    whole = all(
-        _size(part.bin_path) == width * tally.tokens
-        and _size(part.lengths_path) == 4 * tally.documents
-        for side, tally in report.sides.items()
-        for part in [part_of(job, number, side=side, documents=tally.documents)]
-    )
-    return report if whole else None
-
-
-def part_of(job: EncodeJob, number: int, *, side: str, documents: int) -> IndexedPart:
-    """The part files of one side of a finished unit."""
-    stem = f"{number:07d}{side}"
-    return IndexedPart(job.folder / f"{stem}.bin", job.folder / f"{stem}.lengths", 0, documents)
-
-
-@contextmanager
-def translate_os_errors(folder: Path) -> Iterator[None]:
-    """Turns a full or unwritable disk into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space" if full else "make the folder writable"
-        raise ShardError(
-            f"{error.filename or folder} cannot be written ({error.strerror}): {advice} and run "
-            "the same command again, which keeps what is finished"
-        ) from error
+        # After the files are closed: only then has everything been written, and a full disk shows.
+        write_report(job, unit_index, report)
 
 
 def _batches(
     items: Iterator[Document | SkippedDocument], report: UnitReport, job: EncodeJob
 ) -> Iterator[list[Document]]:
-    """Documents in batches of bounded size; what is none goes to the report, or is refused."""
+    """Group documents into batches of bounded size; skipped ones go to the report.
+
+    Raises:
+        CorpusError: a document was skipped and the job says `fail`.
+    """
     batch: list[Document] = []
     num_bytes = 0
     for item in items:
         if isinstance(item, SkippedDocument):
-            if job.on_error == "refuse":
+            if job.on_error == "fail":
                 raise CorpusError(
-                    f"{item}; mend it, or pass --on-error skip to leave such out and count them"
+                    f"{item}; fix it, or pass --on-error skip to skip and count such documents"
                 )
-            report.skipped += 1
-            if len(report.examples) < MAX_EXAMPLES:
-                report.examples.append(str(item))
+            report.add_skipped(item)
             continue
         batch.append(item)
         num_bytes += len(item.utf8)
@@ -180,51 +75,3 @@ def _batches(
             batch, num_bytes = [], 0
     if batch:
         yield batch
-
-
-@final
-class _SplitWriters:
-    """The open part files of a unit, one pair a side."""
-
-    def __init__(self, job: EncodeJob, number: int) -> None:
-        self._dtype = np.dtype(job.dtype)
-        self._end = np.array([] if job.end_token is None else [job.end_token], self._dtype)
-        self._parts = {side: part_of(job, number, side=side, documents=0) for side in job.sides}
-        self._stack = ExitStack()
-        self._files: dict[str, tuple[BufferedWriter, BufferedWriter]] = {}
-
-    def __enter__(self) -> "_SplitWriters":
-        for side, part in self._parts.items():
-            tokens = self._stack.enter_context(part.bin_path.open("wb"))
-            self._files[side] = tokens, self._stack.enter_context(part.lengths_path.open("wb"))
-        return self
-
-    def write(self, side: str, ids: np.ndarray) -> int:
-        """Appends a document; returns its length in tokens."""
-        tokens, lengths = self._files[side]
-        count = ids.size + self._end.size
-        tokens.write(ids.astype(self._dtype).tobytes() + self._end.tobytes())
-        lengths.write(np.int32(count).tobytes())
-        return count
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-
-def _write_report(job: EncodeJob, number: int, report: UnitReport) -> None:
-    path = _report_path(job, number)
-    # Named by process: a worker that outlived its killed parent may be finishing the same unit.
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(asdict(report)))
-    unfinished.rename(path)
-
-
-def _report_path(job: EncodeJob, number: int) -> Path:
-    return job.folder / f"{number:07d}.json"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

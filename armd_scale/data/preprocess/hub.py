@@ -1,69 +1,77 @@
-"""Documents out of a dataset of the Hugging Face hub, streamed by `datasets`.
+"""Read documents from a dataset of the Hugging Face hub, streamed by the `datasets` library.
 
-A name is written NAME[:CONFIG[:SPLIT]]; the split is `train` unless given.
+A dataset is written NAME[:CONFIG[:SPLIT]]; the split is `train` if it is left out.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from armd_scale.data.preprocess.documents import (
     Document,
     ReaderOptions,
     SkippedDocument,
     UnreadableError,
-    documents,
+    make_documents,
     one_line_reason,
 )
 from armd_scale.errors import CorpusError
 
-if TYPE_CHECKING:
-    from armd_scale.data.preprocess.sources import WorkUnit
+_MAX_KEYS_CHARACTERS = 200
 
 
 def num_hub_shards(name: str) -> int:
-    """Files that a hub dataset is stored in, which are its units of work.
+    """Return the number of files that a hub dataset is stored in.
 
     Raises:
-        CorpusError: the dataset cannot be had.
+        CorpusError: the dataset cannot be loaded.
     """
-    return _open_hub(name).num_shards
+    return _open_dataset(name).num_shards
 
 
 def read_hub(
-    name: str, unit: "WorkUnit", reading: ReaderOptions
+    name: str, options: ReaderOptions, *, start: int = 0, stop: int | None = None
 ) -> Iterator[Document | SkippedDocument]:
-    """Rows of a unit's shards of the dataset."""
-    key = reading.text_key
-    dataset = _open_hub(name)
-    stop = dataset.num_shards if unit.stop is None else unit.stop
-    for index in range(unit.start, stop):
-        for row, record in enumerate(_rows(name, dataset.shard(dataset.num_shards, index))):
+    """Read the rows of the dataset's shards `start` to `stop`; a `stop` of None is the end.
+
+    Raises:
+        CorpusError: the dataset cannot be loaded, or the connection failed while streaming.
+    """
+    key = options.text_key
+    dataset = _open_dataset(name)
+    num_shards: int = dataset.num_shards
+    for index in range(start, num_shards if stop is None else stop):
+        for row, record in enumerate(_rows(name, dataset.shard(num_shards, index))):
             try:
                 if key not in record:
-                    raise UnreadableError(f"no key {key!r} (its keys: {', '.join(record)[:200]})")
-                yield from documents(record[key], reading)
+                    keys = ", ".join(record)[:_MAX_KEYS_CHARACTERS]
+                    raise UnreadableError(f"no key {key!r} (its keys: {keys})")
+                yield from make_documents(record[key], options)
             except UnreadableError as error:
                 yield SkippedDocument(f"{name} shard {index}", str(error), row=row)
 
 
-def _rows(name: str, dataset: Any) -> Iterator[dict[str, Any]]:
+def _rows(name: str, shard: Any) -> Iterator[dict[str, Any]]:
     try:
-        yield from dataset
-    except Exception as error:  # as in _open_hub
+        yield from shard
+    except Exception as error:  # any type, for the reason given in _open_dataset
         raise CorpusError(
-            f"dataset {name} stopped coming ({one_line_reason(error)}): run the same command again, "
-            "which keeps what is finished"
+            f"dataset {name} failed while streaming ({one_line_reason(error)}): run the same "
+            "command again; finished work is kept"
         ) from error
 
 
-def _open_hub(name: str) -> Any:
-    import datasets
+def _open_dataset(name: str) -> Any:
+    # Imported here: it takes about a second, and most corpora are files.
+    import datasets  # pyright: ignore[reportMissingTypeStubs]
 
+    library: Any = datasets  # its annotations are incomplete
     path, config, split = (*name.split(":"), "", "")[:3]
     try:
-        return datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
-    except Exception as error:  # the library and its network stack raise a dozen unrelated types
+        return library.load_dataset(path, config or None, split=split or "train", streaming=True)
+    except Exception as error:
+        # The library, its file systems and its HTTP client raise a dozen types without a common
+        # base class. All of them mean the same to the user.
         raise CorpusError(
-            f"input {name} is no file, folder or glob here, and no dataset of that name can be had "
+            f"input {name} is neither a local path nor a Hugging Face dataset that can be loaded "
             f"({one_line_reason(error)}): check the name, written NAME[:CONFIG[:SPLIT]]"
         ) from error

@@ -1,4 +1,4 @@
-"""The shards that many machines wrote, joined into the files that a single run writes."""
+"""Merge the shards that several machines wrote into the files that a single run would write."""
 
 import hashlib
 import shutil
@@ -16,7 +16,7 @@ from armd_scale.data.manifest import (
     load_manifest,
     merge_manifests,
 )
-from armd_scale.data.preprocess.encode_unit import translate_os_errors
+from armd_scale.data.preprocess.disk_errors import translate_os_errors
 from armd_scale.data.preprocess.publish import SplitParts, publish
 from armd_scale.data.preprocess.workspace import workspace
 from armd_scale.errors import ShardError
@@ -25,103 +25,129 @@ from armd_scale.errors import ShardError
 @final
 @dataclass(frozen=True)
 class _Shard:
-    """One part of many: where it is in the order, and the prefix and manifest of each side."""
+    """One shard of a corpus.
+
+    Attributes:
+        prefix: PREFIX of its files.
+        shard_index: its position among the shards.
+        prefixes: prefix of its files for each split.
+        manifests: manifest of each split.
+    """
 
     prefix: str
     shard_index: ShardIndex
-    pairs: dict[str, str]
+    prefixes: dict[str, str]
     manifests: dict[str, Manifest]
 
     @property
-    def any_manifest(self) -> Manifest:
-        """That of the first side, for what all sides share."""
+    def first_manifest(self) -> Manifest:
+        """Manifest of the first split, for what all splits have in common."""
         return next(iter(self.manifests.values()))
 
     @property
     def compat_key(self) -> tuple[object, ...]:
-        """What all shards of one corpus have in common."""
-        manifest = self.any_manifest
+        """What must be equal in all shards of one corpus."""
+        manifest = self.first_manifest
         return (
             manifest.plan,
             manifest.tokenizer.fingerprint,
             self.shard_index.count,
-            tuple(self.pairs),
+            tuple(self.prefixes),
         )
 
 
 def merge(prefixes: Sequence[str], output: str, *, overwrite: bool = False) -> list[Manifest]:
-    """Joins the shards of one corpus into the very files that a single run writes.
+    """Merge the shards of one corpus into the same bytes that a single run would write.
 
     Args:
-        prefixes: of all shards, in any order; `_train` and so on are found by themselves.
+        prefixes: PREFIX of every shard, in any order; the files of a split are found from it.
         output: PREFIX of the result.
-        overwrite: whether files there may be replaced.
+        overwrite: whether to replace files of an existing result.
+
+    Returns:
+        The manifests of the result, one per split.
 
     Raises:
-        ShardError: a shard is missing, damaged or of another corpus.
+        ShardError: a shard is missing, damaged or from another corpus.
     """
-    shards = sorted(
-        (_load(prefix) for prefix in prefixes), key=lambda shard: shard.shard_index.index
-    )
+    shards = sorted(map(_load_shard, prefixes), key=lambda shard: shard.shard_index.index)
     _check_complete(shards)
     first = shards[0]
-    pairs = {
-        side: SplitParts(
-            [_part_of(shard.pairs[side]) for shard in shards],
+    splits = {
+        name: SplitParts(
+            [_indexed_part(shard.prefixes[name]) for shard in shards],
             merge_manifests(
-                [shard.manifests[side] for shard in shards],
+                [shard.manifests[name] for shard in shards],
                 tokenizer_folder=f"{Path(output).name}.tokenizer",
             ),
         )
-        for side in first.pairs
+        for name in first.prefixes
     }
-    guard = hashlib.sha256(repr((first.compat_key, prefixes)).encode()).hexdigest()
-    with workspace(output, list(pairs), guard=guard, overwrite=overwrite) as folder:
+    # An interrupted merge of the same shards starts again in its own workspace; it has no state to
+    # continue from, since joining is little more than copying.
+    key = hashlib.sha256(repr((first.compat_key, prefixes)).encode()).hexdigest()
+    with workspace(output, list(splits), key=key, overwrite=overwrite) as folder:
         with translate_os_errors(folder):
-            tokenizer = first.any_manifest.tokenizer_folder(first.prefix)
+            tokenizer = first.first_manifest.tokenizer_folder(first.prefix)
             shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-        return publish(output, pairs, folder=folder)
+        return publish(output, splits, folder=folder)
 
 
-def _load(prefix: str) -> _Shard:
-    pairs = existing_splits(prefix)
+def _load_shard(prefix: str) -> _Shard:
+    """Load and verify the files of one shard.
+
+    Raises:
+        ShardError: they are missing, damaged, or not a shard.
+    """
+    prefixes = existing_splits(prefix)
     manifests: dict[str, Manifest] = {}
-    place: ShardIndex | None = None
-    for side, pair in pairs.items():
-        manifest = load_manifest(pair)
-        place = manifest.shard if manifest else None
-        if manifest is None or place is None:
+    shard_index: ShardIndex | None = None
+    for name, split_prefix in prefixes.items():
+        manifest = load_manifest(split_prefix)
+        shard_index = manifest.shard if manifest else None
+        if manifest is None or shard_index is None:
             raise ShardError(
-                f"{pair} must be a shard made with --shard i/n, but no manifest says so: give the "
-                "prefixes that end in .shard-i-of-n"
+                f"{split_prefix} must be a shard made with --shard i/n, but no manifest says so: "
+                "give the prefixes that end in .shard-i-of-n"
             )
-        # Joining damaged files would give them fresh checksums.
-        verify(pair)
-        manifests[side] = manifest
-    assert place is not None
-    return _Shard(prefix, place, pairs, manifests)
+        # All bytes are read here: merging damaged files would give them new, matching checksums,
+        # and nothing could find the damage after that.
+        verify(split_prefix)
+        manifests[name] = manifest
+    assert shard_index is not None
+    return _Shard(prefix, shard_index, prefixes, manifests)
 
 
 def _check_complete(shards: Sequence[_Shard]) -> None:
+    """Check that these are all shards of one corpus, each given once.
+
+    Raises:
+        ShardError: they are not.
+    """
     first = shards[0]
     for shard in shards:
         if shard.compat_key != first.compat_key:
             raise ShardError(
-                f"all shards must come from one command, but {shard.prefix} differs from "
-                f"{first.prefix} in inputs, arguments or tokenizer: run one of them again"
+                f"all shards must come from the same command, but {shard.prefix} differs from "
+                f"{first.prefix} in its inputs, arguments or tokenizer: run one of them again"
             )
     count = first.shard_index.count
-    given = [shard.shard_index.index for shard in shards]
-    if given != list(range(count)):
+    indices = [shard.shard_index.index for shard in shards]
+    if indices != list(range(count)):
         raise ShardError(
-            f"each of the {count} shards must be given once, but got those of index "
-            f"{', '.join(map(str, given))}: name every .shard-i-of-{count} prefix"
+            f"each of the {count} shards must be given once (got those of index "
+            f"{', '.join(map(str, indices))}): give every prefix .shard-i-of-{count}"
         )
 
 
-def _part_of(prefix: str) -> IndexedPart:
+def _indexed_part(prefix: str) -> IndexedPart:
+    """Return the documents of a .bin/.idx dataset as one part."""
     idx_path = Path(f"{prefix}.idx")
-    # Right after the header an index holds the lengths, in the very form that a part has them.
+    # An index stores the document lengths as int32 right after its header, which is the form of a
+    # part's lengths file. So a finished dataset is a part as it is.
     return IndexedPart(
-        Path(f"{prefix}.bin"), idx_path, HEADER.size, read_header(idx_path).num_sequences
+        bin_path=Path(f"{prefix}.bin"),
+        lengths_path=idx_path,
+        lengths_offset=HEADER.size,
+        num_documents=read_header(idx_path).num_sequences,
     )

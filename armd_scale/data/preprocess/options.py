@@ -1,112 +1,117 @@
-"""What a preprocessing run is asked to do, and the digests by which two runs are the same."""
+"""Options of a preprocessing run, and the work plan that follows from them."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 from armd_scale.data.manifest import ShardIndex, split_prefix
 from armd_scale.data.preprocess.documents import ReaderOptions
-from armd_scale.data.preprocess.sources import Source, WorkUnit, find_sources, make_work_units
+from armd_scale.data.preprocess.encode_job import OnError
+from armd_scale.data.preprocess.sources import Source, find_sources
+from armd_scale.data.preprocess.splits import SPLIT_NAMES, split_bounds
+from armd_scale.data.preprocess.work_units import WorkUnit, make_work_units
 from armd_scale.errors import CorpusError
 
-_SIDES = ("train", "valid", "test")
-_SMALLEST_DOCUMENT_LIMIT = 1024
+_SMALLEST_DOCUMENT_LIMIT_BYTES = 1024
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    """A preprocessing command."""
+    """Options of a preprocessing run."""
 
     inputs: tuple[str, ...]
-    """Files, folders, globs or hub names, in order."""
+    """Files, folders, globs or names of hub datasets, in order."""
     output: str
-    """PREFIX of the files written."""
+    """PREFIX of the result."""
     tokenizer: str
-    """A sentencepiece file, an HF tokenizer folder, or train:sentencepiece:VOCAB."""
+    """A sentencepiece model, a Hugging Face tokenizer folder, or train:sentencepiece:VOCAB."""
     workers: int = 1
-    reading: ReaderOptions = field(default_factory=ReaderOptions)
+    """Number of worker processes."""
+    reader: ReaderOptions = field(default_factory=ReaderOptions)
     split: tuple[str, ...] = ()
-    """Fractions of train, valid and perhaps test, as written; none for a single pair."""
+    """Fractions of train, valid and perhaps test, as written; empty: one dataset for all."""
     shard: ShardIndex | None = None
-    """Do only this part of the work; the parts are merged afterwards."""
-    on_error: Literal["skip", "refuse"] = "skip"
+    """Encode only this shard of the corpus; the shards are merged afterwards."""
+    on_error: OnError = "skip"
     append_eod: bool = True
+    """Whether to append the tokenizer's end-of-sequence token to every document."""
     overwrite: bool = False
+    """Whether to replace an existing result, or unfinished work of another command."""
 
     @property
     def prefix(self) -> str:
-        """PREFIX of this run's files, which for a part of many names the part."""
+        """PREFIX of the files of this run; that of a shard contains its index."""
         if self.shard is None:
             return self.output
         return f"{self.output}.shard-{self.shard.index}-of-{self.shard.count}"
 
     @property
-    def sides(self) -> tuple[str, ...]:
-        """Names of the sides of the split; one empty name without one."""
-        return _SIDES[: len(self.split)] or ("",)
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the splits; one empty name without a split."""
+        return SPLIT_NAMES[: len(self.split)] or ("",)
 
     @property
-    def pairs(self) -> dict[str, str]:
-        """Prefix of the pair of each side."""
-        return {side: split_prefix(self.prefix, side) for side in self.sides}
+    def split_prefixes(self) -> dict[str, str]:
+        """Prefix of the files of each split, by its name."""
+        return {name: split_prefix(self.prefix, name) for name in self.split_names}
 
 
 @final
 @dataclass(frozen=True)
 class WorkPlan:
-    """The work of the whole corpus, and where this run's part of it begins and ends."""
+    """The work units of the whole corpus, and the range of them that this run encodes."""
 
     sources: tuple[Source, ...]
     ignored: Mapping[str, int]
+    """Number of files in folders that no reader is known for, by suffix."""
     units: tuple[WorkUnit, ...]
     start: int
+    """Index of this run's first unit."""
     stop: int
+    """Index after this run's last unit."""
     digest: str
-    """Of what matters of the arguments, and names and sizes of inputs; equal for all shards."""
+    """Hash of the names and sizes of the inputs and of the arguments; equal in all shards."""
     workspace_key: str
-    """As `digest`, with the part and the times of the files: what unfinished work belongs to."""
+    """Hash of `digest`, the shard and the modification times: what unfinished work belongs to."""
 
     @property
-    def tasks(self) -> list[tuple[int, WorkUnit]]:
-        """This run's units with their numbers."""
-        return [(number, self.units[number]) for number in range(self.start, self.stop)]
+    def indexed_units(self) -> list[tuple[int, WorkUnit]]:
+        """The units of this run with their indices in the whole corpus."""
+        return [(index, self.units[index]) for index in range(self.start, self.stop)]
 
 
 def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
-    """Looks at the input and cuts it into units.
+    """Look at the inputs and divide them into work units.
 
     Args:
-        options: the command.
-        tokenizer: the fingerprint, or how one is to be trained.
+        options: the options of the run.
+        tokenizer: fingerprint of the tokenizer, or how it is to be trained.
 
     Raises:
-        CorpusError: an option or input that cannot be.
+        CorpusError: an option is invalid or an input does not exist.
     """
     _check(options)
     sources, ignored = find_sources(options.inputs)
-    units = make_work_units(
-        sources,
-        text_documents=options.reading.document_unit,
-        document_bytes=options.reading.max_document_bytes,
-    )
+    units = make_work_units(sources, options.reader)
     digest = _digest(
         [(source.path, source.size) for source in sources],
-        asdict(options.reading),
-        # Not on_error: finished work without a bad document is good for either choice.
+        _reader_digest_keys(options.reader),
+        # on_error is left out: a unit without an invalid document is the same under both values.
         (options.split, options.append_eod, tokenizer),
     )
     shard = options.shard or ShardIndex(0, 1)
-    times = [_mtime(source) for source in sources]
+    # Modification times are in the key of the workspace but not in the digest, because copies of
+    # the corpus on other machines, where other shards are made, may have other times.
+    times = [_modification_time_ns(source) for source in sources]
     return WorkPlan(
         tuple(sources),
         ignored,
         tuple(units),
+        # Neighboring shards compute the same border, so the ranges cover all units exactly once.
         start=len(units) * shard.index // shard.count,
         stop=len(units) * (shard.index + 1) // shard.count,
         digest=digest,
@@ -114,45 +119,37 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
     )
 
 
-def split_bounds(fractions: Sequence[str]) -> tuple[int, ...]:
-    """Upper ends of the sides' shares of the 2^64 hashes; all of them for one without a split.
-
-    Raises:
-        CorpusError: not two or three positive fractions of sum 1.
-    """
-    if not fractions:
-        return (2**64,)
-    try:
-        values = [Fraction(text) for text in fractions]
-    except (ValueError, ZeroDivisionError):
-        values = []
-    if len(values) not in (2, 3) or min(values) <= 0 or sum(values) != 1:
-        raise CorpusError(
-            "a split must be two or three positive fractions of sum 1 for train, valid and test, "
-            f"such as 0.98,0.01,0.01, but got {','.join(fractions)}"
-        )
-    return tuple(int(bound * 2**64) for bound in accumulate(values))
+def _reader_digest_keys(reader: ReaderOptions) -> dict[str, object]:
+    # These keys are hashed into manifests. Under other keys, existing shards would look like those
+    # of another command: they could not be merged with new ones, nor be recognized as complete.
+    return {
+        "text_key": reader.text_key,
+        "text_documents": reader.document_unit,
+        "document_bytes": reader.max_document_bytes,
+        "keep_empty": reader.keep_empty,
+    }
 
 
 def _check(options: PreprocessOptions) -> None:
     if options.workers < 1:
-        raise CorpusError(f"workers must be at least 1, but got {options.workers}")
-    if options.reading.max_document_bytes < _SMALLEST_DOCUMENT_LIMIT:
+        raise CorpusError(f"--workers must be >= 1 (got {options.workers})")
+    if options.reader.max_document_bytes < _SMALLEST_DOCUMENT_LIMIT_BYTES:
         raise CorpusError(
-            f"the size at which documents are cut must be at least {_SMALLEST_DOCUMENT_LIMIT} "
-            f"bytes, but got {options.reading.max_document_bytes}"
+            f"--max-document-bytes must be >= {_SMALLEST_DOCUMENT_LIMIT_BYTES} "
+            f"(got {options.reader.max_document_bytes})"
         )
     shard = options.shard
     if shard is not None and not 0 <= shard.index < shard.count:
         raise CorpusError(
-            f"a shard must be written i/n with i from 0 to n-1, but got {shard.index}/{shard.count}"
+            f"--shard must be written i/n with i from 0 to n-1 (got {shard.index}/{shard.count})"
         )
     split_bounds(options.split)
 
 
 def _digest(*values: object) -> str:
+    # JSON, not hash() or pickle: it is the same in every process and Python version.
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _mtime(source: Source) -> int:
+def _modification_time_ns(source: Source) -> int:
     return 0 if source.kind == "hub" else Path(source.path).stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Many parts into the pairs of the result, which appear by rename, the manifest last."""
+"""Join the parts of a result and move its files to their final names, the manifest last."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,57 +10,73 @@ import numpy as np
 
 from armd_scale.data.indexed_format import IndexedPart, write_bin, write_idx
 from armd_scale.data.manifest import Manifest, manifest_path, split_prefix
-from armd_scale.data.preprocess.encode_unit import translate_os_errors
+from armd_scale.data.preprocess.disk_errors import translate_os_errors
 
 
 @final
 @dataclass(frozen=True)
 class SplitParts:
-    """One side of a result before it is written; its manifest still lacks the digests."""
+    """One split of a result before its files are joined.
+
+    Attributes:
+        parts: the documents, in order.
+        manifest: its manifest, without the checksums.
+    """
 
     parts: Sequence[IndexedPart]
     manifest: Manifest
 
 
-def publish(prefix: str, pairs: Mapping[str, SplitParts], *, folder: Path) -> list[Manifest]:
-    """Joins the parts of all sides and moves everything to its final name.
+def publish(prefix: str, splits: Mapping[str, SplitParts], *, folder: Path) -> list[Manifest]:
+    """Join the parts of all splits and move everything to its final name.
 
     Args:
-        prefix: of the result.
-        pairs: by side.
-        folder: of unfinished work, on the same disk, with the tokenizer in `tokenizer/`.
+        prefix: PREFIX of the result.
+        splits: the parts, by split name.
+        folder: the workspace; on the same file system as the result, with the tokenizer in
+            `tokenizer/`.
+
+    Returns:
+        The manifests with checksums, one per split.
 
     Raises:
         ShardError: the disk is full or not writable.
     """
     with translate_os_errors(folder):
-        manifests = [_join(pair, folder / f"joined{side}") for side, pair in pairs.items()]
-        # An old manifest must not stand beside new files, were we to be stopped in between.
-        for side in pairs:
-            manifest_path(split_prefix(prefix, side)).unlink(missing_ok=True)
+        manifests = [_join(split, folder / f"joined{name}") for name, split in splits.items()]
+        # Removed first: if this process is stopped during the renames below, the manifest of an
+        # older result must not describe the new files.
+        for name in splits:
+            manifest_path(split_prefix(prefix, name)).unlink(missing_ok=True)
         _publish_tokenizer(folder / "tokenizer", Path(f"{prefix}.tokenizer"))
+        # The manifest last: where it exists, the .bin and .idx beside it are complete.
         for suffix in (".bin", ".idx", ".json"):
-            for side in pairs:
-                (folder / f"joined{side}{suffix}").rename(split_prefix(prefix, side) + suffix)
+            for name in splits:
+                (folder / f"joined{name}{suffix}").rename(split_prefix(prefix, name) + suffix)
     return manifests
 
 
-def _join(pair: SplitParts, stem: Path) -> Manifest:
-    dtype = np.dtype(pair.manifest.dtype)
-    digests = {
-        "bin": write_bin(stem.with_suffix(".bin"), pair.parts),
-        "idx": write_idx(stem.with_suffix(".idx"), pair.parts, dtype=dtype),
+def _join(split: SplitParts, stem: Path) -> Manifest:
+    """Write STEM.bin, .idx and .json of one split; return the manifest with the checksums."""
+    dtype = np.dtype(split.manifest.dtype)
+    checksums = {
+        "bin": write_bin(stem.with_suffix(".bin"), split.parts),
+        "idx": write_idx(stem.with_suffix(".idx"), split.parts, dtype=dtype),
     }
-    manifest = replace(pair.manifest, sha256=digests)
+    manifest = replace(split.manifest, sha256=checksums)
     manifest.save(stem.with_suffix(".json"))
     return manifest
 
 
-def _publish_tokenizer(new: Path, old: Path) -> None:
-    """Moves a copy, for a run stopped right after this still needs its own to continue."""
-    unfinished = new.with_name("tokenizer.copy")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(new, unfinished)
-    if old.exists():
-        shutil.rmtree(old)
-    unfinished.rename(old)
+def _publish_tokenizer(source: Path, target: Path) -> None:
+    """Replace `target` by a copy of `source`.
+
+    A copy, not the folder itself: if this process is stopped right after, the next run needs the
+    workspace's own tokenizer to continue.
+    """
+    partial = source.with_name("tokenizer.copy")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)

@@ -1,178 +1,208 @@
-"""Documents out of units of work: text and JSON lines here, tables and hub in their own modules.
+"""Read the documents of a work unit: text and JSON lines here, other formats in their own modules.
 
-Files are read without the `datasets` library, which serves hub names: a bad line must be named by
-file and line, counted and passed over, a huge file must be read from the middle, and no worker
-should spend a second on imports it does not need. Memory is bounded, by `_MAX_LINE_BYTES` for a
-line and by the size of a document otherwise.
+Files are read without the `datasets` library, which only serves hub datasets, for three reasons: an
+invalid line must be reported by file and line number, counted and skipped; a huge file must be read
+from its middle; and a worker should not spend a second on imports that it does not need.
+
+Memory is bounded: by `_MAX_LINE_BYTES` for a line, and by the size of a document otherwise.
 """
 
 import json
 from collections.abc import Iterator
 from io import BufferedIOBase
+from typing import Any, cast
 
 from armd_scale.data.preprocess.chunking import split_stream
 from armd_scale.data.preprocess.columnar import read_arrow, read_parquet
-from armd_scale.data.preprocess.compression import BROKEN_STREAM, COMPRESSED, open_stream
+from armd_scale.data.preprocess.compression import COMPRESSED_SUFFIXES, READ_ERRORS, open_stream
 from armd_scale.data.preprocess.documents import (
     Document,
     ReaderOptions,
     SkippedDocument,
     UnreadableError,
-    document,
-    documents,
+    make_document,
+    make_documents,
     one_line_reason,
 )
 from armd_scale.data.preprocess.hub import read_hub
-from armd_scale.data.preprocess.sources import WorkUnit
+from armd_scale.data.preprocess.work_units import WorkUnit
 
 _MAX_LINE_BYTES = 32 << 20
+_MAX_KEYS_CHARACTERS = 200
+# Byte order mark that some editors put at the start of a UTF-8 file; not part of the text.
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_unit(unit: WorkUnit, reading: ReaderOptions) -> Iterator[Document | SkippedDocument]:
-    """The documents of a unit in order, and in their places what could not be read."""
+def read_unit(unit: WorkUnit, options: ReaderOptions) -> Iterator[Document | SkippedDocument]:
+    """Read the documents of a unit in order, with a SkippedDocument for each that is invalid.
+
+    Raises:
+        CorpusError: a hub dataset cannot be loaded or its connection failed.
+    """
     for path in unit.paths:
-        match unit.kind, reading.document_unit:
+        match unit.kind, options.document_unit:
             case "parquet", _:
-                yield from read_parquet(path, unit, reading)
+                yield from read_parquet(path, options, start=unit.start, stop=unit.stop)
             case "arrow", _:
-                yield from read_arrow(path, reading)
+                yield from read_arrow(path, options)
             case "hub", _:
-                yield from read_hub(path, unit, reading)
+                yield from read_hub(path, options, start=unit.start, stop=unit.stop)
             case "text", "file":
-                yield from _read_text(path, unit, reading)
+                yield from _read_text(path, unit, options)
             case "text", "paragraph":
-                yield from _read_paragraphs(path, reading)
+                yield from _read_paragraphs(path, options)
             case _:
-                yield from _read_lines(path, unit, reading)
+                yield from _read_lines(path, unit, options)
 
 
 def _read_lines(
-    path: str, unit: WorkUnit, reading: ReaderOptions
+    path: str, unit: WorkUnit, options: ReaderOptions
 ) -> Iterator[Document | SkippedDocument]:
-    """A document a line, JSON or plain; blank lines are none."""
-    place: dict[str, int] = {}
+    """Read one document per line, JSON or plain text; blank lines are not documents."""
+    position: dict[str, int] = {}
     try:
         with open_stream(path) as stream:
-            for number, (offset, line) in enumerate(_lines(stream, unit.start, unit.stop), 1):
-                # In the middle of a file a line's number is only looked up when it is to be shown.
-                place = {"line": number} if path.endswith(COMPRESSED) else {"offset": offset}
+            for line_number, (offset, line) in enumerate(_lines(stream, unit.start, unit.stop), 1):
+                # In a range that starts in the middle of a file the line number is not known. It is
+                # looked up from the offset if the line turns out to be one that is reported. A
+                # compressed file is always read from its start.
+                is_compressed = path.endswith(COMPRESSED_SUFFIXES)
+                position = {"line": line_number} if is_compressed else {"offset": offset}
                 if line is not None and not line.strip():
                     continue
                 try:
-                    line = _not_too_long(line)
-                    text = (
-                        _json_text(line, reading) if unit.kind == "lines" else _strip_newline(line)
+                    line = _require_line(line)
+                    value = (
+                        _json_value(line, options) if unit.kind == "lines" else _strip_newline(line)
                     )
-                    yield from documents(text, reading)
+                    yield from make_documents(value, options)
                 except UnreadableError as error:
-                    yield SkippedDocument(path, str(error), **place)
-    except BROKEN_STREAM as error:
+                    yield SkippedDocument(path, str(error), **position)
+    except READ_ERRORS as error:
         yield SkippedDocument(
-            path, f"cannot be read on from here ({one_line_reason(error)})", **place
+            path, f"cannot be read on from here ({one_line_reason(error)})", **position
         )
 
 
 def _lines(
     stream: BufferedIOBase, start: int, stop: int | None
 ) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that begin in [start, stop), with their offsets; None for one too long to hold."""
+    """Yield the lines that start in [start, stop) with their offsets; None for a too long line.
+
+    Each line of a file is in exactly one range, whatever the ranges are.
+    """
     offset = start
     if start:
+        # The line that contains the byte before `start` belongs to the range before, even if that
+        # byte is its newline. Reading from that byte on skips the line's rest in both cases.
         stream.seek(start - 1)
-        # The line that covers the byte before `start` belongs to the range before.
         offset = start - 1 + _skip_line(stream)
     while stop is None or offset < stop:
         line = stream.readline(_MAX_LINE_BYTES)
         if not line:
             return
         num_bytes = len(line)
-        too_long = num_bytes == _MAX_LINE_BYTES and not line.endswith(b"\n")
-        if too_long:
+        is_too_long = num_bytes == _MAX_LINE_BYTES and not line.endswith(b"\n")
+        if is_too_long:
             num_bytes += _skip_line(stream)
-        yield offset, None if too_long else line.removeprefix(_BOM) if offset == 0 else line
+        if offset == 0:
+            line = line.removeprefix(_BOM)
+        yield offset, None if is_too_long else line
         offset += num_bytes
 
 
 def _skip_line(stream: BufferedIOBase) -> int:
-    """Reads up to the next line end; returns the number of bytes passed."""
+    """Read up to the end of the line, in bounded memory; return the number of bytes read."""
     num_bytes = 0
-    while chunk := stream.readline(1 << 20):
-        num_bytes += len(chunk)
-        if chunk.endswith(b"\n"):
+    while block := stream.readline(1 << 20):
+        num_bytes += len(block)
+        if block.endswith(b"\n"):
             break
     return num_bytes
 
 
-def _json_text(line: bytes, reading: ReaderOptions) -> object:
-    key = reading.text_key
+def _json_value(line: bytes, options: ReaderOptions) -> object:
+    """Parse a JSON line and return the value of the text key.
+
+    Raises:
+        UnreadableError: the line is not a JSON object with that key.
+    """
+    key = options.text_key
     try:
-        record = json.loads(_strip_newline(line).decode("utf-8"))
+        record: Any = json.loads(_strip_newline(line).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UnreadableError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     except json.JSONDecodeError as error:
         raise UnreadableError(f"not JSON (column {error.colno}: {error.msg})") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 1,000 deep
+    except (ValueError, RecursionError) as error:
+        # Limits of Python's parser: integers of over 4,300 digits, brackets about 1,000 deep.
         raise UnreadableError(f"not JSON that can be read ({one_line_reason(error)})") from error
     if not isinstance(record, dict):
         raise UnreadableError(f"not a JSON object with the key {key!r}")
-    if key not in record:
-        raise UnreadableError(f"no key {key!r} (its keys: {', '.join(map(repr, record))[:200]})")
-    return record[key]
+    values = cast(dict[str, object], record)
+    if key not in values:
+        keys = ", ".join(map(repr, values))[:_MAX_KEYS_CHARACTERS]
+        raise UnreadableError(f"no key {key!r} (its keys: {keys})")
+    return values[key]
 
 
 def _read_text(
-    path: str, unit: WorkUnit, reading: ReaderOptions
+    path: str, unit: WorkUnit, options: ReaderOptions
 ) -> Iterator[Document | SkippedDocument]:
-    """The file as one document, or cut near multiples of `document_bytes` when it is longer."""
+    """Read a text file as one document, or as several near multiples of `max_document_bytes`."""
     try:
         with open_stream(path) as stream:
-            for offset, utf8, begins_cut in split_stream(
-                stream, reading.max_document_bytes, start=unit.start, stop=unit.stop
+            for chunk in split_stream(
+                stream, options.max_document_bytes, start=unit.start, stop=unit.stop
             ):
                 try:
-                    text = utf8.removeprefix(_BOM) if offset == 0 else utf8
-                    yield document(text, reading, begins_cut=begins_cut)
+                    utf8 = chunk.content.removeprefix(_BOM) if chunk.offset == 0 else chunk.content
+                    yield make_document(utf8, options, is_first_chunk=chunk.is_first_of_several)
                 except UnreadableError as error:
-                    where = None if path.endswith(COMPRESSED) else offset + error.byte
-                    yield SkippedDocument(path, str(error), offset=where)
-    except BROKEN_STREAM as error:
+                    # Offsets in a compressed file are not positions that an editor could show.
+                    is_compressed = path.endswith(COMPRESSED_SUFFIXES)
+                    offset = None if is_compressed else chunk.offset + error.byte
+                    yield SkippedDocument(path, str(error), offset=offset)
+    except READ_ERRORS as error:
         yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})")
 
 
-def _read_paragraphs(path: str, reading: ReaderOptions) -> Iterator[Document | SkippedDocument]:
-    """Runs of lines between blank ones; a run too long to hold ends where it is."""
-    held, first_line = bytearray(), 1
+def _read_paragraphs(path: str, options: ReaderOptions) -> Iterator[Document | SkippedDocument]:
+    """Read one document per paragraph: lines without a blank line between them.
+
+    A paragraph over `_MAX_LINE_BYTES` ends after the line that reaches that size.
+    """
+    paragraph, first_line = bytearray(), 1
     try:
         with open_stream(path) as stream:
-            for number, (_, line) in enumerate(_lines(stream, 0, None), 1):
+            for line_number, (_, line) in enumerate(_lines(stream, 0, None), 1):
                 try:
-                    line = _not_too_long(line)
+                    line = _require_line(line)
                 except UnreadableError as error:
-                    yield SkippedDocument(path, str(error), line=number)
+                    yield SkippedDocument(path, str(error), line=line_number)
                     continue
-                if held and (not line.strip() or len(held) > _MAX_LINE_BYTES):
-                    yield from _paragraph(path, held, first_line, reading)
-                    held.clear()
+                if paragraph and (not line.strip() or len(paragraph) > _MAX_LINE_BYTES):
+                    yield from _paragraph_documents(path, paragraph, first_line, options)
+                    paragraph.clear()
                 if line.strip():
-                    first_line = first_line if held else number
-                    held += line
-            if held:
-                yield from _paragraph(path, held, first_line, reading)
-    except BROKEN_STREAM as error:
+                    first_line = first_line if paragraph else line_number
+                    paragraph += line
+            if paragraph:
+                yield from _paragraph_documents(path, paragraph, first_line, options)
+    except READ_ERRORS as error:
         yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})")
 
 
-def _paragraph(
-    path: str, held: bytearray, first_line: int, reading: ReaderOptions
+def _paragraph_documents(
+    path: str, paragraph: bytearray, first_line: int, options: ReaderOptions
 ) -> Iterator[Document | SkippedDocument]:
     try:
-        yield from documents(_strip_newline(bytes(held)), reading)
+        yield from make_documents(_strip_newline(bytes(paragraph)), options)
     except UnreadableError as error:
         yield SkippedDocument(path, str(error), line=first_line)
 
 
-def _not_too_long(line: bytes | None) -> bytes:
+def _require_line(line: bytes | None) -> bytes:
     if line is None:
         raise UnreadableError(f"a line longer than {_MAX_LINE_BYTES >> 20} MiB")
     return line

@@ -1,7 +1,7 @@
-"""Which files an input names, in what order, and how they are cut into units of work.
+"""Find the files that the inputs of a preprocessing command name, and their order.
 
-Everything here is a pure function of the input (names and sizes), never of the number of workers
-or shards: that is what makes a sharded, resumed or differently parallel run give the same bytes.
+The result depends only on names and sizes, never on the number of workers or shards. Together with
+`work_units` this makes a sharded, resumed or differently parallel run produce the same bytes.
 """
 
 import glob
@@ -12,144 +12,96 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, TypeAlias, final
 
-from armd_scale.data.preprocess.compression import COMPRESSED
-from armd_scale.data.preprocess.documents import TextDocuments
-from armd_scale.data.preprocess.hub import num_hub_shards
+from armd_scale.data.preprocess.compression import COMPRESSED_SUFFIXES
 from armd_scale.errors import CorpusError
 
-Kind = Literal["lines", "text", "parquet", "arrow", "hub"]
+SourceKind: TypeAlias = Literal["lines", "text", "parquet", "arrow", "hub"]
+"""The reader of a source; `lines` are JSON lines."""
 
-_KINDS: dict[str, Kind] = {
+_KIND_OF_SUFFIX: dict[str, SourceKind] = {
     ".jsonl": "lines",
     ".ndjson": "lines",
     ".json": "lines",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-# What a folder contributes besides the above; a file named or globbed is read whatever its name.
+# Files that are read as plain text when they are found in a folder. A file that is named, or
+# matched by a glob, is read whatever its suffix.
 _TEXT_SUFFIXES = frozenset(
     """
     .txt .text .md .rst .tex .html .htm .xml .csv .tsv .srt .py .pyi .pyx .c .h .cc .cpp .cxx .hpp
     .cu .cuh .rs .go .java .kt .scala .cs .swift .m .js .jsx .ts .tsx .rb .php .pl .pm .lua .r .jl
     .hs .ml .lisp .el .vim .sh .bash .bat .ps1 .sql .css .scss .yaml .yml .toml .ini .cfg .cmake
     .proto
-    """.split()  # noqa: SIM905 (a column of forty lines says no more)
+    """.split()  # noqa: SIM905 - as a list this would be forty lines
 )
-_HF_DATASET_STATE = "state.json"  # what `Dataset.save_to_disk` leaves beside its .arrow files
+_HF_DATASET_STATE = "state.json"  # written by `Dataset.save_to_disk` beside its .arrow files
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}")
-# Some hundreds of units keep many workers evenly busy; the bounds keep the overhead of a unit small
-# against its encoding, and the loss small when a run is killed.
-_UNITS_WANTED = 256
-_MIN_UNIT_BYTES = 1 << 20
-_MAX_UNIT_BYTES = 32 << 20
-_MAX_UNIT_FILES = 4096
 
 
 @final
 @dataclass(frozen=True)
 class Source:
-    """An input file, or a hub dataset of unknown size (0)."""
+    """An input file, or a dataset of the Hugging Face hub.
+
+    Attributes:
+        path: path of the file, or name of the dataset.
+        size: bytes; 0 for a hub dataset, whose size is not known.
+        kind: how it is read.
+    """
 
     path: str
     size: int
-    kind: Kind
+    kind: SourceKind
 
     @property
-    def compressed(self) -> bool:
-        """Whether the file can only be read from its beginning."""
-        return self.path.endswith(COMPRESSED)
-
-
-@final
-@dataclass(frozen=True)
-class WorkUnit:
-    """A piece of work: several small files, or a part of one.
-
-    `start` and `stop` count bytes (lines, text), row groups (parquet) or shards (hub); a `stop` of
-    None is the end.
-    """
-
-    kind: Kind
-    paths: tuple[str, ...]
-    num_bytes: int
-    start: int = 0
-    stop: int | None = None
-
-    def __str__(self) -> str:
-        first, *others = self.paths
-        if others:
-            return f"{first} and the {len(others)} files after it"
-        what = {"parquet": "row groups", "hub": "shards"}.get(self.kind, "bytes")
-        return first if self.stop is None else f"{first} {what} {self.start}-{self.stop}"
+    def is_compressed(self) -> bool:
+        """Whether the file can only be read from its start."""
+        return self.path.endswith(COMPRESSED_SUFFIXES)
 
 
 def find_sources(inputs: Sequence[str]) -> tuple[list[Source], Mapping[str, int]]:
-    """The files of all inputs, in the order given and sorted within a folder or glob.
-
-    Returns:
-        the sources, and by extension the number of files in folders that no reader is known for.
-
-    Raises:
-        CorpusError: an input that names nothing.
-    """
-    ignored: Counter[str] = Counter()
-    sources: list[Source] = []
-    for name in inputs:
-        found = list(_expand(name, ignored))
-        if not found:
-            raise CorpusError(
-                f"input {name} must name text, JSON lines, parquet or arrow files, but holds none "
-                "of them: check the path or give a glob of the files"
-            )
-        sources += found
-    return sources, dict(sorted(ignored.items()))
-
-
-def make_work_units(
-    sources: Sequence[Source], *, text_documents: TextDocuments, document_bytes: int
-) -> list[WorkUnit]:
-    """The work, in the order in which its results are joined.
+    """Find the files of all inputs.
 
     Args:
-        sources: the files, in order.
-        text_documents: what a document of a text file is.
-        document_bytes: size at which a longer text file is cut.
+        inputs: files, folders, globs and names of hub datasets.
+
+    Returns:
+        The sources, in the order of the inputs and sorted within a folder or glob. And by suffix
+        the number of files in folders that were ignored, because no reader is known for them.
+
+    Raises:
+        CorpusError: an input does not exist or contains no file that can be read.
     """
-    total = sum(source.size for source in sources)
-    unit_bytes = min(max(total // _UNITS_WANTED, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
-    units: list[WorkUnit] = []
-    group: list[Source] = []
-    room = unit_bytes
-    for source in sources:
-        small = source.kind in ("text", "lines") and source.size < unit_bytes
-        fits = small and group and source.kind == group[0].kind and source.size <= room
-        if group and (not fits or len(group) == _MAX_UNIT_FILES):
-            units.append(_whole(group))
-            group, room = [], unit_bytes
-        if small:
-            group.append(source)
-            room -= source.size
-        else:
-            units += _cut(source, unit_bytes, text_documents, document_bytes)
-    return units + ([_whole(group)] if group else [])
+    num_ignored: Counter[str] = Counter()
+    sources: list[Source] = []
+    for name in inputs:
+        expanded = list(_expand(name, num_ignored))
+        if not expanded:
+            raise CorpusError(
+                f"input {name} must contain text, JSON lines, Parquet or Arrow files, but contains "
+                "none of them: check the path or give a glob that matches the files"
+            )
+        sources += expanded
+    return sources, dict(sorted(num_ignored.items()))
 
 
-def kind_of(path: str) -> Kind:
-    """The reader that a file's extension asks for; plain text for what is not known."""
-    return _KINDS.get(_suffix(path), "text")
+def source_kind(path: str) -> SourceKind:
+    """Return how a file is read, from its suffix; plain text if the suffix is not known."""
+    return _KIND_OF_SUFFIX.get(_suffix(path), "text")
 
 
-def _expand(name: str, ignored: Counter[str]) -> Iterator[Source]:
+def _expand(name: str, num_ignored: Counter[str]) -> Iterator[Source]:
     path = Path(name).expanduser()
     if path.is_file():
-        yield _source(str(path))
+        yield _file_source(str(path))
     elif path.is_dir():
-        yield from map(_source, _walk(path, ignored))
+        yield from map(_file_source, _walk(path, num_ignored))
     elif glob.has_magic(name):
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
-        yield from (_source(match) for match in matches if Path(match).is_file())
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute patterns
+        yield from (_file_source(match) for match in matches if Path(match).is_file())
     elif _may_be_hub_name(name):
         yield Source(name, 0, "hub")
     else:
@@ -157,90 +109,59 @@ def _expand(name: str, ignored: Counter[str]) -> Iterator[Source]:
 
 
 def _may_be_hub_name(name: str) -> bool:
-    """Whether what names no file could name a dataset; without a network, asking takes long."""
-    looks_like_file = _suffix(name) in {*_KINDS, *_TEXT_SUFFIXES} or (
+    """Return whether a name that is not a path could name a hub dataset.
+
+    A mistyped path should not be looked up on the hub: without a network that takes long, and the
+    error would be about datasets. So a name with the suffix of a file, or inside an existing
+    folder, is taken for a path.
+    """
+    looks_like_file = _suffix(name) in {*_KIND_OF_SUFFIX, *_TEXT_SUFFIXES} or (
         "/" in name and Path(name).parent.is_dir()
     )
     return _HUB_NAME.fullmatch(name) is not None and not looks_like_file
 
 
-def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:
+def _walk(folder: Path, num_ignored: Counter[str]) -> Iterator[str]:
+    """Yield the readable files below a folder, in an order that is the same on every machine."""
     for root, folders, names in os.walk(folder):
-        folders.sort()
+        folders.sort()  # os.walk descends into this very list, so sorting it fixes the order
         if _HF_DATASET_STATE in names:
             yield from _saved_arrow_files(Path(root))
             continue
         for name in sorted(names):
-            if _suffix(name) in _KINDS or _suffix(name) in _TEXT_SUFFIXES:
-                # The names of a saved DatasetDict's parts; the parts are folders of their own.
+            if _suffix(name) in _KIND_OF_SUFFIX or _suffix(name) in _TEXT_SUFFIXES:
+                # This file of a saved DatasetDict lists its splits, each a folder of its own.
                 if name != "dataset_dict.json":
                     yield str(Path(root, name))
             else:
-                ignored[_suffix(name) or "(none)"] += 1
+                num_ignored[_suffix(name) or "(none)"] += 1
 
 
 def _saved_arrow_files(folder: Path) -> Iterator[str]:
+    """Yield the .arrow files of a saved dataset in its own order.
+
+    The folder may also hold `cache-*.arrow` files of earlier transformations, so the dataset's list
+    is used and not a glob.
+    """
+    path = folder / _HF_DATASET_STATE
     try:
-        state = json.loads((folder / _HF_DATASET_STATE).read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
         names = [entry["filename"] for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(
-            f"{folder / _HF_DATASET_STATE} must list the .arrow files of a saved dataset, but does "
-            f"not ({error!r}): save the dataset again, or give a glob of its .arrow files"
+            f"{path} must list the .arrow files of a saved dataset, but does not ({error!r}): save "
+            "the dataset again, or give a glob of its .arrow files"
         ) from error
     yield from (str(folder / name) for name in names)
 
 
-def _source(path: str) -> Source:
+def _file_source(path: str) -> Source:
     try:
-        return Source(path, Path(path).stat().st_size, kind_of(path))
+        return Source(path, Path(path).stat().st_size, source_kind(path))
     except OSError as error:
         raise CorpusError(f"{path} cannot be read ({error.strerror}): check the input") from error
 
 
 def _suffix(name: str) -> str:
+    """Return the suffix below a compression suffix, in lower case: .jsonl of a.JSONL.gz."""
     return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-
-
-def _whole(group: Sequence[Source]) -> WorkUnit:
-    return WorkUnit(group[0].kind, tuple(s.path for s in group), sum(s.size for s in group))
-
-
-def _cut(
-    source: Source, unit_bytes: int, text_documents: TextDocuments, document_bytes: int
-) -> list[WorkUnit]:
-    """The units of one large file; what has no random access by bytes stays whole."""
-    if source.kind == "parquet":
-        return _cut_by_count(source, _num_row_groups(source.path))
-    if source.kind == "hub":
-        return _cut_by_count(source, num_hub_shards(source.path))
-    by_line = source.kind == "lines" or (source.kind == "text" and text_documents == "line")
-    by_size = source.kind == "text" and text_documents == "file"
-    if source.compressed or not (by_line or by_size):
-        return [_whole([source])]
-    # A long text is cut near multiples of document_bytes, so a unit takes some of them whole.
-    step = unit_bytes if by_line else max(1, unit_bytes // document_bytes) * document_bytes
-    return [
-        WorkUnit(source.kind, (source.path,), min(step, source.size - start), start, start + step)
-        for start in range(0, source.size, step)
-    ]
-
-
-def _cut_by_count(source: Source, count: int | None) -> list[WorkUnit]:
-    if count is None:
-        return [_whole([source])]
-    return [
-        WorkUnit(source.kind, (source.path,), source.size // count, i, i + 1) for i in range(count)
-    ]
-
-
-def _num_row_groups(path: str) -> int | None:
-    """Row groups of a parquet file; None when it is damaged, which its reader will then report."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return file.num_row_groups or None
-    except (pyarrow.ArrowException, OSError):
-        return None

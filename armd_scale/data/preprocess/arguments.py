@@ -1,0 +1,121 @@
+"""Command-line options of preprocessing."""
+
+import argparse
+
+from armd_scale.data.manifest import ShardIndex
+from armd_scale.data.preprocess.documents import ReaderOptions
+from armd_scale.data.preprocess.options import PreprocessOptions
+from armd_scale.errors import CorpusError, refuse_renamed_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all options of tools/preprocess.py to a parser."""
+    _add_input_arguments(parser.add_argument_group("input"))
+    _add_output_arguments(parser.add_argument_group("output"))
+    other = parser.add_argument_group("instead of reading --input")
+    other.add_argument(
+        "--merge", nargs="+", metavar="PREFIX", help="join the shards of --shard into --output"
+    )
+    other.add_argument("--verify", metavar="PREFIX", help="check for truncation and changed bits")
+    refuse_renamed_options(
+        parser,
+        {"--text-documents": "--document-unit", "--document-bytes": "--max-document-bytes"},
+    )
+
+
+def read_options(args: argparse.Namespace) -> PreprocessOptions:
+    """Return the options of a run from the parsed arguments."""
+    return PreprocessOptions(
+        inputs=tuple(args.input),
+        output=args.output,
+        tokenizer=args.tokenizer,
+        workers=args.workers,
+        reader=ReaderOptions(
+            text_key=args.text_key,
+            document_unit=args.document_unit,
+            max_document_bytes=args.max_document_bytes,
+        ),
+        split=args.split,
+        shard=args.shard,
+        on_error=args.on_error,
+        append_eod=not args.no_eod,
+        overwrite=args.overwrite,
+    )
+
+
+def _add_input_arguments(group: "argparse._ArgumentGroup") -> None:
+    add, defaults = group.add_argument, ReaderOptions()
+    add(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help=".txt .jsonl (.gz .zst) .parquet .arrow files, folders, globs, HF dataset names",
+    )
+    add(
+        "--text-key",
+        default=defaults.text_key,
+        metavar="KEY",
+        help="JSON key or column that holds the text (default: %(default)s)",
+    )
+    add(
+        "--document-unit",
+        choices=("file", "line", "paragraph"),
+        default=defaults.document_unit,
+        help="what one document of a text file is (default: %(default)s)",
+    )
+    add(
+        "--max-document-bytes",
+        type=int,
+        default=defaults.max_document_bytes,
+        metavar="BYTES",
+        help="split longer documents into several, at line ends (default: %(default)s)",
+    )
+    add(
+        "--on-error",
+        type=_on_error,
+        choices=("skip", "fail"),
+        default="skip",
+        help="count and list documents that cannot be read (default), or stop at the first",
+    )
+
+
+def _add_output_arguments(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    add("--output", metavar="PREFIX", help="prefix of the files to write")
+    add(
+        "--tokenizer",
+        metavar="SPEC",
+        help="sentencepiece model, HF tokenizer folder, or train:sentencepiece:VOCAB",
+    )
+    add("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
+    add(
+        "--split",
+        type=_fractions,
+        default=(),
+        metavar="F,F[,F]",
+        help="fractions of PREFIX_train, _valid and _test; a document's text decides its split",
+    )
+    add(
+        "--shard",
+        type=_shard_index,
+        metavar="i/n",
+        help="encode only shard i of n, i from 0; --merge joins all shards",
+    )
+    add("--no-eod", action="store_true", help="do not append the tokenizer's EOS to documents")
+    add("--overwrite", action="store_true", help="replace files and unfinished work at PREFIX")
+
+
+def _on_error(text: str) -> str:
+    # argparse compares with `choices` after this, so only the former value is handled here.
+    if text == "refuse":
+        raise CorpusError("--on-error refuse has been renamed: use --on-error fail")
+    return text
+
+
+def _fractions(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _shard_index(text: str) -> ShardIndex:
+    index, _, count = text.partition("/")
+    return ShardIndex(int(index), int(count))

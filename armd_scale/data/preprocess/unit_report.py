@@ -1,0 +1,106 @@
+"""The report of a finished work unit: its counts. Its file marks the unit as finished."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from armd_scale.data.manifest import MAX_EXAMPLES
+from armd_scale.data.preprocess.documents import Document, SkippedDocument
+from armd_scale.data.preprocess.encode_job import EncodeJob
+
+_LENGTH_BYTES = np.dtype(np.int32).itemsize
+
+
+@final
+@dataclass
+class SplitCounts:
+    """Counts of one split of one unit."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    cut_documents: int = 0
+
+    def add(self, document: Document, num_tokens: int) -> None:
+        """Count a document that was encoded into `num_tokens` tokens."""
+        self.documents += 1
+        self.tokens += num_tokens
+        self.text_bytes += len(document.utf8)
+        # Only the first chunk counts, so that a document in many chunks counts once.
+        self.cut_documents += document.is_first_chunk
+
+
+@final
+@dataclass
+class UnitReport:
+    """The counts of a unit by split, and what was skipped in it."""
+
+    splits: dict[str, SplitCounts] = field(default_factory=dict[str, SplitCounts])
+    num_skipped: int = 0
+    skipped_examples: list[str] = field(default_factory=list[str])
+
+    def add_skipped(self, skipped: SkippedDocument) -> None:
+        """Count an input that was skipped, and keep the text of the first ones."""
+        self.num_skipped += 1
+        if len(self.skipped_examples) < MAX_EXAMPLES:
+            self.skipped_examples.append(str(skipped))
+
+
+def write_report(job: EncodeJob, unit_index: int, report: UnitReport) -> None:
+    """Write the report of a unit whose part files are complete; it appears by rename.
+
+    Raises:
+        OSError: the report cannot be written.
+    """
+    path = job.report_path(unit_index)
+    # The temporary name contains the process id: a worker that outlives its killed parent for a
+    # moment may finish the same unit as the next run, and the two must not write into one file.
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(asdict(report)))
+    partial.rename(path)
+
+
+def load_report(job: EncodeJob, unit_index: int) -> UnitReport | None:
+    """Load the report of a unit that is finished for this job.
+
+    Returns:
+        The report; None if the unit has to be encoded (again).
+    """
+    try:
+        data = json.loads(job.report_path(unit_index).read_text())
+    except (OSError, ValueError):
+        return None
+    splits = {name: SplitCounts(**counts) for name, counts in data["splits"].items()}
+    report = UnitReport(splits, data["num_skipped"], data["skipped_examples"])
+    # The unit was encoded under `skip`. Encoding it again raises the error that `fail` asks for.
+    if report.num_skipped and job.on_error == "fail":
+        return None
+    return report if _has_all_parts(job, unit_index, report) else None
+
+
+def _has_all_parts(job: EncodeJob, unit_index: int, report: UnitReport) -> bool:
+    """Return whether the part files have the sizes that follow from the report.
+
+    Part files are closed but not synced to the disk, which keeps units cheap. After a power failure
+    a report may therefore exist while the files that it describes are empty or missing.
+    """
+    token_bytes = np.dtype(job.dtype).itemsize
+    for split_name, counts in report.splits.items():
+        part = job.part(unit_index, split_name, num_documents=counts.documents)
+        if _file_size(part.bin_path) != token_bytes * counts.tokens:
+            return False
+        if _file_size(part.lengths_path) != _LENGTH_BYTES * counts.documents:
+            return False
+    return True
+
+
+def _file_size(path: Path) -> int:
+    """Return the size of a file, -1 if it does not exist."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,36 @@
+"""Parquet and Arrow files."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.support.corpus import read
+
+
+def test_damaged_and_unsuitable_tables_are_reported(tmp_path: Path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "bad.arrow").write_bytes(b"nothing")
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "key.parquet")
+    pq.write_table(pa.table({"text": [1]}), tmp_path / "type.parquet")
+    pq.write_table(pa.table({"text": ["x", None, "y"]}), tmp_path / "null.parquet")
+    for name in ("bad.parquet", "bad.arrow"):
+        texts, (bad,) = read(tmp_path / name)
+        assert not texts
+        assert bad.startswith(f"{tmp_path / name}: cannot be read (")
+    assert "no column 'text'; its columns: 'body'" in read(tmp_path / "key.parquet")[1][0]
+    assert (
+        "the column 'text' must hold strings, but holds int64"
+        in read(tmp_path / "type.parquet")[1][0]
+    )
+    path = tmp_path / "null.parquet"
+    assert read(path) == (["x", "y"], [f"{path} row 1: 'text' is null, not a string"])
+
+
+def test_a_row_that_is_not_utf8_is_skipped_alone(tmp_path: Path):
+    binary = pa.array([b"good", b"\xff", b"good"], pa.binary())
+    table = pa.table({"text": binary.view(pa.string())})
+    pq.write_table(table, tmp_path / "x.parquet")
+    texts, bad = read(tmp_path / "x.parquet")
+    assert texts == ["good", "good"]
+    assert bad == [f"{tmp_path / 'x.parquet'} row 1: not UTF-8 (invalid start byte)"]
