@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from armd_scale.bench.suites.step import mean_of_targets
+from armd_scale.bench.suites.step import mean_loss_spec
 from armd_scale.config import derived as derive
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.loss import (
@@ -169,7 +169,7 @@ def test_zero_head_weights_give_the_logarithm_of_the_vocabulary_size(groups, mod
 def test_padded_rows_of_the_head_have_no_gradient(groups):
     network = build(QWEN3, groups, dtype=torch.float64)
     batch = draw_windows("random", (12,)).batch()
-    loss, _ = network(batch, mean_of_targets(batch))
+    loss, _ = network(batch, mean_loss_spec(batch))
     loss.backward()
     padded = network.output_layer.weight.grad[101:]
     assert len(padded) > 0
@@ -214,11 +214,11 @@ def test_half_precision_gradients_of_chunks_are_summed_in_float32(groups, monkey
     batch = draw_windows("random", (65,)).batch()
     errors = []
     exact = build(QWEN3, groups, dtype=torch.bfloat16).double()
-    *_, expected_grads = loss_and_gradients(exact, batch, mean_of_targets(batch))
+    *_, expected_grads = loss_and_gradients(exact, batch, mean_loss_spec(batch))
     for rows in (64, 1):
         monkeypatch.setattr(derive, "MIN_ROWS_PER_CHUNK", 1)
         monkeypatch.setattr(derive, "MAX_LOGITS_PER_CHUNK_CPU", rows * 2 * 128)
-        *_, grads = loss_and_gradients(network, batch, mean_of_targets(batch))
+        *_, grads = loss_and_gradients(network, batch, mean_loss_spec(batch))
         name = "output_layer.weight"
         errors.append(
             (grads[name].double() - expected_grads[name]).norm() / expected_grads[name].norm()
@@ -229,7 +229,7 @@ def test_half_precision_gradients_of_chunks_are_summed_in_float32(groups, monkey
 def test_rows_without_a_target_do_not_affect_the_loss(groups):
     network = build(LLAMA, groups)
     batch = draw_windows("l2r", (7, 5)).batch()
-    loss_spec = mean_of_targets(batch)
+    loss_spec = mean_loss_spec(batch)
     changed = dataclasses.replace(batch, labels=batch.labels.where(batch.is_target, 0))
     loss, _, grads = loss_and_gradients(network, batch, loss_spec)
     other_loss, _, other_grads = loss_and_gradients(network, changed, loss_spec)
@@ -249,7 +249,7 @@ def test_the_fused_head_saves_no_logits(groups):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        network(batch, mean_of_targets(batch))
+        network(batch, mean_loss_spec(batch))
     assert max(sizes) == network.embedding.weight.numel() < 128 * 2 * 4000
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         network(batch)

@@ -1,10 +1,10 @@
-"""What a recipe will cost on a number of GPUs: memory, operations, messages, speed, days."""
+"""Estimate what a recipe costs on a number of GPUs: memory, FLOPs, communication, speed, days."""
 
 import argparse
 from pathlib import Path
 
 from armd_scale.errors import run_command
-from armd_scale.plan.cli import PlanRequest, make_plan
+from armd_scale.plan.cli import PlanRequest, run_plan
 from armd_scale.plan.gpus import EFFICIENCY, GPUS
 
 _EXAMPLE = """examples:
@@ -13,10 +13,10 @@ _EXAMPLE = """examples:
 
 
 def main() -> None:
-    """Prints tables; exits with status 2 and a sentence where the recipe cannot run."""
+    """Print tables; exit with status 2 and one sentence if the recipe cannot run."""
     arguments = _parser().parse_intermixed_args()
     arguments.overrides = tuple(arguments.overrides)
-    make_plan(PlanRequest(**vars(arguments)))
+    run_plan(PlanRequest(**vars(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,32 +25,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("recipe", type=Path, metavar="RECIPE.yaml", help="recipe file")
-    add("overrides", nargs="*", metavar="section.key=value", help="changed keys")
-    add("--gpus", type=_count, metavar="N", help="number of GPUs (default: the fewest that do)")
+    add("overrides", nargs="*", metavar="section.key=value", help="keys to override")
+    gpus = "number of GPUs (default: the fewest on which the recipe fits)"
+    add("--gpus", type=_positive_int, metavar="N", help=gpus)
     add("--gpu-type", choices=GPUS, default="h100", help="kind of GPU (default: h100)")
-    add(
-        "--gpu-memory", type=_above_zero, metavar="GiB", help="memory of each (default: the kind's)"
-    )
-    share = f"share of the peak that kernels reach (default: {EFFICIENCY})"
-    add("--efficiency", type=_above_zero, default=EFFICIENCY, metavar="F", help=share)
+    memory = "memory of each GPU (default: that of its kind)"
+    add("--gpu-memory", type=_positive_float, metavar="GiB", help=memory)
+    share = f"fraction of the peak FLOPs that kernels reach (default: {EFFICIENCY})"
+    add("--efficiency", type=_positive_float, default=EFFICIENCY, metavar="F", help=share)
     add("--search", action="store_true", help="print the five best layouts instead")
-    add("--json", type=Path, metavar="FILE", help="where to write the figures")
+    add("--json", type=Path, metavar="FILE", help="file to write the figures to")
     return parser
 
 
-def _count(text: str) -> int:
+def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1 (got {text!r})")
     return int(text)
 
 
-def _above_zero(text: str) -> float:
+def _positive_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (got {text!r})")
     return value
 
 

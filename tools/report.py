@@ -12,7 +12,7 @@ _EXAMPLE = """example:
 
 
 def main() -> None:
-    """Writes the page and prints its path."""
+    """Write the page and print its path."""
     arguments = _parser().parse_args()
     print(write_report(arguments.folders, arguments.output))
 
@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run.folder of a training run")
-    output = "where to write (default: report.html in the first folder)"
+    output = "file to write (default: report.html in the first folder)"
     add("--output", type=Path, metavar="FILE.html", help=output)
     return parser
 

@@ -1,4 +1,4 @@
-"""Curves, claims, table and picture of tools/adapt_experiment.sh, from the folder of its runs."""
+"""Report tools/adapt_experiment.sh: findings, learning curves and a plot, from its run folder."""
 
 import argparse
 from pathlib import Path
@@ -9,11 +9,11 @@ from armd_scale.log import configure
 
 
 def main() -> None:
-    """Writes results.json, results.md and adaptation.svg into the folder, and prints the table."""
+    """Write results.json, results.md and adaptation.svg into the folder, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/report_adaptation.py runs/adapt"
     )
-    parser.add_argument("folder", type=Path, help="where the experiment left its runs")
+    parser.add_argument("folder", type=Path, help="folder of the experiment's runs")
     args = parser.parse_args()
     configure()
     results = collect(args.folder)

@@ -1,4 +1,4 @@
-"""Trains a small Llama with `transformers` on a recipe's text: a pretrained model to convert."""
+"""Train a small Llama with `transformers` on a recipe's data: a pretrained model to convert."""
 
 import argparse
 from pathlib import Path
@@ -16,16 +16,18 @@ _EXAMPLE = """example:
 
 
 def main() -> None:
-    """Writes the byte tokenizer where there is none yet; trains where there is a recipe."""
+    """Write the byte tokenizer if it does not exist; train if there is a recipe."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--tokenizer", type=Path, required=True, help="HF folder; a byte tokenizer if it is new")
-    add("--recipe", help="gives shape, data, seed and batch size")
+    tokenizer = "HF folder; a byte tokenizer is written if it does not exist"
+    add("--tokenizer", type=Path, required=True, help=tokenizer)
+    add("--recipe", help="defines size, data, seed and batch size")
     add("--output", type=Path, help="HF folder to write")
     add("--steps", type=int, default=600, help="optimizer steps (default: %(default)s)")
-    add("--learning-rate", type=float, default=2e-3, help="its peak (default: %(default)s)")
+    rate = "peak learning rate (default: %(default)s)"
+    add("--learning-rate", type=float, default=2e-3, help=rate)
     args = parser.parse_args()
     configure()
     if not args.tokenizer.exists():

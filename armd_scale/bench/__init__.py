@@ -1,1 +1,1 @@
-"""Figures and experiments of the README, each repeated by one command: `tools/bench.py`."""
+"""Benchmarks of speed and memory: `python tools/bench.py NAME`; figures are in README.md here."""

@@ -1,4 +1,8 @@
-"""The benches by name: what each measures, the function that does, and its options."""
+"""Registry of the benchmarks: what each one measures, its function, options and an example.
+
+To add a benchmark, write armd_scale/bench/suites/NAME.py with a function that takes its options as
+keyword arguments and returns rows, and add one entry to BENCHMARKS.
+"""
 
 import argparse
 from collections.abc import Mapping
@@ -7,166 +11,204 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 from armd_scale.bench.table import Row, markdown
+from armd_scale.errors import refuse_renamed_options
 from armd_scale.files import atomic_write_json, require_writable
 from armd_scale.parallel.environment import read_environment
 
+RENAMED_OPTIONS = {
+    "--shape": "--model-size",
+    "--grows": "--vary",
+    "--runs": "--repeats",
+    "--after": "--context",
+}
 
-class Bench(NamedTuple):
-    """A subcommand: the package's function takes its options and returns rows."""
+
+class Benchmark(NamedTuple):
+    """A subcommand of tools/bench.py."""
 
     summary: str
     function: str
-    """Imported only when it is asked for."""
+    """`module:name` of a function that takes the options and returns rows; imported on use."""
     options: Mapping[str, Mapping[str, Any]]
+    """Keyword arguments of `add_argument` by flag."""
     example: str
-    """Options to show in the help, after the subcommand's name."""
+    """Options to show in the help, after the name of the subcommand."""
 
 
-def run_bench(args: argparse.Namespace) -> None:
-    """Measures, prints a table, and writes the JSON file where one was asked for.
-
-    Of a job of several processes the first one prints and writes.
+def run_benchmark(args: argparse.Namespace) -> None:
+    """Measure, print a table, and write the JSON file if there is one; only rank 0 prints.
 
     Args:
-        args: from the parser of `bench_parser`.
+        args: parsed by `benchmark_parser`.
 
     Raises:
-        ArmdError: the JSON file cannot be written, or what the bench itself refuses.
+        ArmdError: the JSON file cannot be written, or the benchmark refuses its options.
     """
     options = vars(args).copy()
-    bench, file = BENCHES[options.pop("bench")], options.pop("json")
+    benchmark, file = BENCHMARKS[options.pop("benchmark")], options.pop("json")
+    # A benchmark takes minutes, so the file is checked before it starts.
     require_writable(file, "--json")
-    here = read_environment()  # before the import: DeepSpeed reads it then
-    rows: list[Row] = resolve_name(bench.function)(**options)
-    if not here.is_rank0:
+    # Before the import of the benchmark: DeepSpeed chooses its accelerator while it is imported,
+    # from a variable that read_environment sets.
+    environment = read_environment()
+    rows: list[Row] = resolve_name(benchmark.function)(**options)
+    if not environment.is_rank0:
         return
     if file is not None:
         atomic_write_json(file, rows, indent=2)
     print(markdown(rows))
 
 
-def bench_parser(description: str | None) -> argparse.ArgumentParser:
-    """A subcommand for each bench, with an example in its help."""
+def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
+    """Build the parser: one subcommand per benchmark, with an example in its help."""
     parser = argparse.ArgumentParser(description=description)
-    commands = parser.add_subparsers(dest="bench", required=True)
-    for name, bench in BENCHES.items():
-        about = f"{bench.summary}. Example: python tools/bench.py {name} {bench.example}"
-        command = commands.add_parser(name, help=bench.summary, description=about)
-        for flag, option in bench.options.items():
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        example = f"python tools/bench.py {name} {benchmark.example}"
+        about = f"{benchmark.summary}. Example: {example}"
+        command = commands.add_parser(name, help=benchmark.summary, description=about)
+        for flag, option in benchmark.options.items():
             command.add_argument(flag, **option)
-        command.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+        command.add_argument("--json", type=Path, metavar="FILE", help="file for the figures")
+        refuse_renamed_options(command, RENAMED_OPTIONS)
     return parser
 
 
-def _positive(text: str) -> int:
+def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1 (got {text!r})")
     return int(text)
 
 
-def _folder(text: str) -> Path:
+def _existing_folder(text: str) -> Path:
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"must be a folder that exists, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an existing folder (got {text!r})")
     return Path(text)
 
 
-def _file(text: str) -> Path:
+def _existing_file(text: str) -> Path:
     if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"must be a file that exists, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an existing file (got {text!r})")
     return Path(text)
 
 
-def _number(default: int, summary: str) -> dict[str, Any]:
-    return {"type": _positive, "default": default, "metavar": "N", "help": f"{summary} ({default})"}
+def _int_option(default: int, summary: str) -> dict[str, Any]:
+    help_text = f"{summary} (default: {default})"
+    return {"type": _positive_int, "default": default, "metavar": "N", "help": help_text}
 
 
-def _numbers(*default: int, summary: str) -> dict[str, Any]:
-    said = " ".join(map(str, default))
-    many = {"type": _positive, "nargs": "+", "default": default, "metavar": "N"}
-    return {**many, "help": f"{summary} ({said})"}
+def _int_list_option(*default: int, summary: str) -> dict[str, Any]:
+    help_text = f"{summary} (default: {' '.join(map(str, default))})"
+    return {**_int_option(1, summary), "nargs": "+", "default": default, "help": help_text}
 
 
-SHAPES = ("small", "125m", "1b", "8b-layers")
-_SHAPE = {"choices": SHAPES, "default": "small", "help": "size of the networks (small)"}
-GROWS = ("layers", "micro_batch", "seq_length", "accumulation", "stages")
-_GROWS = {"choices": GROWS, "nargs": "+", "default": GROWS, "help": "one after another (all)"}
-_CHECKPOINT = {"required": True, "help": "a checkpoint, or a run folder: its newest one"}
-_RECIPE = {"type": _file, "required": True, "metavar": "FILE", "help": "of a run that has shards"}
-_HF = {"type": _folder, "metavar": "FOLDER", "help": "the same weights for transformers' generate"}
-_PLACE = {"type": _folder, "metavar": "FOLDER", "help": "on the storage to measure (temporary)"}
-_SHARES = {"action": "store_true", "help": "add the shares of matrix products and attention"}
-_RUNS = _number(7, "how often each is timed")
+def _path_option(kind: Any, metavar: str, summary: str, **options: Any) -> dict[str, Any]:
+    return {"type": kind, "metavar": metavar, "help": summary, **options}
 
-BENCHES = {
-    "memory": Bench(
-        "bytes that each ZeRO stage holds on a process, against the ZeRO paper's",
+
+# Repeated here because importing the suites takes seconds; tests compare them with the suites.
+MODEL_SIZES = ("small", "125m", "1b", "8b-layers")
+VARIABLES = ("layers", "micro_batch", "seq_length", "accumulation", "stages")
+
+_MODEL_SIZE = {"choices": MODEL_SIZES, "default": "small", "help": "model size (default: small)"}
+_VARY = {"choices": VARIABLES, "nargs": "+", "default": VARIABLES, "help": "what to vary (all)"}
+_CHECKPOINT = {"required": True, "help": "checkpoint, or run folder (its newest checkpoint)"}
+_RECIPE = _path_option(_existing_file, "FILE", "recipe of a run whose shards exist", required=True)
+_HF_FOLDER = _path_option(
+    _existing_folder, "FOLDER", "the same weights, for `generate` of transformers"
+)
+_STORAGE_FOLDER = _path_option(
+    _existing_folder, "FOLDER", "folder on the storage to measure (default: temporary)"
+)
+_PROFILE = {"action": "store_true", "help": "add the time shares of matmul and attention"}
+_REPEATS = {"--repeats": _int_option(7, "timed repeats of each case")}
+_FIVE_REPEATS = {"--repeats": _int_option(5, "timed repeats of each case")}
+
+BENCHMARKS = {
+    "memory": Benchmark(
+        "bytes per process under each ZeRO stage, compared with the ZeRO paper",
         "armd_scale.bench.suites.memory:measure_memory",
-        {"--ranks": _number(4, "processes")},
+        {"--ranks": _int_option(4, "number of processes")},
         "--ranks 4 --json memory.json",
     ),
-    "checkpoint": Bench(
-        "how long training waits for a save, and bandwidth of save and load beside dd",
+    "checkpoint": Benchmark(
+        "training stall of a save, and bandwidth of save and load compared with dd",
         "armd_scale.bench.suites.checkpoint:measure_saves",
-        {"--saves": _number(5, "saves of either kind"), "--folder": _PLACE},
+        {"--saves": _int_option(5, "saves of each kind"), "--folder": _STORAGE_FOLDER},
         "--saves 3 --folder /scratch",
     ),
-    "step": Bench(
-        "training steps of AR, ARMD and other AR stacks, side by side",
+    "step": Benchmark(
+        "training step of ARMD, an AR model and two other AR implementations",
         "armd_scale.bench.suites.step:compare_steps",
-        {"--shape": _SHAPE, "--runs": _RUNS, "--profile": _SHARES},
-        "--shape small --runs 7 --profile",
+        {"--model-size": _MODEL_SIZE, **_REPEATS, "--profile": _PROFILE},
+        "--model-size small --repeats 7 --profile",
     ),
-    "profile": Bench(
-        "operators that training steps of AR, ARMD and other AR stacks spend their time in",
-        "armd_scale.bench.profiler:profile_steps",
-        {"--shape": _SHAPE, "--steps": _number(3, "steps of each network")}
-        | {"--top": _number(6, "operators of each group to name")},
-        "--shape small --json profile.json",
+    "profile": Benchmark(
+        "operators of a training step of ARMD, an AR model and two other AR implementations",
+        "armd_scale.bench.suites.profile:profile_steps",
+        {
+            "--model-size": _MODEL_SIZE,
+            "--steps": _int_option(3, "profiled steps of each network"),
+            "--top": _int_option(6, "operators of each group to list"),
+        },
+        "--model-size small --json profile.json",
     ),
-    "matmul": Bench(
-        "operations a second of square matrix products, and the peak that MFU is a share of",
-        "armd_scale.bench.suites.matmul:measure_products",
-        {"--runs": _RUNS},
-        "--runs 7",
+    "matmul": Benchmark(
+        "FLOPs per second of square matrix products, and the peak that MFU is relative to",
+        "armd_scale.bench.suites.matmul:measure_matmul",
+        {**_REPEATS},
+        "--repeats 7",
     ),
-    "attention": Bench(
-        "attention for both streams: folded, with masks, and doubled",
+    "attention": Benchmark(
+        "attention of both streams: folded into heads, with masks, and doubled",
         "armd_scale.bench.suites.attention:compare_attention",
-        {"--runs": _RUNS},
-        "--runs 7",
+        {**_REPEATS},
+        "--repeats 7",
     ),
-    "loss": Bench(
-        "peak memory and time of the head with its loss: dense, in chunks, and ours",
+    "loss": Benchmark(
+        "peak memory and time of the LM head with its loss: dense, in chunks, and this head",
         "armd_scale.bench.suites.lm_head:compare_heads",
-        {"--runs": _number(5, "how often each is timed")},
-        "--runs 5 --json loss.json",
+        {**_FIVE_REPEATS},
+        "--repeats 5 --json loss.json",
     ),
-    "scaling": Bench(
-        "step time against layers, samples, length of text, micro-batches and pipeline stages",
-        "armd_scale.bench.suites.scaling:compare_sizes",
-        {"--grows": _GROWS, "--runs": _number(5, "how often each is timed")},
-        "--grows layers seq_length --runs 5",
+    "scaling": Benchmark(
+        "step time against layers, micro-batch, sequence length, accumulation and stages",
+        "armd_scale.bench.suites.scaling:measure_scaling",
+        {"--vary": _VARY, **_FIVE_REPEATS},
+        "--vary layers seq_length --repeats 5",
     ),
-    "loading": Bench(
-        "tokens that the loader makes, beside tokens that training uses up",
+    "loading": Benchmark(
+        "targets per second of the data loader, compared with training",
         "armd_scale.bench.suites.loading:compare_loading",
-        {"--recipe": _RECIPE, "--seconds": _number(2, "length of a run of the loader")}
-        | {"--runs": _number(5, "how often each is timed")},
+        {
+            "--recipe": _RECIPE,
+            "--seconds": _int_option(2, "length of each loader run"),
+            **_FIVE_REPEATS,
+        },
         "--recipe recipes/demo_cpu.yaml",
     ),
-    "decode": Bench(
-        "tokens a second in streams, verified, and by transformers",
+    "decode": Benchmark(
+        "tokens per second of decoding in streams, with verified drafts, and by transformers",
         "armd_scale.bench.suites.decode:measure_decoding",
-        {"--checkpoint": _CHECKPOINT, "--tokens": _number(256, "length of the text"), "--hf": _HF}
-        | {"--runs": _number(5, "how often each is timed")},
+        {
+            "--checkpoint": _CHECKPOINT,
+            "--tokens": _int_option(256, "length of the text"),
+            "--hf": _HF_FOLDER,
+            **_FIVE_REPEATS,
+        },
         "--checkpoint runs/demo --tokens 256",
     ),
-    "rounds": Bench(
-        "where a round of decoding spends its time, as the text grows",
+    "rounds": Benchmark(
+        "time of one decoding round by operator group, as the text gets longer",
         "armd_scale.bench.suites.rounds:measure_rounds",
-        {"--checkpoint": _CHECKPOINT, "--streams": _numbers(1, 4, summary="parallel streams")}
-        | {"--after": _numbers(64, 256, 1024, summary="generated tokens before the rounds timed")}
-        | {"--runs": _number(5, "texts of each")},
+        {
+            "--checkpoint": _CHECKPOINT,
+            "--streams": _int_list_option(1, 4, summary="numbers of streams"),
+            "--context": _int_list_option(
+                64, 256, 1024, summary="generated tokens before the timed rounds"
+            ),
+            "--repeats": _int_option(5, "texts of each case"),
+        },
         "--checkpoint runs/demo --streams 1 4",
     ),
-}
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bandwidth of a file system: reads of checkpoints beside `dd`, out of the page cache."""
+"""Bandwidth of a file system: loads of checkpoints compared with `dd`, without the page cache."""
 
 import os
 import resource
@@ -20,36 +20,37 @@ MIB = 1 << 20
 
 @dataclass
 class Transfer:
-    """A read of some bytes, timed."""
+    """Time and source of a read."""
 
     seconds: float = 0.0
     from_storage_share: float = 0.0
-    """Of the bytes, those that the kernel fetched from storage for this process; the others were in
-    memory, or other processes of the job fetched them."""
+    """Fraction of the bytes that the kernel fetched from storage for this process; the rest was in
+    the page cache, or other processes of the job fetched it."""
 
 
 class Disk:
-    """Loads checkpoints, and has dd write and read as many bytes beside them.
+    """Times loads of checkpoints in turn with dd, which writes and reads the same number of bytes.
 
     Args:
-        file: for dd, on the file system to measure.
-        checkpoint: one of those that will be loaded; all are of a size.
+        file: path that dd writes, on the file system to measure.
+        checkpoint: one of the checkpoints that will be loaded; all have the same size.
     """
 
     def __init__(self, file: Path, checkpoint: Path) -> None:
         self._file = file
-        self.checkpoint_bytes = sum(one.stat().st_size for one in files_in(checkpoint))
+        self.checkpoint_bytes = sum(path.stat().st_size for path in files_in(checkpoint))
         self._writes: list[float] = []
         self._loads: list[Transfer] = []
         self._reads: list[Transfer] = []
 
     def measure(self, checkpoint: Path, load: Callable[[Path], None]) -> None:
-        """One turn of each on all processes of the job; dd runs on the first, and others wait."""
+        """Run each once, on all processes of the job; dd runs on rank 0 while the others wait."""
         if dist.get_rank() == 0:
             self._writes.append(dd_write(self._file, self.checkpoint_bytes))
             self._reads.append(dd_read(self._file))
             self._file.unlink()
             drop_page_cache(files_in(checkpoint))
+        # The load starts on all ranks together, from storage.
         dist.barrier()
         with reading(self.checkpoint_bytes) as transfer:
             load(checkpoint)
@@ -57,14 +58,14 @@ class Disk:
         self._loads.append(transfer)
 
     def summary(self) -> dict[str, Any]:
-        """JSON values as the first process, where dd ran, has measured them."""
+        """Return rank 0's figures (dd ran there) as JSON values, on all ranks."""
         shared = [self._summary() if dist.get_rank() == 0 else {}]
         dist.broadcast_object_list(shared)
         return shared[0]
 
     def _summary(self) -> dict[str, Any]:
         shares = {
-            name: statistics.median(one.from_storage_share for one in transfers)
+            name: statistics.median(transfer.from_storage_share for transfer in transfers)
             for name, transfers in (("load", self._loads), ("dd read", self._reads))
         }
         return {
@@ -76,17 +77,17 @@ class Disk:
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, float | int]:
-    """Median, extremes and number of some runs."""
+    """Return median, minimum, maximum and number of the repeats."""
     return {
         "median": statistics.median(seconds),
-        "least": min(seconds),
-        "most": max(seconds),
-        "runs": len(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "repeats": len(seconds),
     }
 
 
 def dd_write(file: Path, num_bytes: int) -> float:
-    """Seconds in which dd writes zeros to a new file and the storage has them.
+    """Return the seconds that dd takes to write zeros to a new file, including fsync.
 
     Raises:
         TrainingError: dd failed.
@@ -97,7 +98,7 @@ def dd_write(file: Path, num_bytes: int) -> float:
 
 
 def dd_read(file: Path) -> Transfer:
-    """How long dd takes to read a file that was put out of the page cache before.
+    """Return how long dd takes to read a file that is not in the page cache.
 
     Raises:
         TrainingError: dd failed.
@@ -110,21 +111,21 @@ def dd_read(file: Path) -> Transfer:
 
 @contextmanager
 def reading(num_bytes: int, *, of: int = resource.RUSAGE_SELF) -> Iterator[Transfer]:
-    """Times what reads so many bytes, and counts those that came from storage.
+    """Time a read inside this context, and the fraction of bytes that came from storage.
 
     Args:
-        num_bytes: that are read.
-        of: RUSAGE_SELF where this process reads, RUSAGE_CHILDREN where one that it waits for does.
+        num_bytes: bytes that are read.
+        of: RUSAGE_SELF if this process reads, RUSAGE_CHILDREN if a child that it waits for does.
     """
     transfer = Transfer()
-    fetched, began = _fetched_bytes(of), time.perf_counter()
+    before, start = _fetched_bytes(of), time.perf_counter()
     yield transfer
-    transfer.seconds = time.perf_counter() - began
-    transfer.from_storage_share = (_fetched_bytes(of) - fetched) / num_bytes
+    transfer.seconds = time.perf_counter() - start
+    transfer.from_storage_share = (_fetched_bytes(of) - before) / num_bytes
 
 
 def drop_page_cache(files: Sequence[Path]) -> None:
-    """Asks the kernel to drop files from its page cache: it does so for what is on storage."""
+    """Ask the kernel to drop files from its page cache; pages not yet on storage stay."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -134,7 +135,7 @@ def drop_page_cache(files: Sequence[Path]) -> None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files under a folder."""
+    """Return all files under a folder."""
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -143,15 +144,15 @@ def _fetched_bytes(of: int) -> int:
 
 
 def _timed(command: list[str]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise TrainingError(
-            f"dd must be able to measure the storage, and {' '.join(command)} ended with "
-            f"{done.returncode} ({done.stderr.strip()}): name a --folder with more space"
+            f"dd must succeed to measure the storage ({' '.join(command)} exited with "
+            f"{done.returncode}: {done.stderr.strip()}): choose a --folder with more space"
         )
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _whole_mib(num_bytes: int) -> int:
-    return -(-num_bytes // MIB)
+    return -(-num_bytes // MIB)  # rounded up

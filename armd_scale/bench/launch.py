@@ -1,4 +1,4 @@
-"""Runs a measurement on several processes of this machine that form one job."""
+"""Run a measurement on several processes of this machine that form one job."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,35 +15,36 @@ from armd_scale.parallel.process_groups import process_groups
 Measurement = Callable[[DistributedEnv, ProcessGroupCollection], Any]
 
 
-def run_on_ranks(measure: Measurement, ranks: int, parallel: ParallelConfig) -> list[Any]:
-    """What `measure` returns on each of `ranks` fresh processes, in the order of their ranks.
+def run_on_ranks(measure: Measurement, num_ranks: int, parallel: ParallelConfig) -> list[Any]:
+    """Run `measure` on fresh processes and return its results in the order of ranks.
 
     Args:
-        measure: a function of a module (or a partial of one), so that it can be pickled.
-        ranks: number of processes; on CUDA as many devices are needed.
-        parallel: the layout; data parallelism takes the ranks that are left over.
+        measure: a module-level function, or a partial of one, because it is pickled.
+        num_ranks: number of processes; on CUDA each needs a device.
+        parallel: the layout; data parallelism takes the remaining ranks.
 
     Raises:
-        TrainingError: there are fewer devices.
+        TrainingError: there are fewer GPUs than processes.
     """
-    if torch.cuda.is_available() and torch.cuda.device_count() < ranks:
+    if torch.cuda.is_available() and torch.cuda.device_count() < num_ranks:
         raise TrainingError(
-            f"every process needs a GPU of its own, and this machine has "
-            f"{torch.cuda.device_count()} for {ranks}: lower --ranks, or hide the GPUs with "
-            "CUDA_VISIBLE_DEVICES= to measure on CPU"
+            f"every process needs its own GPU (got {torch.cuda.device_count()} GPUs for "
+            f"{num_ranks} processes): lower --ranks, or set CUDA_VISIBLE_DEVICES= to measure on CPU"
         )
+    # torchrun's own launcher, so that ranks read their environment as they do in training. spawn,
+    # because a forked child could not use the CUDA context of its parent.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=ranks,
+        nproc_per_node=num_ranks,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         run_id="bench",
         start_method="spawn",
     )
-    found = elastic_launch(config, _join_and_measure)(measure, parallel)
-    return [found[rank] for rank in range(ranks)]
+    results = elastic_launch(config, _join_and_measure)(measure, parallel)
+    return [results[rank] for rank in range(num_ranks)]
 
 
 def _join_and_measure(measure: Measurement, parallel: ParallelConfig) -> Any:

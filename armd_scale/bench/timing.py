@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing, taken in turn, so that they meet the same machine."""
+"""Time several cases in turn, so that all of them meet the same load of the machine."""
 
 import statistics
 import time
@@ -12,47 +12,51 @@ from armd_scale.bench.table import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Wall time of several runs of one thing, in seconds."""
+    """Wall-clock seconds of each repeat of one case."""
 
-    runs: tuple[float, ...]
+    seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The run in the middle."""
-        return statistics.median(self.runs)
+        """Median seconds."""
+        return statistics.median(self.seconds)
 
     def row(self, name: str) -> Row:
-        """The start of a table's row: name, median and extremes."""
+        """Return the first columns of a table row: name, median, minimum and maximum."""
         return {
-            "way": name,
+            "case": name,
             "median ms": 1000 * self.median,
-            "least ms": 1000 * min(self.runs),
-            "most ms": 1000 * max(self.runs),
+            "min ms": 1000 * min(self.seconds),
+            "max ms": 1000 * max(self.seconds),
         }
 
 
-def time_interleaved(cases: Mapping[str, Callable[[], object]], *, runs: int) -> dict[str, Timings]:
-    """Calls every way once without the clock, then each in turn, `runs` times over."""
+def time_interleaved(
+    cases: Mapping[str, Callable[[], object]], *, repeats: int
+) -> dict[str, Timings]:
+    """Call every case once to warm up, then time all cases in turn, `repeats` times."""
     for call in cases.values():
         call()
+    # In turn, not one case after another: a machine that slows down (heat, another job) then slows
+    # all cases alike, and ratios within a turn stay meaningful.
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(runs):
+    for _ in range(repeats):
         for name, call in cases.items():
-            wait()
-            began = time.perf_counter()
+            synchronize()
+            start = time.perf_counter()
             call()
-            wait()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: Timings(runs=tuple(taken)) for name, taken in seconds.items()}
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timings(seconds=tuple(values)) for name, values in seconds.items()}
 
 
-def wait() -> None:
-    """Waits until the device has done what it was given."""
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def ratio(times: Mapping[str, Timings], name: str, to: str) -> float:
-    """How many times as long `name` takes as `to`: the median over turns of the two in one turn."""
-    pairs = zip(times[name].runs, times[to].runs, strict=True)
-    return statistics.median(mine / theirs for mine, theirs in pairs)
+def ratio(timings: Mapping[str, Timings], case: str, baseline: str) -> float:
+    """Return the time of `case` over that of `baseline`: the median of ratios within a turn."""
+    turns = zip(timings[case].seconds, timings[baseline].seconds, strict=True)
+    return statistics.median(seconds / baseline_seconds for seconds, baseline_seconds in turns)

@@ -1,1 +1,1 @@
-"""What a recipe will cost on a number of GPUs: memory, operations, messages, time; no torch."""
+"""Estimate what a recipe costs on a number of GPUs: memory, FLOPs, communication, time."""

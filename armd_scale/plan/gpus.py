@@ -1,7 +1,8 @@
-"""What GPUs can do, and what of it training gets: every assumption of a plan, in one place.
+"""Peak figures of GPUs, and the assumptions of an estimate about how much of them training gets.
 
-Peaks are NVIDIA's data sheets (A100 80GB SXM, H100 SXM, H200 SXM, HGX B200, L40S): dense, without
-sparsity, one direction of the links that they give for both. Memory is what the driver leaves free.
+Peaks are from NVIDIA's data sheets (A100 80GB SXM, H100 SXM, H200 SXM, HGX B200, L40S): dense,
+without sparsity; link bandwidth in one direction, half of what the sheets give for both. Memory is
+what the driver leaves free.
 """
 
 from dataclasses import dataclass
@@ -11,26 +12,26 @@ from armd_scale.config.resolve import ResolvedRecipe
 GPUS_PER_NODE = 8
 
 EFFICIENCY = 0.5
-"""Share of the peak at which a GPU computes, elementwise work and launches between matrix products
-included, waiting for messages and pipeline stages not. End to end, Megatron-LM reports 41 to 48 %
-on H100 (its README) and 44 to 57 % on A100 (arXiv 2205.05198, table 5), Llama 3 38 to 43 % on H100
-(arXiv 2407.21783, table 4)."""
+"""Fraction of the peak FLOPs at which a GPU computes, with elementwise work and kernel launches
+between matrix products, without communication and pipeline bubbles. End to end, Megatron-LM reports
+41 to 48 % on H100 (its README) and 44 to 57 % on A100 (arXiv 2205.05198, table 5), Llama 3 38 to
+43 % on H100 (arXiv 2407.21783, table 4)."""
 LINK_EFFICIENCY = 0.7
-"""Share of a link's bandwidth that collective messages reach."""
+"""Fraction of a link's bandwidth that collectives reach."""
 
 LAUNCH_SECONDS = 1e-3
-"""The least time of a layer's forward and backward pass: the host launches some hundred kernels, at
-about 10 microseconds each under PyTorch's eager mode. Small micro-batches wait for it."""
+"""Minimum time of one layer's forward and backward pass: the host launches about a hundred kernels,
+about 10 microseconds each in PyTorch's eager mode. It dominates for small micro-batches."""
 
 CONTEXT_BYTES = 2 << 30
-"""CUDA context, libraries' workspaces and NCCL's buffers."""
+"""CUDA context, workspaces of libraries, and NCCL's buffers."""
 FRAGMENTATION = 0.05
-"""Memory that the allocator holds and cannot use, as a share of what it hands out."""
+"""Memory that the allocator reserves and cannot use, as a fraction of what it hands out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One kind of GPU and how it is connected."""
+    """Peak figures of one kind of GPU and of its links."""
 
     name: str
     memory_gib: float
@@ -42,17 +43,18 @@ class Gpu:
     node_bytes_per_second: float
     """To GPUs of the same node."""
     network_bytes_per_second: float
-    """To GPUs of other nodes, a network card for each GPU assumed."""
+    """To GPUs of other nodes, assuming one network card per GPU."""
 
     def peak(self, recipe: ResolvedRecipe) -> float:
-        """Operations per second in the recipe's precision."""
+        """Return the peak FLOPs per second in the recipe's precision."""
         return self.bf16_flops if recipe.train.precision == "bf16" else self.fp32_flops
 
     def link(self, num_ranks: int) -> float:
-        """Bytes per second that a rank sends to others of a block of `num_ranks` neighbours."""
-        inside = num_ranks <= GPUS_PER_NODE
+        """Return the bytes per second that a rank sends within `num_ranks` consecutive ranks."""
+        # A ring is as slow as its slowest link, so one network hop sets the pace.
+        is_one_node = num_ranks <= GPUS_PER_NODE
         return LINK_EFFICIENCY * (
-            self.node_bytes_per_second if inside else self.network_bytes_per_second
+            self.node_bytes_per_second if is_one_node else self.network_bytes_per_second
         )
 
 

@@ -1,4 +1,4 @@
-"""What the backward pass computes again, where the recipe leaves it to the memory at hand."""
+"""Resolve `train.recompute: auto` to the cheapest setting that fits the GPUs' memory."""
 
 from dataclasses import replace
 from typing import Literal
@@ -12,21 +12,23 @@ CHEAPEST_FIRST: tuple[Literal["none", "selective", "full"], ...] = ("none", "sel
 def resolve_recompute(
     recipe: ResolvedRecipe, world_size: int, *, memory_gib: float | None
 ) -> ResolvedRecipe:
-    """The recipe with `train.recompute: auto` as the cheapest that fits on every pipeline stage.
+    """Return the recipe with `train.recompute: auto` resolved; other settings stay.
 
-    `full` where nothing fits: then the run, or the plan, says what is too large.
+    Picks the cheapest setting with which every pipeline stage fits. If none fits, `full`: the run
+    or the estimate then reports what is too large.
 
     Args:
-        recipe: passes the rules for `world_size` processes.
+        recipe: passes the rules for `world_size` processes; it is resolved.
         world_size: number of processes.
-        memory_gib: of each of them; None where it does not end, as on CPU.
+        memory_gib: memory of each GPU; None on CPU, where nothing is ever recomputed.
     """
     if recipe.train.recompute != "auto":
         return recipe
     candidates = [
-        replace(recipe, train=replace(recipe.train, recompute=kind)) for kind in CHEAPEST_FIRST
+        replace(recipe, train=replace(recipe.train, recompute=setting))
+        for setting in CHEAPEST_FIRST
     ]
-    fitting = (one for one in candidates if _fits(one, world_size, memory_gib))
+    fitting = (recipe for recipe in candidates if _fits(recipe, world_size, memory_gib))
     return next(fitting, candidates[-1])
 
 

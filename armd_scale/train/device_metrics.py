@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import cache
 
 import psutil
 import torch
@@ -9,6 +10,7 @@ import torch
 REPEATS = 5
 
 
+@cache  # the peak does not change within a process, and measuring it takes up to a second
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the peak FLOP/s of the device: the median over several large square matmuls.
 

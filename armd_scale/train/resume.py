@@ -116,7 +116,9 @@ def load_train_state(
     state = TrainState.from_json(checkpoint.state)
     moments = {key: sections[key] for key in MOMENTS}
     # Not `state.step`: AdamW corrects its bias by the updates it has made, without skipped steps.
-    optimizer = OptimizerState(num_updates=state.updates, master=sections["master"], moments=moments)
+    optimizer = OptimizerState(
+        num_updates=state.updates, master=sections["master"], moments=moments
+    )
     return state, optimizer, sections.get("average")
 
 

@@ -29,7 +29,9 @@ def make_schedule_chunks(
         if micro_batch.loss_weights is None:  # evaluation: no loss, only the nats of every target
             return forward(micro_batch.batch, chunk_index)
         reference = None if teacher is None else teacher.reference(micro_batch.batch)
-        return forward(micro_batch.batch, chunk_index, LossSpec(micro_batch.loss_weights, reference))
+        return forward(
+            micro_batch.batch, chunk_index, LossSpec(micro_batch.loss_weights, reference)
+        )
 
     return [
         ScheduledChunk(

@@ -1,4 +1,4 @@
-"""What dd does, and what is read from storage."""
+"""dd on the storage, and the share of reads that comes from storage."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def test_dd_writes_whole_mebibytes_and_reads_them(tmp_path: Path) -> None:
     assert 0 <= read.from_storage_share <= 2
 
 
-def test_a_failure_of_dd_is_one_sentence(tmp_path: Path) -> None:
+def test_a_failure_of_dd_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"dd must be able .*of=.*no/dd.* ended with 1 .*No such"
+        TrainingError, match=r"dd must succeed .*of=.*no/dd.* exited with 1: .*No such"
     ):
         dd_write(tmp_path / "no" / "dd", MIB)
 
 
-def test_files_that_were_forgotten_are_as_they_were(tmp_path: Path) -> None:
+def test_dropping_the_page_cache_leaves_files_unchanged(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     file = tmp_path / "folder" / "file"
     file.write_bytes(b"x" * 5000)
@@ -43,5 +43,5 @@ def test_files_that_were_forgotten_are_as_they_were(tmp_path: Path) -> None:
     assert transfer.seconds > 0
 
 
-def test_a_spread_names_the_middle_and_the_ends() -> None:
-    assert summarize([3.0, 1.0, 9.0]) == {"median": 3.0, "least": 1.0, "most": 9.0, "runs": 3}
+def test_a_summary_has_median_and_extremes() -> None:
+    assert summarize([3.0, 1.0, 9.0]) == {"median": 3.0, "min": 1.0, "max": 9.0, "repeats": 3}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from armd_scale.bench.suites.step import mean_of_targets
+from armd_scale.bench.suites.step import mean_loss_spec
 from armd_scale.model.attention import causal_attention, masked_attention, sdpa_backend_name
 from armd_scale.model.attention_mask import IntervalMask, build_masks
 from tests.support.networks import LLAMA, SHAPES, batch_of, build
@@ -153,7 +153,7 @@ def test_document_attention_equals_the_masked_path(groups, order, model):
     results = []
     for variant in (packed, dataclasses.replace(packed, document_rows=None)):
         network.zero_grad()
-        loss, nats = network(variant, mean_of_targets(variant))
+        loss, nats = network(variant, mean_loss_spec(variant))
         loss.backward()
         grads = [p.grad for p in network.parameters() if p.grad is not None]
         results.append([nats[0][variant.is_target], *grads])

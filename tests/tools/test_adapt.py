@@ -1,4 +1,4 @@
-"""The way of an adapted model by the commands: HF folder, ARMD, fine-tuning, HF folder again."""
+"""Adaptation by the commands: HF folder, ARMD, fine-tuning, HF folder again."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tests.support.hf_folders import write_folder
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_after_fine_tuning_on_strided_orders_it_is_still_an_ar_model(
+def test_after_strided_fine_tuning_the_export_is_still_the_ar_model(
     tmp_path: Path, family: str
 ) -> None:
     text, hf, armd = write_text(tmp_path / "text"), tmp_path / "hf", tmp_path / "armd"
@@ -25,19 +25,20 @@ def test_after_fine_tuning_on_strided_orders_it_is_still_an_ar_model(
     model = dataclasses.replace(open_checkpoint(armd).recipe.model, init_from=str(armd))
     recipe = tiny_recipe(
         tmp_path, text, model=model, order=Strided(streams=(1, 2, 4)), train__steps=12,
-        train__parent=DistillationConfig(checkpoint=str(armd), weight=0.5),
+        train__distillation=DistillationConfig(checkpoint=str(armd), weight=0.5),
     )  # fmt: skip
     before = score_llama(hf, recipe)
     first, *_, last = train(recipe, tmp_path)
     assert last["loss"] < first["loss"] - 0.3
 
-    folder, found = tmp_path / "ar", tmp_path / "found.json"
+    folder, scores = tmp_path / "ar", tmp_path / "scores.json"
     checkpoint = ("--checkpoint", recipe.run.folder)
     done = run("tools/export_hf.py", *checkpoint, "--output", folder, "--as-ar", folder=tmp_path)
     assert done.status == 0, done.errors
-    words = ("--data", text, "--order", "l2r", "--samples", recipe.eval.samples, "--json", found)
-    done = run("tools/evaluate.py", *checkpoint, *words, folder=tmp_path)
+    options = ("--data", text, "--order", "l2r", "--samples", recipe.eval.samples, "--json", scores)
+    done = run("tools/evaluate.py", *checkpoint, *options, folder=tmp_path)
     assert done.status == 0, done.errors
-    ours, theirs = json.loads(found.read_text())["nll_nats_per_token"], score_llama(folder, recipe)
-    assert ours == pytest.approx(theirs, abs=1e-5)
-    assert theirs < before - 0.1
+    evaluated = json.loads(scores.read_text())["nll_nats_per_token"]
+    exported = score_llama(folder, recipe)
+    assert evaluated == pytest.approx(exported, abs=1e-5)
+    assert exported < before - 0.1

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from armd_scale.bench.cli import BENCHES
+from armd_scale.bench.cli import BENCHMARKS
 from tests.support.cli import run, tiny_recipe, write_recipe, write_text
 
 
-def test_memory_prints_a_table_and_writes_its_figures(tmp_path: Path) -> None:
+def test_memory_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"
     done = run("tools/bench.py", "memory", "--ranks", 1, "--json", file, folder=tmp_path)
     assert done.status == 0, done.errors
@@ -20,51 +20,68 @@ def test_memory_prints_a_table_and_writes_its_figures(tmp_path: Path) -> None:
     assert len(lines) == 6
 
 
-def test_ranks_are_counted(tmp_path: Path) -> None:
+def test_the_number_of_ranks_must_be_positive(tmp_path: Path) -> None:
     done = run("tools/bench.py", "memory", "--ranks", "0", folder=tmp_path)
     assert done.status == 2
-    assert "argument --ranks: must be a whole number of at least 1, got '0'" in done.errors
+    assert "argument --ranks: must be a whole number >= 1 (got '0')" in done.errors
 
 
-@pytest.mark.parametrize("bench", BENCHES)
-def test_help_has_an_example(tmp_path: Path, bench: str) -> None:
-    done = run("tools/bench.py", bench, "--help", folder=tmp_path)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_has_an_example(tmp_path: Path, name: str) -> None:
+    done = run("tools/bench.py", name, "--help", folder=tmp_path)
     assert done.status == 0
     words = " ".join(done.output.split())
-    assert f"Example: python tools/bench.py {bench} --" in words
+    assert f"Example: python tools/bench.py {name} --" in words
 
 
-@pytest.mark.parametrize("place", ["no/such.json", "."])
-def test_figures_without_a_place_are_refused_before_anything_is_measured(
-    tmp_path: Path, place: str
+@pytest.mark.parametrize("path", ["no/such.json", "."])
+def test_a_json_file_that_cannot_be_written_is_refused_before_the_benchmark(
+    tmp_path: Path, path: str
 ) -> None:
-    # Ranks that could never be started: the refusal comes first.
-    file = tmp_path / place
+    # With a million ranks, which could never start: the refusal comes first.
+    file = tmp_path / path
     arguments = ("memory", "--ranks", 10**6, "--json", file)
     done = run("tools/bench.py", *arguments, folder=tmp_path)
-    assert f"--json must name a file that can be written, and {file} cannot (" in done.sentence
+    assert f"--json must name a file that can be written (got {file}: " in done.sentence
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("step", "--shape", "huge"), "argument --shape: invalid choice: 'huge'"),
-        (("checkpoint", "--folder", "nowhere"), "must be a folder that exists, got 'nowhere'"),
-        (("loading", "--recipe", "nowhere.yaml"), "must be a file that exists, got 'nowhere.yaml'"),
+        (("step", "--model-size", "huge"), "argument --model-size: invalid choice: 'huge'"),
+        (("checkpoint", "--folder", "nowhere"), "must be an existing folder (got 'nowhere')"),
+        (("loading", "--recipe", "nowhere.yaml"), "must be an existing file (got 'nowhere.yaml')"),
         (("rounds", "--checkpoint", "x", "--streams", "1", "0"), "argument --streams: must be"),
     ],
 )
-def test_wrong_options_are_named(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_an_invalid_option_is_named(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     done = run("tools/bench.py", *arguments, folder=tmp_path)
     assert done.status == 2
     assert words in done.errors
     assert "Traceback" not in done.errors
 
 
-def test_a_recipes_loader_is_measured_at_its_micro_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "new"),
+    [
+        (("step", "--shape", "small"), "--model-size"),
+        (("scaling", "--grows", "layers"), "--vary"),
+        (("matmul", "--runs", "3"), "--repeats"),
+        (("rounds", "--checkpoint", "x", "--after", "64"), "--context"),
+    ],
+)
+def test_a_former_option_is_refused_with_its_new_name(
+    tmp_path: Path, arguments: tuple[str, ...], new: str
+) -> None:
+    done = run("tools/bench.py", *arguments, folder=tmp_path)
+    assert done.status == 2
+    assert f"has been renamed: use {new}" in done.sentence
+
+
+def test_the_loader_is_measured_at_the_recipes_micro_batch(tmp_path: Path) -> None:
     recipe = write_recipe(tiny_recipe(tmp_path, write_text(tmp_path / "text")), tmp_path / "r.yaml")
     file = tmp_path / "loading.json"
-    arguments = ("--recipe", recipe, "--seconds", 1, "--runs", 1, "--json", file)
+    arguments = ("--recipe", recipe, "--seconds", 1, "--repeats", 1, "--json", file)
     done = run("tools/bench.py", "loading", *arguments, folder=tmp_path)
     assert done.status == 0, done.errors
     (row,) = json.loads(file.read_text())

@@ -1,1 +1,1 @@
-"""Benchmarks, one module each."""
+"""Benchmarks, one module each; armd_scale/bench/cli.py registers them as subcommands."""

@@ -1,4 +1,4 @@
-"""Attention alone: the two streams folded into one causal call, against ways that use masks."""
+"""Attention of both streams: folded into one causal call, compared with masked variants."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,42 +19,58 @@ def compare_attention(
     heads: int = 8,
     kv_heads: int = 8,
     head_dim: int = 64,
-    runs: int = 7,
+    repeats: int = 7,
 ) -> list[Row]:
-    """Times forward and backward pass of one layer's attention for both streams, batch 1.
+    """Time forward and backward of one layer's attention for both streams, batch 1.
+
+    Args:
+        seq_lengths: numbers of targets N.
+        heads: query heads.
+        kv_heads: key/value heads.
+        head_dim: width of a head.
+        repeats: timed repeats of each case.
 
     Returns:
-        For each sequence length a row for each way, with its ratio to `folded`: `ar` is the one
-        stream of an AR model; `folded` one causal call with twice the heads; `two_masks` a call
-        with a dense mask for each stream; `doubled` one call over 2N queries and 2N keys under a
+        For each sequence length a row for each case, with its time ratio to `folded`: `ar` is the
+        one stream of an AR model; `folded` one causal call with twice the heads; `two_masks` a call
+        with a dense mask for each stream; `doubled` one call over 2N queries and 2N keys with a
         dense mask.
     """
     device = read_environment().device
     dtype = compute_dtype(device)
     rows: list[Row] = []
     for length in seq_lengths:
-        draw = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         shapes = [(2, length, 1, heads, head_dim), *2 * [(1, kv_heads, length, head_dim)]]
         q, k, v = (
-            torch.randn(*shape, generator=draw).to(device, dtype).requires_grad_()
+            torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
             for shape in shapes
         )
-        ways = {name: _with_backward(way, (q, k, v)) for name, way in ways_of(q, k, v).items()}
-        times = time_interleaved(ways, runs=runs)
+        cases = {
+            name: _with_backward(forward, (q, k, v))
+            for name, forward in attention_functions(q, k, v).items()
+        }
+        timings = time_interleaved(cases, repeats=repeats)
         rows += [
-            {"N": length, **taken.row(name), "ratio": ratio(times, name, "folded")}
-            for name, taken in times.items()
+            {"N": length, **timing.row(name), "ratio": ratio(timings, name, "folded")}
+            for name, timing in timings.items()
         ]
     return rows
 
 
-def ways_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Attention of both streams, but for `ar`, each way with its own order of dimensions."""
+def attention_functions(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return the cases of `compare_attention`; their outputs differ in the order of dimensions.
+
+    Args:
+        q: queries of both streams, [2, rows, batch, heads, head_dim].
+        k: keys of the content rows, [batch, kv_heads, rows, head_dim].
+        v: values, like the keys.
+    """
     length = k.shape[2]
-    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    nothing = torch.zeros_like(seen)
-    # Keys of the content rows are seen by both streams, those of the query rows by none.
-    both = torch.cat((torch.cat((seen, nothing), 1), torch.cat((seen, nothing), 1)))
+    causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    nothing = torch.zeros_like(causal)
+    # Both streams see the keys of the content rows, and none sees those of the query rows.
+    both = torch.cat((torch.cat((causal, nothing), 1), torch.cat((causal, nothing), 1)))
 
     def masked(rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(
@@ -62,7 +78,7 @@ def ways_of(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
         )
 
     def two_masks() -> Tensor:
-        return torch.cat([masked(stream, k, v, seen) for stream in q], dim=2)
+        return torch.cat([masked(stream, k, v, causal) for stream in q], dim=2)
 
     def doubled() -> Tensor:
         return masked(q.flatten(0, 1), torch.cat((k, k), 2), torch.cat((v, v), 2), both)

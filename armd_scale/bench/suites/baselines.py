@@ -1,4 +1,4 @@
-"""AR models of other stacks at the sizes of ours, to be timed beside it."""
+"""Training steps of AR models of other implementations, at the sizes of ours."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
 def llama_step(
     model: ResolvedModel, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], None]:
-    """Forward and backward pass of `transformers`' Llama, with its SDPA attention."""
+    """Return a step (forward and backward) of the Llama of `transformers`, with SDPA attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     length = batch.labels.shape[1]
@@ -49,11 +49,12 @@ def llama_step(
 def megatron_step(
     model: ResolvedModel, batch: ArmdBatch, *, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], None]:
-    """Forward and backward pass of megatron-core's GPTModel, from its local modules."""
+    """Return a step (forward and backward) of megatron-core's GPTModel with its local layers."""
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
-    config.use_te_activation_func = False  # which asks for a spec's own activation, and it has none
+    # With True, megatron-core asks the layer spec for an activation, and the local spec has none.
+    config.use_te_activation_func = False
     length = batch.labels.shape[1]
-    with _without_cuda_random_numbers():
+    with _without_cuda_rng():
         network = GPTModel(
             config,
             get_gpt_layer_local_spec(normalization="RMSNorm"),
@@ -65,19 +66,20 @@ def megatron_step(
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=model.init_std)
     positions = torch.arange(length, device=device).expand_as(batch.labels)
-    hidden = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).triu(1)
+    # megatron-core masks what is True: keys after the row.
+    future = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).triu(1)
 
     def step() -> None:
-        with _without_cuda_random_numbers():
+        with _without_cuda_rng():
             network.zero_grad(set_to_none=True)
-            network(batch.tokens, positions, hidden, labels=batch.labels).mean().backward()
+            network(batch.tokens, positions, future, labels=batch.labels).mean().backward()
 
     return step
 
 
 @contextlib.contextmanager
-def _without_cuda_random_numbers() -> Iterator[None]:
-    """megatron-core forks CUDA's random state around a dropout that is off."""
+def _without_cuda_rng() -> Iterator[None]:
+    """Disable the CUDA RNG fork that megatron-core makes around dropout, even with dropout off."""
     tracker: Any = random.get_cuda_rng_tracker()
     fork, tracker.fork = tracker.fork, lambda *_: contextlib.nullcontext()
     try:

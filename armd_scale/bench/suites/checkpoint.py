@@ -1,8 +1,8 @@
-"""What saving and loading cost: how long training waits, and bandwidth beside that of dd.
+"""Cost of saving and loading: the stall of training, and bandwidth compared with dd.
 
 dd writes zeros and reads them back, as many bytes as a checkpoint has, on the same file system and
-in turn with our saves and loads. Both writes end when the storage has the bytes (fsync). Before
-either read the files are put out of the page cache; what came from storage after all is counted.
+in turn with our saves and loads. Both writes end with fsync. Before either read the files are
+dropped from the page cache, and the share of bytes that really came from storage is reported.
 """
 
 import tempfile
@@ -61,19 +61,19 @@ def compare_saves(
     model: ResolvedModel = MODEL,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains and saves, in turn waited for and in the background, on all processes of the job.
+    """Train and save, synchronously and in the background in turn, on all processes of the job.
 
     Args:
-        saves: of either kind; one more of each comes first and is reported apart, because a
-            background save then makes the host memory that later ones use again.
-        parallel: the layout; data parallelism takes the processes that are left over.
-        zero_stage: of the optimizer.
-        model: what is trained.
-        folder: where to write, on the storage to be measured; None: a temporary folder.
+        saves: number of saves of each kind; one more of each comes first and is reported
+            separately, because the first background save allocates the host memory.
+        parallel: the layout; data parallelism takes the remaining processes.
+        zero_stage: ZeRO stage of the optimizer.
+        model: the model that is trained.
+        folder: folder on the storage to measure; None: a temporary folder.
 
     Returns:
-        JSON values. Of either kind the seconds that training waited for a save and those that it
-        was written in the background; seconds of steps beside no write and beside one; seconds of
+        JSON values: for each kind the seconds that training stalled; the seconds that background
+        saves took to be written; seconds of steps without a write and during one; seconds of
         loading what a run resumes from, and of dd.
     """
     environment = read_environment()
@@ -103,37 +103,37 @@ def compare_saves(
 
 
 def measure_saves(saves: int, folder: Path | None) -> list[Row]:
-    """Times and bandwidth from `compare_saves` as a table, on the processes of this job, ZeRO 1."""
+    """Run `compare_saves` with ZeRO 1 on the processes of this job; returns a table."""
     return table(compare_saves(saves=saves, folder=folder))
 
 
-def table(found: dict[str, Any]) -> list[Row]:
-    """A row for every kind of write and read, with its ratio in time to dd's of the same kind.
+def table(result: dict[str, Any]) -> list[Row]:
+    """Return a row for each kind of write and read, with its time ratio to dd's write or read.
 
-    A save in the background has two: what training waits for, and until the bytes are written.
+    A background save has two rows: the stall of training, and the time until all is written.
     """
-    gigabytes, stalls = found["checkpoint_bytes"] / 1e9, found["stall_seconds"]
-    shares = found["from_storage_share"]
-    ways = {
-        "save, waited for": (stalls["synchronous"], "dd_write"),
-        "save in the background, wait": (stalls["asynchronous"], "dd_write"),
-        "save in the background, written": (found["background_seconds"], "dd_write"),
-        "dd write": (found["dd_write_seconds"], "dd_write"),
-        "load, hashes checked": (found["load_seconds"], "dd_read"),
-        "dd read": (found["dd_read_seconds"], "dd_read"),
+    gigabytes, stalls = result["checkpoint_bytes"] / 1e9, result["stall_seconds"]
+    shares = result["from_storage_share"]
+    cases = {
+        "synchronous save": (stalls["synchronous"], "dd_write"),
+        "background save, stall": (stalls["asynchronous"], "dd_write"),
+        "background save, written": (result["background_seconds"], "dd_write"),
+        "dd write": (result["dd_write_seconds"], "dd_write"),
+        "load, hashes checked": (result["load_seconds"], "dd_read"),
+        "dd read": (result["dd_read_seconds"], "dd_read"),
     }
     return [
         {
-            "way": way,
+            "case": case,
             "GB": gigabytes,
-            "median s": taken["median"],
-            "least s": taken["least"],
-            "most s": taken["most"],
-            "MB/s": 1000 * gigabytes / taken["median"],
-            "dd time ratio": taken["median"] / found[f"{dd}_seconds"]["median"],
-            "from storage share": shares.get(way.split(",")[0], ""),
+            "median s": summary["median"],
+            "min s": summary["min"],
+            "max s": summary["max"],
+            "MB/s": 1000 * gigabytes / summary["median"],
+            "dd time ratio": summary["median"] / result[f"{dd}_seconds"]["median"],
+            "from storage share": shares.get(case.split(",")[0], ""),
         }
-        for way, (taken, dd) in ways.items()
+        for case, (summary, dd) in cases.items()
     ]
 
 
@@ -142,33 +142,33 @@ def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[st
         "synchronous": summarize([save.stall_seconds for save in synchronous]),
         "asynchronous": summarize([save.stall_seconds for save in asynchronous]),
     }
-    alone = [seconds for save in synchronous for seconds in save.step_seconds]
-    beside = [seconds for save in asynchronous for seconds in save.beside_seconds]
+    quiet = [seconds for save in synchronous for seconds in save.step_seconds]
+    during = [seconds for save in asynchronous for seconds in save.beside_seconds]
     return {
         "stall_seconds": stalls,
         "asynchronous_to_synchronous": stalls["asynchronous"]["median"]
         / stalls["synchronous"]["median"],
         "background_seconds": summarize([save.background_seconds for save in asynchronous]),
-        "step_seconds": summarize(alone),
-        "step_seconds_beside_a_write": summarize(beside) if beside else None,
+        "step_seconds": summarize(quiet),
+        "step_seconds_beside_a_write": summarize(during) if during else None,
     }
 
 
 @dataclass
 class _Save:
-    """One save and the steps around it."""
+    """Times of one save and of the steps around it, in seconds."""
 
     stall_seconds: float
     background_seconds: float
     step_seconds: list[float]
-    """Of steps before the save."""
+    """Steps before the save."""
     beside_seconds: list[float]
-    """Of steps while it was written."""
+    """Steps while it was written in the background."""
 
 
 @dataclass
 class _Lines:
-    """Keeps what would go to metrics.jsonl."""
+    """A metrics writer that keeps the lines in memory."""
 
     lines: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -270,7 +270,7 @@ def _newest(run: Path) -> Path:
 
 @contextmanager
 def _shared_folder(parent: Path | None) -> Iterator[Path]:
-    """A folder of the first process's making, under one that all processes see."""
+    """Yield a temporary folder that rank 0 created and all processes see."""
     with tempfile.TemporaryDirectory(dir=parent) as own:
         shared = [own]
         dist.broadcast_object_list(shared)

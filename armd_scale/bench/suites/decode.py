@@ -1,4 +1,4 @@
-"""How fast decoding is."""
+"""Tokens per second of decoding in streams, with verified drafts, and by `transformers`."""
 
 import statistics
 import time
@@ -18,72 +18,78 @@ from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
 
-OPENING = np.zeros(1, dtype=np.int64)
+PROMPT = np.zeros(1, dtype=np.int64)  # one token, so that nearly all of the text is generated
 
 
-def measure_decoding(checkpoint: str, tokens: int, runs: int, hf: Path | None) -> list[Row]:
-    """`compare_decoding` on a checkpoint, as a table with ratios to one stream."""
-    with loaded(checkpoint) as network:
-        found = compare_decoding(network, num_tokens=tokens, repeats=runs, hf_folder=hf)
-    one = found["streams 1"]["tokens_per_second"]
+def measure_decoding(checkpoint: str, tokens: int, repeats: int, hf: Path | None) -> list[Row]:
+    """Run `compare_decoding` on a checkpoint; returns a table with ratios to one stream."""
+    with load_for_decoding(checkpoint) as network:
+        results = compare_decoding(network, num_tokens=tokens, repeats=repeats, hf_folder=hf)
+    baseline = results["streams 1"]["tokens_per_second"]
     return [
         {
-            "way": name,
-            "rounds": way["rounds"],
-            "tokens/s": way["tokens_per_second"],
-            "ratio": way["tokens_per_second"] / one,
-            "drafts accepted": "" if way["acceptance_rate"] is None else way["acceptance_rate"],
+            "case": name,
+            "rounds": result["rounds"],
+            "tokens/s": result["tokens_per_second"],
+            "ratio": result["tokens_per_second"] / baseline,
+            "drafts accepted": (
+                "" if result["acceptance_rate"] is None else result["acceptance_rate"]
+            ),
         }
-        for name, way in found.items()
+        for name, result in results.items()
     ]
 
 
 @contextmanager
-def loaded(checkpoint: str) -> Iterator[ArmdModel]:
-    """The network of a checkpoint in a job of one process."""
-    here = read_environment()
-    with process_groups(here, ParallelConfig()) as groups:
-        yield load_model(checkpoint, groups=groups, device=here.device, dtype=torch.float32).network
+def load_for_decoding(checkpoint: str) -> Iterator[ArmdModel]:
+    """Yield the network of a checkpoint in a job of one process."""
+    environment = read_environment()
+    with process_groups(environment, ParallelConfig()) as groups:
+        yield load_model(
+            checkpoint, groups=groups, device=environment.device, dtype=torch.float32
+        ).network
 
 
 def compare_decoding(
     network: ArmdModel,
     *,
     streams: Sequence[int] = (1, 2, 4, 8),
-    lossless: Sequence[int] = (4,),
+    speculative: Sequence[int] = (4,),
     num_tokens: int = 256,
     repeats: int = 3,
     sampling: Sampling | None = None,
     hf_folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Tokens per second of one text, decoded in several ways; medians of runs in turn.
+    """Measure tokens per second of one text in several cases: medians of repeats in turn.
 
     Args:
         network: the model.
-        streams: numbers of streams.
-        lossless: of these numbers of streams, verified: as many tokens a round as streams.
+        streams: numbers of streams to decode in without verification.
+        speculative: numbers of streams to decode in with verified drafts, one draft per stream.
         num_tokens: length of the text.
-        repeats: runs of each.
-        sampling: how tokens are drawn.
+        repeats: timed repeats of each case.
+        sampling: temperature and filters; 0.8 and top-p 0.95 if None.
         hf_folder: the same weights as a plain AR folder, to run `generate` of transformers on.
 
     Returns:
-        For each way `{"tokens_per_second", "rounds", "acceptance_rate"}`, ready for JSON.
+        For each case `{"tokens_per_second", "rounds", "acceptance_rate"}`, ready for JSON.
     """
-    ways = {f"streams {s}": Strategy(streams=s) for s in streams}
-    ways |= {f"lossless {s}, streams {s}": Strategy(streams=s, speculative=s) for s in lossless}
+    strategies = {f"streams {s}": Strategy(streams=s) for s in streams}
+    strategies |= {
+        f"speculative {s}, streams {s}": Strategy(streams=s, speculative=s) for s in speculative
+    }
     sampling = sampling or Sampling(temperature=0.8, top_p=0.95)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in strategies}
     result: dict[str, Any] = {}
     hf_rates = []
     hf_model = None if hf_folder is None else _hf_model(hf_folder)
-    for _ in range(repeats + 1):  # the first run warms up
-        for name, strategy in ways.items():
-            made = generate(
-                network, [OPENING], num_tokens=num_tokens, strategy=strategy, sampling=sampling
+    for _ in range(repeats + 1):  # the first repeat warms up
+        for name, strategy in strategies.items():
+            output = generate(
+                network, [PROMPT], num_tokens=num_tokens, strategy=strategy, sampling=sampling
             )
-            rates[name].append(made.tokens_per_second)
-            result[name] = {"rounds": made.rounds, "acceptance_rate": made.acceptance_rate}
+            rates[name].append(output.tokens_per_second)
+            result[name] = {"rounds": output.rounds, "acceptance_rate": output.acceptance_rate}
         if hf_model is not None:
             hf_rates.append(_hf_tokens_per_second(hf_model, num_tokens))
     for name, values in rates.items():
@@ -104,9 +110,9 @@ def _hf_model(folder: Path) -> Any:
 
 @torch.no_grad()
 def _hf_tokens_per_second(model: Any, num_tokens: int) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     model.generate(
-        torch.from_numpy(OPENING)[None],
+        torch.from_numpy(PROMPT)[None],
         attention_mask=torch.ones(1, 1, dtype=torch.int64),
         do_sample=True,
         temperature=0.8,
@@ -115,4 +121,4 @@ def _hf_tokens_per_second(model: Any, num_tokens: int) -> float:
         max_new_tokens=num_tokens,
         pad_token_id=0,
     )
-    return num_tokens / (time.perf_counter() - began)
+    return num_tokens / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Whether data keep up: tokens that the loader makes, beside tokens that training uses up."""
+"""Whether the data loader keeps up: its targets per second compared with those of training."""
 
 import statistics
 import time
@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path
 
 from armd_scale.bench.suites.step import (
-    Shape,
-    batch_under,
+    Workload,
+    build_model,
     compute_dtype,
-    network,
-    step_of,
+    random_batch,
+    training_step,
 )
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import time_interleaved
@@ -22,62 +22,68 @@ from armd_scale.parallel.process_groups import process_groups
 from armd_scale.train.data import open_samples, resolve_from_shards
 
 
-def compare_loading(*, recipe: Path, seconds: float = 2, runs: int = 5) -> list[Row]:
-    """Times the loader of a recipe, its workers and order included, and forward and backward pass.
+def compare_loading(*, recipe: Path, seconds: float = 2, repeats: int = 5) -> list[Row]:
+    """Time the loader of a recipe (workers and order included), and forward and backward pass.
 
-    Both at the micro-batch of the recipe, on one process. Training's time is that of shuffled
-    tokens on two streams; what the optimizer takes is left out, so the loader must be quicker here
-    than it need be.
+    Both run at the recipe's micro-batch, on one process. Training is timed on random orders, which
+    run two streams, and without the optimizer, so the ratio is a lower bound.
 
     Args:
-        recipe: of a run whose shards exist.
-        seconds: how long the loader runs at least, each time.
-        runs: how often each is timed.
+        recipe: recipe of a run whose shards exist.
+        seconds: minimum length of each run of the loader.
+        repeats: timed repeats of each.
 
     Returns:
-        One row: targets a second of both, and how many times as fast the loader is. Without workers
-        the same process does both in turn, and the inverse of the ratio is what loading adds to the
-        time of training.
+        One row: targets per second of both, and how many times as fast the loader is. Without
+        workers one process does both in turn, and the inverse of the ratio is the time that loading
+        adds to training.
     """
-    asked = resolve_from_shards(load_recipe(recipe))
-    train, data = asked.train, asked.data
-    shape = Shape(model=asked.model, seq_length=data.seq_length, micro_batch=train.micro_batch)
-    tokens = shape.micro_batch * shape.seq_length
-    stream = open_samples(asked)
+    resolved = resolve_from_shards(load_recipe(recipe))
+    train, data = resolved.train, resolved.data
+    workload = Workload(
+        model=resolved.model, seq_length=data.seq_length, micro_batch=train.micro_batch
+    )
+    targets = workload.num_targets
+    stream = open_samples(resolved)
     share = DataParallelShare(micro_batch=train.micro_batch, global_batch=train.micro_batch)
     batches = MicroBatchLoader(stream, share, workers=data.workers)
-    ahead = data.workers * PREFETCH_FACTOR
-    rates = [batches_per_second(batches, seconds, ahead=ahead) for _ in range(runs)]
-    supply = statistics.median(rates)
-    demand = 1 / _step_seconds(shape, runs)
+    prefetched = data.workers * PREFETCH_FACTOR
+    rates = [batches_per_second(batches, seconds, prefetched=prefetched) for _ in range(repeats)]
+    loader_rate = statistics.median(rates)
+    training_rate = 1 / _step_seconds(workload, repeats)
     return [
         {
             "workers": data.workers,
             "micro-batch": train.micro_batch,
-            "loader batches/s": supply,
-            "loader targets/s": round(supply * tokens),
-            "training targets/s": round(demand * tokens),
-            "ratio": supply / demand,
+            "loader batches/s": loader_rate,
+            "loader targets/s": round(loader_rate * targets),
+            "training targets/s": round(training_rate * targets),
+            "ratio": loader_rate / training_rate,
         }
     ]
 
 
-def batches_per_second(batches: MicroBatchLoader, seconds: float, *, ahead: int) -> float:
-    """How quickly batches come, once workers are up and `ahead` batches made early are gone."""
-    with closing(iter(batches)) as made:
-        for _ in range(1 + ahead):
-            next(made)
-        began, count, taken = time.perf_counter(), 0, 0.0
-        while taken < seconds:
-            next(made)
-            count, taken = count + 1, time.perf_counter() - began
-    return count / taken
+def batches_per_second(batches: MicroBatchLoader, seconds: float, *, prefetched: int) -> float:
+    """Return the rate of batches after the first one and `prefetched` more.
+
+    Workers start with the first batch, and have the prefetched ones ready while it is waited for;
+    these would make the loader look faster than it is.
+    """
+    with closing(iter(batches)) as iterator:
+        for _ in range(1 + prefetched):
+            next(iterator)
+        start, count, elapsed = time.perf_counter(), 0, 0.0
+        while elapsed < seconds:
+            next(iterator)
+            count, elapsed = count + 1, time.perf_counter() - start
+    return count / elapsed
 
 
-def _step_seconds(shape: Shape, runs: int) -> float:
-    """Median time of forward and backward pass."""
-    here = read_environment()
-    with process_groups(here, ParallelConfig()) as groups:
-        model = network(shape.model, shape, groups, dtype=compute_dtype(here.device))
-        step = step_of(model.to(here.device), batch_under("random", shape).to(here.device))
-        return time_interleaved({"step": step}, runs=runs)["step"].median
+def _step_seconds(workload: Workload, repeats: int) -> float:
+    """Return the median time of forward and backward pass."""
+    environment = read_environment()
+    device = environment.device
+    with process_groups(environment, ParallelConfig()) as groups:
+        network = build_model(workload.model, workload, groups, dtype=compute_dtype(device))
+        step = training_step(network.to(device), random_batch("random", workload).to(device))
+        return time_interleaved({"step": step}, repeats=repeats)["step"].median

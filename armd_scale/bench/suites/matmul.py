@@ -1,4 +1,4 @@
-"""How quickly the device multiplies matrices: what model FLOPs utilisation is a share of."""
+"""FLOPs per second of square matrix products: the peak that MFU is relative to."""
 
 from functools import partial
 
@@ -13,17 +13,17 @@ from armd_scale.train.device_metrics import peak_flops
 SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (1024, 2048, 4096, 8192, 16384)}
 
 
-def measure_products(*, runs: int = 7, sizes: tuple[int, ...] | None = None) -> list[Row]:
-    """Times square matrix products in the type that networks compute in.
+def measure_matmul(*, repeats: int = 7, sizes: tuple[int, ...] | None = None) -> list[Row]:
+    """Time square matrix products in the type that networks compute in.
 
     Args:
-        runs: how often each is timed.
+        repeats: timed repeats of each size.
         sizes: rows and columns of the matrices; None: SIZES of the device.
 
     Returns:
-        A row for each size: its operations a second as a ratio to the peak that `mfu` in
-        metrics.jsonl is a share of, which is measured in the same way at the start of a run. A size
-        that is much quicker than 1 says that this peak is set too low, and `mfu` too high.
+        A row for each size: its FLOPs per second, and their ratio to the peak behind `mfu` in
+        metrics.jsonl, which is measured in the same way at the start of a run. A ratio well above 1
+        means that this peak is too low, and `mfu` too high.
     """
     device = read_environment().device
     dtype = compute_dtype(device)
@@ -32,18 +32,19 @@ def measure_products(*, runs: int = 7, sizes: tuple[int, ...] | None = None) -> 
         str(size): torch.randn(size, size, device=device, dtype=dtype)
         for size in sizes or SIZES[device.type]
     }
-    ways = {name: partial(torch.matmul, one, one) for name, one in matrices.items()}
+    cases = {name: partial(torch.matmul, matrix, matrix) for name, matrix in matrices.items()}
     rows: list[Row] = []
-    for name, taken in time_interleaved(ways, runs=runs).items():
-        flops = 2 * int(name) ** 3 / taken.median
+    for name, timing in time_interleaved(cases, repeats=repeats).items():
+        # n^3 multiply-adds, each two operations.
+        flops_per_second = 2 * int(name) ** 3 / timing.median
         rows.append(
             {
                 "size": int(name),
                 "type": str(dtype).removeprefix("torch."),
-                "median ms": 1000 * taken.median,
-                "TFLOP/s": flops / 1e12,
+                "median ms": 1000 * timing.median,
+                "TFLOP/s": flops_per_second / 1e12,
                 "peak of mfu, TFLOP/s": peak / 1e12,
-                "ratio": flops / peak,
+                "ratio": flops_per_second / peak,
             }
         )
     return rows

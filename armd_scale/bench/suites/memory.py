@@ -1,11 +1,11 @@
-"""What each ZeRO stage holds of weights, gradients and optimizer state, against the ZeRO paper.
+"""Bytes of weights, gradients and optimizer state per process under each ZeRO stage.
 
-Rajbhandari et al. (arXiv 1910.02054, section 5) count, of a model of Psi weights on Nd processes,
+Rajbhandari et al. (arXiv 1910.02054, section 5) count, for a model of Psi weights on Nd processes,
 2 Psi bytes of bf16 weights, 2 Psi of gradients and 12 Psi of optimizer state (fp32 weights and two
 moments); stage 1 divides the last by Nd, stage 2 the gradients too, stage 3 the weights too. Here
-nothing is counted by formula: as the last backward pass of a real step ends, the process's live
-tensors are walked, and each storage is counted once. What is neither weights nor optimizer state
-nor a buffer of fixed size counts as gradients, whatever it is.
+bytes are measured: when the last backward pass of a real step ends, all live tensors of the process
+are found, and each storage counts once. Everything that is neither weights nor optimizer state nor
+a buffer of fixed size counts as gradients.
 """
 
 import gc
@@ -34,8 +34,8 @@ from armd_scale.parallel.environment import DistributedEnv
 
 ZeroStage = Literal[0, 1, 2, 3]
 STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
-# Every matrix has over 100,000 elements: DeepSpeed keeps smaller parameters whole at stage 3, as
-# it does norms of real models, of which they are a thousandth.
+# Every matrix has over 100,000 elements: DeepSpeed's stage 3 does not split smaller parameters. In
+# a real model these are the norms, about a thousandth of all weights.
 MODEL = resolve_model(
     ModelConfig(
         layers=2, hidden=512, ffn_hidden=1536, heads=8, vocab_size=4096, two_stream_layers=1
@@ -47,23 +47,23 @@ MICRO_BATCHES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBreakdown:
-    """Bytes on one process, by what they are for."""
+    """Bytes on one process, by use."""
 
     weights: float
     gradients: float
     """At the end of the last backward pass of a step."""
     optimizer: float
     buffers: float = 0.0
-    """Of a fixed size, that of DeepSpeed's bucket of gradients; the paper counts them apart too."""
+    """DeepSpeed's reduction bucket, of fixed size; the paper counts it separately too."""
 
 
 def paper_bytes(weights: int, *, stage: int, ranks: int, precision: str) -> MemoryBreakdown:
-    """The ZeRO paper's proportions; at stage 0 in fp32 the weights are their own master copy.
+    """Return the ZeRO paper's byte counts; at stage 0 in fp32 there is no separate master copy.
 
     Args:
-        weights: Psi, of the whole model.
-        stage: of ZeRO.
-        ranks: Nd, the degree of data parallelism.
+        weights: Psi, the number of weights of the whole model.
+        stage: ZeRO stage.
+        ranks: Nd, the data-parallel size.
         precision: "bf16" or "fp32".
     """
     width = 2 if precision == "bf16" else 4
@@ -76,8 +76,8 @@ def paper_bytes(weights: int, *, stage: int, ranks: int, precision: str) -> Memo
 
 
 def measure_memory(ranks: int) -> list[Row]:
-    """Starts as many processes as `ranks` and measures one ZeRO stage after another on them."""
-    measure = partial(held_by_stage, model=MODEL, stages=STAGES)
+    """Start `ranks` processes and measure one ZeRO stage after another on them."""
+    measure = partial(measure_stages, model=MODEL, stages=STAGES)
     return table(run_on_ranks(measure, ranks, ParallelConfig()), model=MODEL, stages=STAGES)
 
 
@@ -87,41 +87,44 @@ def table(
     model: ResolvedModel,
     stages: Sequence[ZeroStage],
 ) -> list[Row]:
-    """A row for each stage: the largest figure of all ranks, the paper's, and their ratio.
+    """Return a row for each stage: the largest figure of all ranks, the paper's, and their ratio.
 
     Args:
-        by_rank: what each rank holds at each stage.
-        model: whose weights they are.
-        stages: of ZeRO.
+        by_rank: the breakdown of each rank at each stage.
+        model: the measured model.
+        stages: the ZeRO stages.
     """
     stored = padded_vocab_size(model.vocab_size, 1)
     weights = num_parameters(model, stored)
     rows = []
-    for stage, held in zip(stages, zip(*by_rank, strict=True), strict=True):
+    for stage, breakdowns in zip(stages, zip(*by_rank, strict=True), strict=True):
         precision = _precision(stage)
         paper = paper_bytes(weights, stage=stage, ranks=len(by_rank), precision=precision)
         row: Row = {"zero_stage": stage, "precision": precision}
         for kind in ("weights", "gradients", "optimizer"):
-            found, expected = max(getattr(one, kind) for one in held), getattr(paper, kind)
-            row[f"{kind}_mib"] = found / 2**20
+            measured = max(getattr(breakdown, kind) for breakdown in breakdowns)
+            expected = getattr(paper, kind)
+            row[f"{kind}_mib"] = measured / 2**20
             row[f"{kind}_paper_mib"] = expected / 2**20
-            row[f"{kind}_ratio"] = found / expected
-        rows.append({**row, "buffers_mib": max(one.buffers for one in held) / 2**20})
+            row[f"{kind}_ratio"] = measured / expected
+        buffers = max(breakdown.buffers for breakdown in breakdowns)
+        rows.append({**row, "buffers_mib": buffers / 2**20})
     return rows
 
 
 def _precision(stage: int) -> str:
-    return "bf16" if stage else "fp32"  # without ZeRO nothing would hold the fp32 weights
+    # bf16 weights need the fp32 master weights that ZeRO keeps.
+    return "bf16" if stage else "fp32"
 
 
-def held_by_stage(
+def measure_stages(
     environment: DistributedEnv,
     groups: ProcessGroupCollection,
     *,
     model: ResolvedModel,
     stages: Sequence[ZeroStage],
 ) -> list[MemoryBreakdown]:
-    """What this process holds at each stage, one engine after another."""
+    """Measure this process at each stage, one engine after another."""
     return [_measure(environment, groups, model, stage) for stage in stages]
 
 
@@ -132,24 +135,25 @@ def _measure(
     stage: ZeroStage,
 ) -> MemoryBreakdown:
     batch = _batch(model, seed=environment.rank).to(environment.device)
-    others = _storages(_live_tensors()).keys()
-    engine = _start(environment, groups, model, stage)
-    with engine.accumulate():  # DeepSpeed makes some of its buffers in the first step
+    existing = _storages(_live_tensors()).keys()
+    engine = _build_engine(environment, groups, model, stage)
+    # DeepSpeed allocates some of its buffers in the first step, so the second one is measured.
+    with engine.accumulate():
         engine(batch).mean().backward()
     engine.step(1e-3)
     with engine.accumulate():
         for _ in range(MICRO_BATCHES):
             engine(batch).mean().backward()
-        return _held_by(engine, others)
+        return _breakdown(engine, existing)
 
 
-def _held_by(engine: ZeroEngine, others: Set[int]) -> MemoryBreakdown:
-    """What an engine holds now; `others` are storages that were there before it."""
+def _breakdown(engine: ZeroEngine, existing: Set[int]) -> MemoryBreakdown:
+    """Return what an engine holds; `existing` are storages that were there before it."""
     weights = _storages(engine.weight_tensors())
     state = _storages(engine.optimizer_tensors())
     buffers = _storages(engine.reduction_buffers())
     everything = _storages(_live_tensors())
-    gradients = everything.keys() - others - weights.keys() - state.keys() - buffers.keys()
+    gradients = everything.keys() - existing - weights.keys() - state.keys() - buffers.keys()
     return MemoryBreakdown(
         weights=sum(weights.values()),
         gradients=sum(everything[storage] for storage in gradients),
@@ -159,33 +163,33 @@ def _held_by(engine: ZeroEngine, others: Set[int]) -> MemoryBreakdown:
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of the storages behind tensors, by address; what several share is there once."""
-    found = (tensor.untyped_storage() for tensor in tensors)
-    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes() > 0}
+    """Return the bytes of the storages of tensors by address; shared storages appear once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes() > 0}
 
 
 def _live_tensors() -> Iterator[Tensor]:
-    """Every tensor of this process that Python knows, and the gradients that hang on them."""
+    """Yield every tensor that Python's garbage collector tracks, and their gradients."""
     gc.collect()
-    for thing in gc.get_objects():
-        # Not isinstance: it asks lazy modules for their class, and they import it.
-        if issubclass(type(thing), Tensor) and thing.layout is torch.strided:
-            yield thing
-            if thing.is_leaf and thing.grad is not None:
-                yield thing.grad
+    for item in gc.get_objects():
+        # Not isinstance: it reads __class__, which makes lazily imported modules import themselves.
+        if issubclass(type(item), Tensor) and item.layout is torch.strided:
+            yield item
+            if item.is_leaf and item.grad is not None:
+                yield item.grad
 
 
-def _start(
+def _build_engine(
     environment: DistributedEnv,
     groups: ProcessGroupCollection,
     model: ResolvedModel,
     stage: ZeroStage,
 ) -> ZeroEngine:
     config = transformer_config(model, ParallelConfig())
-    part = ArmdModel(model, config, groups=groups)
-    init_weights(part, seed=0)
+    network = ArmdModel(model, config, groups=groups)
+    init_weights(network, seed=0)
     return ZeroEngine(
-        ModelChunks([part]).to(environment.device),
+        ModelChunks([network]).to(environment.device),
         OptimConfig(zero_stage=stage, warmup_steps=1, schedule="constant"),
         precision=_precision(stage),
         groups=groups,
@@ -193,7 +197,7 @@ def _start(
 
 
 def _batch(model: ResolvedModel, *, seed: int) -> ArmdBatch:
-    """One window of random tokens, left to right."""
+    """Return one window of random tokens, left to right."""
     size = (1, SEQ_LENGTH + 1)
     return make_batch(
         np.random.default_rng(seed).integers(0, model.vocab_size, size=size),

@@ -1,4 +1,4 @@
-"""Training steps of several micro-batches through the real schedule: alone, and in a pipeline."""
+"""Time of training steps through the real schedule, on one process and in pipelines."""
 
 import os
 import statistics
@@ -12,9 +12,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.bench.launch import run_on_ranks
-from armd_scale.bench.suites.step import Shape, Step, batch_under, compute_dtype, mean_of_targets
+from armd_scale.bench.suites.step import Step, Workload, compute_dtype, mean_loss_spec, random_batch
 from armd_scale.bench.table import Row
-from armd_scale.bench.timing import wait
+from armd_scale.bench.timing import synchronize
 from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.model.armd_model import ArmdModel
@@ -27,35 +27,35 @@ from armd_scale.parallel.pipeline.partition import stages_of_rank
 from armd_scale.parallel.pipeline.schedule import run_micro_batches
 from armd_scale.train.schedule_chunks import make_schedule_chunks
 
-# Many small layers, so that four stages cost the same to 4 %, the head included.
+# Many small layers, so that the costs of four stages differ by at most 4 %, head included.
 _LAYERS = resolve_model(
     ModelConfig(layers=16, hidden=256, ffn_hidden=1024, heads=4, vocab_size=4096)
 )
-SHAPE = Shape(model=_LAYERS, seq_length=128, micro_batch=1)
+WORKLOAD = Workload(model=_LAYERS, seq_length=128, micro_batch=1)
 
 
 def scheduled_step(
-    shape: Shape, groups: ProcessGroupCollection, *, micro_batches: int, device: torch.device
+    workload: Workload, groups: ProcessGroupCollection, *, micro_batches: int, device: torch.device
 ) -> Step:
-    """Forward and backward of some micro-batches on this process's stage of the network."""
+    """Return a step of several micro-batches on this process's pipeline stage."""
     parallel = ParallelConfig(pipeline=groups.pp.size())
-    dtype, length = compute_dtype(device), shape.seq_length
-    config = transformer_config(shape.model, parallel, dtype=dtype)
-    (stage,) = stages_of_rank(shape.model, parallel, seq_length=length, rank=groups.pp.rank())
-    part = ArmdModel(shape.model, config, groups=groups, stage=stage)
-    init_weights(part, seed=0)
-    network = ModelChunks([part]).to(device)
-    batch = batch_under("random", shape).to(device)
-    lesson = TrainMicroBatch(batch, mean_of_targets(batch).weights / micro_batches)
+    dtype, length = compute_dtype(device), workload.seq_length
+    config = transformer_config(workload.model, parallel, dtype=dtype)
+    (stage,) = stages_of_rank(workload.model, parallel, seq_length=length, rank=groups.pp.rank())
+    chunk = ArmdModel(workload.model, config, groups=groups, stage=stage)
+    init_weights(chunk, seed=0)
+    network = ModelChunks([chunk]).to(device)
+    batch = random_batch("random", workload).to(device)
+    micro_batch = TrainMicroBatch(batch, mean_loss_spec(batch).weights / micro_batches)
 
-    def loss_of(output: tuple[Tensor, Tensor], lesson: TrainMicroBatch) -> tuple[Tensor, None]:
+    def loss_of(output: tuple[Tensor, Tensor], micro_batch: TrainMicroBatch) -> tuple[Tensor, None]:
         return output[0], None
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
         run_micro_batches(
             make_schedule_chunks(network, network),
-            [lesson] * micro_batches,
+            [micro_batch] * micro_batches,
             loss_fn=loss_of,
             groups=groups,
         )
@@ -65,70 +65,71 @@ def scheduled_step(
 
 def time_stages(
     *,
-    shape: Shape = SHAPE,
+    workload: Workload = WORKLOAD,
     stages: Sequence[int] = (1, 2, 4),
     micro_batches: int = 8,
-    runs: int = 5,
+    repeats: int = 5,
 ) -> list[Row]:
-    """Times one network in pipelines of several lengths, 1F1B, one job after another.
+    """Time one network in 1F1B pipelines of several lengths, one job after another.
 
-    Every process computes on one thread. Stages of equal cost, and processes that have a core each,
-    would take (m + p - 1) / m / p of the time of one process, m the micro-batches and p the stages;
-    with fewer cores than processes no better than 1 / cores of it.
+    Every process computes on one thread. Stages of equal cost, on processes with a core each, would
+    take (m + p - 1) / (m p) of the time of one process, for m micro-batches and p stages; with
+    fewer cores than processes at best 1 / cores of it.
 
     Returns:
-        A row for each number of stages, like those of `scaling.fitted`.
+        A row for each number of stages, like those of `scaling.fit_line`.
     """
+    measure = partial(time_on_rank, workload=workload, micro_batches=micro_batches, repeats=repeats)
     seconds = {}
-    for number in stages:
-        measure = partial(time_on_rank, shape=shape, micro_batches=micro_batches, runs=runs)
-        by_rank = run_on_ranks(measure, number, ParallelConfig(pipeline=number))
-        seconds[number] = max(by_rank)  # all wait for one another, so they hardly differ
-    targets = micro_batches * shape.micro_batch * shape.seq_length
-    return table(seconds, micro_batches=micro_batches, flops=shape.flops_per_token() * targets)
+    for num_stages in stages:
+        by_rank = run_on_ranks(measure, num_stages, ParallelConfig(pipeline=num_stages))
+        # A step ends with a barrier, so the ranks' times hardly differ.
+        seconds[num_stages] = max(by_rank)
+    targets = micro_batches * workload.num_targets
+    return table(seconds, micro_batches=micro_batches, flops=workload.flops_per_token() * targets)
 
 
 def table(seconds: Mapping[int, float], *, micro_batches: int, flops: int) -> list[Row]:
-    """Measured time of each number of stages, beside what 1F1B makes of the shortest pipeline's.
+    """Compare the measured time of each number of stages with what 1F1B predicts.
 
     Args:
-        seconds: of a step, by the number of stages.
-        micro_batches: of a step.
-        flops: of a step.
+        seconds: time of a step by number of stages; the shortest pipeline is the reference.
+        micro_batches: micro-batches of a step.
+        flops: FLOPs of a step.
 
     Returns:
-        A row for each; the worst residual is of those whose processes have a core each.
+        A row for each; the worst residual is over those whose processes have a core each.
     """
-    first = min(seconds)
-    alone = seconds[first] / _share(first, micro_batches)
-    ideal = {number: alone * _share(number, micro_batches) for number in seconds}
-    cores = places()
-    off = [abs(seconds[p] / ideal[p] - 1) for p in seconds if p <= cores]
+    shortest = min(seconds)
+    one_process = seconds[shortest] / _time_share(shortest, micro_batches)
+    expected = {stages: one_process * _time_share(stages, micro_batches) for stages in seconds}
+    cores = num_devices()
+    residuals = [abs(seconds[p] / expected[p] - 1) for p in seconds if p <= cores]
     return [
         {
-            "grows": "stages",
-            "to": number,
-            "10^9 operations": flops / 1e9,
-            "median ms": 1000 * taken,
-            "expected ms": 1000 * ideal[number],
-            "ratio": taken / ideal[number],
-            "worst residual": max(off, default=0.0),
-            "processes": number,
+            "varied": "stages",
+            "value": num_stages,
+            "GFLOPs": flops / 1e9,
+            "median ms": 1000 * measured,
+            "expected ms": 1000 * expected[num_stages],
+            "ratio": measured / expected[num_stages],
+            "worst residual": max(residuals, default=0.0),
+            "processes": num_stages,
             "cores": cores,
         }
-        for number, taken in seconds.items()
+        for num_stages, measured in seconds.items()
     ]
 
 
-def places() -> int:
-    """How many processes can compute at a time: GPUs, or cores that this process may use."""
+def num_devices() -> int:
+    """Return how many processes can compute at once: GPUs, or cores that this process may use."""
     if torch.cuda.is_available():
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0))
 
 
-def _share(stages: int, micro_batches: int) -> float:
-    """Time of a step as a share of one process's: m + p - 1 turns, each 1 / (m p) of the work."""
+def _time_share(stages: int, micro_batches: int) -> float:
+    """Time of a step over that of one process: m + p - 1 turns, each 1 / (m p) of the work."""
     return (micro_batches + stages - 1) / (micro_batches * stages)
 
 
@@ -136,21 +137,21 @@ def time_on_rank(
     environment: DistributedEnv,
     groups: ProcessGroupCollection,
     *,
-    shape: Shape,
+    workload: Workload,
     micro_batches: int,
-    runs: int,
+    repeats: int,
 ) -> float:
-    """Median seconds from when all ranks begin a step until all have ended it."""
+    """Return the median seconds of a step, from a barrier before it to a barrier after it."""
     torch.set_num_threads(1)
-    step = scheduled_step(shape, groups, micro_batches=micro_batches, device=environment.device)
+    step = scheduled_step(workload, groups, micro_batches=micro_batches, device=environment.device)
     step()
     seconds = []
-    for _ in range(runs):
-        wait()
+    for _ in range(repeats):
+        synchronize()
         dist.barrier()
-        began = time.perf_counter()
+        start = time.perf_counter()
         step()
-        wait()
+        synchronize()
         dist.barrier()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

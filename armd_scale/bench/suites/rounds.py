@@ -1,77 +1,85 @@
-"""Where a round of decoding spends its time, and that only attention grows with the text."""
+"""Time of one decoding round by operator group; only attention should grow with the text."""
 
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 from torch.profiler import profile, record_function
 
-from armd_scale.bench.operators import ATTENTION, PRODUCTS, new_profiler, operators_of, total
-from armd_scale.bench.suites.decode import OPENING, loaded
+from armd_scale.bench.profiler import ATTENTION, MATMUL, new_profiler, operators_of, total
+from armd_scale.bench.suites.decode import PROMPT, load_for_decoding
 from armd_scale.bench.table import Row
-from armd_scale.bench.timing import wait
+from armd_scale.bench.timing import synchronize
 from armd_scale.generation import RoundResult, Strategy, generate
 from armd_scale.model.armd_model import ArmdModel
 
-ROUNDS_TIMED = 32
-FORWARD = "forward pass of a round"
-WRITE = "aten::scatter_"
+NUM_ROUNDS = 32
+FORWARD_RANGE = "forward pass of a round"
+CACHE_WRITE = "aten::scatter_"
 
 
 def measure_rounds(
-    checkpoint: str, streams: Sequence[int], after: Sequence[int], runs: int
+    checkpoint: str, streams: Sequence[int], context: Sequence[int], repeats: int
 ) -> list[Row]:
-    """`profile_rounds` on a checkpoint."""
-    with loaded(checkpoint) as network:
-        return profile_rounds(network, streams=streams, after=after, runs=runs)
+    """Run `profile_rounds` on a checkpoint."""
+    with load_for_decoding(checkpoint) as network:
+        return profile_rounds(network, streams=streams, context=context, repeats=repeats)
 
 
 def profile_rounds(
     network: ArmdModel,
     *,
     streams: Sequence[int] = (1, 4),
-    after: Sequence[int] = (64, 256, 1024),
-    runs: int = 5,
+    context: Sequence[int] = (64, 256, 1024),
+    repeats: int = 5,
 ) -> list[Row]:
-    """Milliseconds of a round once a text has so many generated tokens.
+    """Measure the milliseconds of a round after a text has a number of generated tokens.
+
+    Args:
+        network: the model.
+        streams: numbers of streams.
+        context: numbers of generated tokens before the timed rounds.
+        repeats: texts of each case, in turn.
 
     Returns:
-        For each number of streams and each of `after` the forward passes of a round and its wall
-        time, the median of texts in turn. Of that, the operators of the forward pass, from one more
-        text that is decoded under the profiler: matrix products, attention, and writing keys and
-        values to the cache; `drawing`, by the clock, is all but the forward pass, that is, choosing
-        tokens and keeping the canvas; `rest` is what is left: other operators of the forward pass,
-        and Python.
+        For each number of streams and each context the forward passes of a round and its median
+        wall time. Of that, from one more text under the profiler, the operators of the forward
+        pass: matmul, attention, and cache writes (keys and values). `sampling`, by the clock, is
+        everything outside the forward pass: choosing tokens and updating the decode state. `rest`
+        is what is left: other operators of the forward pass, and Python.
     """
-    places = [(number, tokens) for number in streams for tokens in after]
-    timed: dict[tuple[int, int], list[_RoundTimer]] = {place: [] for place in places}
-    for _ in range(runs):
-        for number, tokens in places:
-            watch = _RoundTimer(first=max(tokens // number, 1))
-            _decode(network, tokens, number, watch)
-            timed[number, tokens].append(watch)
-    return [_row(network, number, tokens, watches) for (number, tokens), watches in timed.items()]
+    cases = [(num_streams, tokens) for num_streams in streams for tokens in context]
+    timers: dict[tuple[int, int], list[_RoundTimer]] = {case: [] for case in cases}
+    for _ in range(repeats):
+        for num_streams, tokens in cases:
+            timer = _RoundTimer(first=max(tokens // num_streams, 1))
+            _decode(network, tokens, num_streams, timer)
+            timers[num_streams, tokens].append(timer)
+    return [_row(network, *case, case_timers) for case, case_timers in timers.items()]
 
 
-def _row(network: ArmdModel, streams: int, tokens: int, timed: Sequence["_RoundTimer"]) -> Row:
+def _row(network: ArmdModel, streams: int, tokens: int, timers: Sequence["_RoundTimer"]) -> Row:
     device = next(network.parameters()).device
+    # The profiler slows Python down, so profiled rounds are not among the timed ones.
     profiler = new_profiler(device)
-    _decode(network, tokens, streams, _RoundTimer(first=timed[0].first, profiler=profiler))
-    operators = operators_of(profiler, runs=ROUNDS_TIMED, device=device, inside=FORWARD)
-    round_milliseconds = statistics.median(watch.milliseconds for watch in timed)
+    _decode(network, tokens, streams, _RoundTimer(first=timers[0].first, profiler=profiler))
+    operators = operators_of(profiler, repeats=NUM_ROUNDS, device=device, inside=FORWARD_RANGE)
+    round_milliseconds = statistics.median(timer.milliseconds for timer in timers)
+    cache_writes = (item.milliseconds for item in operators if item.name == CACHE_WRITE)
     parts = {
-        "matrix products ms": total(operators, PRODUCTS),
+        "matmul ms": total(operators, MATMUL),
         "attention ms": total(operators, ATTENTION),
-        "cache writes ms": sum((o.milliseconds for o in operators if o.name == WRITE), 0.0),
-        "drawing ms": statistics.median(watch.drawing_milliseconds for watch in timed),
+        "cache writes ms": sum(cache_writes, 0.0),
+        "sampling ms": statistics.median(timer.sampling_milliseconds for timer in timers),
     }
     return {
         "streams": streams,
         "tokens": tokens,
-        "forwards a round": timed[0].forwards_per_round,
+        "forwards per round": timers[0].forwards_per_round,
         "round ms": round_milliseconds,
         **parts,
         "rest ms": round_milliseconds - sum(parts.values()),
@@ -79,41 +87,43 @@ def _row(network: ArmdModel, streams: int, tokens: int, timed: Sequence["_RoundT
 
 
 class _RoundTimer:
-    """Watches the ROUNDS_TIMED rounds that follow round `first`: by the clock, or by a profiler."""
+    """Times or profiles the NUM_ROUNDS rounds that follow round `first` of a text."""
 
     def __init__(self, *, first: int, profiler: profile | None = None) -> None:
         self.first, self._profiler = first, profiler
-        self._ends: list[float] = []
-        self._forwards: list[float] = []
+        self._round_ends: list[float] = []
+        self._forward_seconds: list[float] = []
 
-    def landed(self, landed: RoundResult) -> None:
-        """Is called after each round."""
-        if not 0 <= landed.round - self.first <= ROUNDS_TIMED:
+    def on_round(self, result: RoundResult) -> None:
+        """Record the end of a round; `generate` calls this after each one."""
+        # Round `first` is only the start of the clock: NUM_ROUNDS rounds need one more end.
+        if not 0 <= result.round - self.first <= NUM_ROUNDS:
             return
-        self._ends.append(time.perf_counter())
-        if self._profiler is not None and landed.round == self.first:
+        self._round_ends.append(time.perf_counter())
+        if self._profiler is not None and result.round == self.first:
             self._profiler.start()
         if self._profiler is not None and self._is_over:
             self._profiler.stop()
 
     @contextmanager
-    def of(self, network: ArmdModel) -> Iterator[None]:
-        """Has the network's forward passes watched too."""
+    def watch_forward(self, network: ArmdModel) -> Iterator[None]:
+        """Time (or profile) the forward passes of the network too, inside this context."""
         forward = network.logits
 
-        def watched(*arguments: Any, **options: Any) -> Tensor:
-            if not self._ends or self._is_over:
-                return forward(*arguments, **options)
+        def timed_forward(*args: Any, **kwargs: Any) -> Tensor:
+            if not self._round_ends or self._is_over:
+                return forward(*args, **kwargs)
             if self._profiler is not None:
-                with record_function(FORWARD):
-                    return forward(*arguments, **options)
-            began = time.perf_counter()
-            logits = forward(*arguments, **options)
-            wait()
-            self._forwards.append(time.perf_counter() - began)
+                with record_function(FORWARD_RANGE):
+                    return forward(*args, **kwargs)
+            start = time.perf_counter()
+            logits = forward(*args, **kwargs)
+            synchronize()
+            self._forward_seconds.append(time.perf_counter() - start)
             return logits
 
-        vars(network)["logits"] = watched
+        # An instance attribute hides the method; nn.Module.__setattr__ is not needed for that.
+        vars(network)["logits"] = timed_forward
         try:
             yield
         finally:
@@ -121,33 +131,33 @@ class _RoundTimer:
 
     @property
     def _is_over(self) -> bool:
-        return len(self._ends) > ROUNDS_TIMED
+        return len(self._round_ends) > NUM_ROUNDS
 
     @property
     def forwards_per_round(self) -> float:
-        return len(self._forwards) / ROUNDS_TIMED
+        return len(self._forward_seconds) / NUM_ROUNDS
 
     @property
     def milliseconds(self) -> float:
         """Median time of a round."""
-        return 1e3 * statistics.median(self._times())
+        return 1e3 * statistics.median(self._round_seconds())
 
     @property
-    def drawing_milliseconds(self) -> float:
+    def sampling_milliseconds(self) -> float:
         """Median time of a round outside its forward pass."""
-        assert len(self._forwards) == ROUNDS_TIMED, "a round is one forward pass"
-        pairs = zip(self._times(), self._forwards, strict=True)
-        return 1e3 * statistics.median(whole - forward for whole, forward in pairs)
+        assert len(self._forward_seconds) == NUM_ROUNDS, "a round is one forward pass"
+        pairs = zip(self._round_seconds(), self._forward_seconds, strict=True)
+        return 1e3 * statistics.median(seconds - forward for seconds, forward in pairs)
 
-    def _times(self) -> list[float]:
-        return [end - begin for begin, end in zip(self._ends, self._ends[1:], strict=False)]
+    def _round_seconds(self) -> list[float]:
+        return [stop - start for start, stop in pairwise(self._round_ends)]
 
 
-def _decode(network: ArmdModel, tokens: int, streams: int, rounds: _RoundTimer) -> None:
-    # The heads of streams take rounds of their own, and the rounds timed some more tokens.
-    num_tokens = tokens + streams * (streams + ROUNDS_TIMED + 1)
+def _decode(network: ArmdModel, tokens: int, streams: int, timer: _RoundTimer) -> None:
+    # The first token of each stream takes a round of its own, and the timed rounds need tokens too.
+    num_tokens = tokens + streams * (streams + NUM_ROUNDS + 1)
     strategy = Strategy(streams=streams)
-    with rounds.of(network):
+    with timer.watch_forward(network):
         generate(
-            network, [OPENING], num_tokens=num_tokens, strategy=strategy, on_round=rounds.landed
+            network, [PROMPT], num_tokens=num_tokens, strategy=strategy, on_round=timer.on_round
         )

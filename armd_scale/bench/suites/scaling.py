@@ -1,4 +1,4 @@
-"""How the time of a training step grows with the network, the text, micro-batches and stages."""
+"""Time of a training step against layers, micro-batch, sequence length, accumulation and stages."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.bench.suites.pipeline import places, scheduled_step, time_stages
+from armd_scale.bench.suites.pipeline import num_devices, scheduled_step, time_stages
 from armd_scale.bench.suites.step import (
-    SHAPES,
-    Shape,
+    WORKLOADS,
     Step,
-    batch_under,
+    Workload,
+    build_model,
     compute_dtype,
-    network,
-    step_of,
+    random_batch,
+    training_step,
 )
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import time_interleaved
@@ -23,139 +23,150 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
 
-SIZES = {
+VALUES = {
     "layers": (2, 4, 6, 8),
     "micro_batch": (1, 2, 3, 4),
     "seq_length": (256, 512, 1024, 2048),
     "accumulation": (1, 2, 4, 8),
     "stages": (1, 2, 4),
 }
-"""What can grow, and to what; `accumulation` is the number of micro-batches, of one sample."""
+"""What can vary, and its values; `accumulation` is the number of micro-batches, each one sample."""
 
 
-def compare_sizes(
-    *, shape: str = "small", grows: Sequence[str] = tuple(SIZES), runs: int = 5
+def measure_scaling(
+    *, model_size: str = "small", vary: Sequence[str] = tuple(VALUES), repeats: int = 5
 ) -> list[Row]:
-    """Times ARMD steps as one thing grows at a time.
+    """Time ARMD steps while one size varies at a time.
 
     Args:
-        shape: one of SHAPES, what all but pipeline stages start from.
-        grows: keys of SIZES.
-        runs: how often each is timed.
+        model_size: a key of WORKLOADS; the base of everything but pipeline stages.
+        vary: keys of VALUES.
+        repeats: timed repeats of each case.
 
     Returns:
-        The rows of `fitted` for each growth. Layers, samples and micro-batches must lie on a line
-        over operations; so must the length of text, whose operations grow with its square. Then a
-        row for each number of pipeline stages, with the time that 1F1B leads to expect.
+        For layers, micro-batch, sequence length and accumulation the rows of `fit_line`: their time
+        must be linear in FLOPs (which grow with the square of the sequence length). For stages a
+        row for each number, with the time that 1F1B predicts.
     """
-    base = SHAPES[shape]
-    one = dataclasses.replace(base, micro_batch=1)
-    device = read_environment().device
+    base = WORKLOADS[model_size]
+    one_sample = dataclasses.replace(base, micro_batch=1)
+    environment = read_environment()
+    device = environment.device
     rows: list[Row] = []
-    with process_groups(read_environment(), ParallelConfig()) as groups:
-        how = {"device": device, "runs": runs}
-        for name in (name for name in grows if name != "stages"):
+    with process_groups(environment, ParallelConfig()) as groups:
+        for name in (name for name in vary if name != "stages"):
+            values = VALUES[name]
             if name == "accumulation":
-                rows += time_accumulation(one, SIZES[name], groups, **how)
-            else:
-                rows += time_growth(
-                    name, {n: _grown(base, name, n) for n in SIZES[name]}, groups, **how
+                rows += time_accumulation(
+                    one_sample, values, groups, device=device, repeats=repeats
                 )
-    if "stages" in grows:
-        on_cuda = device.type == "cuda"  # where a process needs a device of its own
-        stages = [n for n in SIZES["stages"] if not on_cuda or n <= places()]
-        rows += time_stages(stages=stages, runs=runs)
+            else:
+                workloads = {value: _with_value(base, name, value) for value in values}
+                rows += time_workloads(name, workloads, groups, device=device, repeats=repeats)
+    if "stages" in vary:
+        # On CUDA every process needs its own GPU; on CPU they can share cores, only more slowly.
+        limited = device.type == "cuda"
+        stages = [n for n in VALUES["stages"] if not limited or n <= num_devices()]
+        rows += time_stages(stages=stages, repeats=repeats)
     return rows
 
 
-def _grown(base: Shape, name: str, size: int) -> Shape:
+def _with_value(base: Workload, name: str, value: int) -> Workload:
     if name == "layers":
-        return dataclasses.replace(base, model=dataclasses.replace(base.model, layers=size))
-    return dataclasses.replace(base, **{name: size})
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, layers=value))
+    return dataclasses.replace(base, **{name: value})
 
 
-def time_growth(
+def time_workloads(
     name: str,
-    shapes: Mapping[int, Shape],
+    workloads: Mapping[int, Workload],
     groups: ProcessGroupCollection,
     *,
     device: torch.device,
-    runs: int,
+    repeats: int,
 ) -> list[Row]:
-    """The rows of one kind of growth of a micro-batch or a network."""
+    """Return the rows of one varied size of the network or the micro-batch."""
     dtype = compute_dtype(device)
     steps = {
-        size: step_of(
-            network(shape.model, shape, groups, dtype=dtype).to(device),
-            batch_under("random", shape).to(device),
+        value: training_step(
+            build_model(workload.model, workload, groups, dtype=dtype).to(device),
+            random_batch("random", workload).to(device),
         )
-        for size, shape in shapes.items()
+        for value, workload in workloads.items()
     }
-    return _time_steps(name, steps, [_flops(shape) for shape in shapes.values()], runs=runs)
+    flops = [_flops(workload) for workload in workloads.values()]
+    return _time_steps(name, steps, flops, repeats=repeats)
 
 
 def time_accumulation(
-    shape: Shape,
-    numbers: Sequence[int],
+    workload: Workload,
+    counts: Sequence[int],
     groups: ProcessGroupCollection,
     *,
     device: torch.device,
-    runs: int,
+    repeats: int,
 ) -> list[Row]:
-    """The rows of steps with more and more micro-batches, whose gradients add up."""
-    steps = accumulating_steps(shape, numbers, groups, device=device)
-    flops = [number * _flops(shape) for number in numbers]
-    return _time_steps("accumulation", steps, flops, runs=runs)
+    """Return the rows of steps with several numbers of accumulated micro-batches."""
+    steps = accumulation_steps(workload, counts, groups, device=device)
+    flops = [count * _flops(workload) for count in counts]
+    return _time_steps("accumulation", steps, flops, repeats=repeats)
 
 
-def accumulating_steps(
-    shape: Shape, numbers: Sequence[int], groups: ProcessGroupCollection, *, device: torch.device
+def accumulation_steps(
+    workload: Workload,
+    counts: Sequence[int],
+    groups: ProcessGroupCollection,
+    *,
+    device: torch.device,
 ) -> dict[int, Step]:
-    """A step for each number of micro-batches."""
+    """Return a step for each number of micro-batches."""
     return {
-        number: scheduled_step(shape, groups, micro_batches=number, device=device)
-        for number in numbers
+        count: scheduled_step(workload, groups, micro_batches=count, device=device)
+        for count in counts
     }
 
 
 def fit_line(name: str, flops: Mapping[int, int], seconds: Sequence[float]) -> list[Row]:
-    """Measured times beside the line that fits them best over operations.
+    """Compare measured times with the straight line over FLOPs that fits them best.
 
     Args:
-        name: what grows.
-        flops: of a step, by what it grows to.
-        seconds: of a step, in the same order.
+        name: what varies.
+        flops: FLOPs of a step by value of what varies.
+        seconds: time of a step, in the same order.
 
     Returns:
-        A row for each: the ratio of time and line, and its largest distance from 1 in all rows.
+        A row for each value: time over line, and in every row the largest distance of that from 1.
     """
     counts = np.array(list(flops.values()))
-    slope, start = np.polyfit(counts / counts.max(), seconds, 1)
-    line = (slope * counts / counts.max() + start).tolist()
-    worst = max(abs(taken / expected - 1) for taken, expected in zip(seconds, line, strict=True))
+    # Least squares over FLOPs scaled to at most 1: with counts around 1e12 the fit is
+    # ill-conditioned.
+    slope, intercept = np.polyfit(counts / counts.max(), seconds, 1)
+    line = (slope * counts / counts.max() + intercept).tolist()
+    worst = max(abs(time / expected - 1) for time, expected in zip(seconds, line, strict=True))
     return [
         {
-            "grows": name,
-            "to": size,
-            "10^9 operations": flops[size] / 1e9,
-            "median ms": 1000 * taken,
+            "varied": name,
+            "value": value,
+            "GFLOPs": flops[value] / 1e9,
+            "median ms": 1000 * time,
             "expected ms": 1000 * expected,
-            "ratio": taken / expected,
+            "ratio": time / expected,
             "worst residual": worst,
             "processes": 1,
-            "cores": places(),
+            "cores": num_devices(),
         }
-        for size, taken, expected in zip(flops, seconds, line, strict=True)
+        for value, time, expected in zip(flops, seconds, line, strict=True)
     ]
 
 
 def _time_steps(
-    name: str, steps: Mapping[int, Step], flops: Sequence[int], *, runs: int
+    name: str, steps: Mapping[int, Step], flops: Sequence[int], *, repeats: int
 ) -> list[Row]:
-    times = time_interleaved({str(size): step for size, step in steps.items()}, runs=runs)
-    seconds = [taken.median for taken in times.values()]
+    cases = {str(value): step for value, step in steps.items()}
+    timings = time_interleaved(cases, repeats=repeats)
+    seconds = [timing.median for timing in timings.values()]
     return fit_line(name, dict(zip(steps, flops, strict=True)), seconds)
 
 
-def _flops(shape: Shape) -> int:
-    return shape.flops_per_token() * shape.micro_batch * shape.seq_length
+def _flops(workload: Workload) -> int:
+    return workload.flops_per_token() * workload.num_targets

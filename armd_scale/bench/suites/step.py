@@ -1,8 +1,8 @@
-"""What a training step of ARMD costs beside one of an AR model of the same size.
+"""Time of an ARMD training step compared with an AR model of the same size.
 
-All networks read windows of the same length in one process and do forward and backward passes;
-the optimizer, the same for all, is left out. The floor of the comparison is in matrix products:
-an ARMD step may take as many times as long as an AR step as it has operations, and no longer.
+All networks read windows of the same length in one process and run forward and backward passes;
+the optimizer, the same for all, is left out. The ideal ratio is that of matmul FLOPs: an ARMD step
+should take as many times as long as an AR step as it has FLOPs.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import nn
 
-from armd_scale.bench.operators import ATTENTION, PRODUCTS, profile_operators, total
+from armd_scale.bench.profiler import ATTENTION, MATMUL, profile_operators, total
 from armd_scale.bench.suites.baselines import llama_step, megatron_step
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import ratio, time_interleaved
@@ -36,7 +36,7 @@ Step = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class Workload:
     """A model and the micro-batch that it is timed on."""
 
     model: ResolvedModel
@@ -45,11 +45,16 @@ class Shape:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return self.model.vocab_size
 
+    @property
+    def num_targets(self) -> int:
+        """Targets of a micro-batch."""
+        return self.micro_batch * self.seq_length
+
     def flops_per_token(self, model: ResolvedModel | None = None) -> int:
-        """Operations of forward and backward pass for each target."""
+        """Return the model FLOPs of forward and backward pass per target."""
         return model_flops_per_token(model or self.model, self.seq_length, self.vocab_size)
 
 
@@ -67,136 +72,146 @@ def _llama(
     return resolve_model(model)
 
 
-# Llama-like throughout, so that every rival can be built to the same sizes.
+# Llama-like in every respect, so that the other implementations can build the same sizes.
 _SMALL = _llama(6, 384, 1536, heads=6, kv_heads=6, vocab_size=8192)
 _125M = _llama(12, 768, 2048, heads=12, kv_heads=12)
 _1B = _llama(20, 2048, 5632, heads=16, kv_heads=8)
 _8B_LAYERS = _llama(4, 4096, 14336, heads=32, kv_heads=8)
-SHAPES = {
-    "small": Shape(model=_SMALL, seq_length=512, micro_batch=2),
-    "125m": Shape(model=_125M, seq_length=1024, micro_batch=8),
-    "1b": Shape(model=_1B, seq_length=2048, micro_batch=4),
-    "8b-layers": Shape(model=_8B_LAYERS, seq_length=2048, micro_batch=2),
+WORKLOADS = {
+    "small": Workload(model=_SMALL, seq_length=512, micro_batch=2),
+    "125m": Workload(model=_125M, seq_length=1024, micro_batch=8),
+    "1b": Workload(model=_1B, seq_length=2048, micro_batch=4),
+    "8b-layers": Workload(model=_8B_LAYERS, seq_length=2048, micro_batch=2),
 }
+"""By the name that --model-size takes; `8b-layers` has 4 layers of the width of an 8B model."""
 
 
-def compare_steps(*, shape: str = "small", runs: int = 7, profile: bool = False) -> list[Row]:
-    """Times a step of an AR model, of ARMD in its ways to run, and of two other AR stacks.
+def compare_steps(
+    *, model_size: str = "small", repeats: int = 7, profile: bool = False
+) -> list[Row]:
+    """Time a step of an AR model, of ARMD in several modes, and of two other AR implementations.
 
     Args:
-        shape: one of SHAPES.
-        runs: how often each is timed.
-        profile: add the shares of matrix products and of attention, from steps of their own.
+        model_size: a key of WORKLOADS.
+        repeats: timed repeats of each case.
+        profile: add the time shares of matmul and attention, measured in steps of their own.
 
     Returns:
-        A row for each: times, targets a second, its ratio to the AR step (the median over turns),
-        the floor of that ratio, in operations, and the share of the measured peak that these
-        operations reach (`mfu`).
+        A row for each case: times, targets per second, the ratio to the AR step (median over
+        turns), the ratio of FLOPs that is ideal, and MFU relative to the measured peak.
     """
     environment = read_environment()
     with process_groups(environment, ParallelConfig()) as groups:
         return time_steps(
-            SHAPES[shape], groups, device=environment.device, runs=runs, profile=profile
+            WORKLOADS[model_size],
+            groups,
+            device=environment.device,
+            repeats=repeats,
+            profile=profile,
         )
 
 
 def time_steps(
-    shape: Shape,
+    workload: Workload,
     groups: ProcessGroupCollection,
     *,
     device: torch.device,
-    runs: int,
+    repeats: int,
     profile: bool = False,
 ) -> list[Row]:
-    """The rows of `compare_steps`."""
+    """Return the rows of `compare_steps` for any workload."""
     peak = peak_flops(device, compute_dtype(device))
-    steps = steps_of(shape, groups, device=device)
-    times = time_interleaved(steps, runs=runs)
-    shares = {name: shares_of(step, device) if profile else {} for name, step in steps.items()}
-    plain = shape.flops_per_token(dataclasses.replace(shape.model, two_stream_layers=0))
-    floors = {name: shape.flops_per_token() / plain for name in ("armd", "armd_dense")}
-    targets = shape.micro_batch * shape.seq_length
+    steps = step_functions(workload, groups, device=device)
+    timings = time_interleaved(steps, repeats=repeats)
+    shares = {name: time_shares(step, device) if profile else {} for name, step in steps.items()}
+    ar_flops = workload.flops_per_token(dataclasses.replace(workload.model, two_stream_layers=0))
+    # All other cases compute exactly one stream, as the AR model does.
+    flops_ratios = {name: workload.flops_per_token() / ar_flops for name in ("armd", "armd_dense")}
+    targets = workload.num_targets
     return [
         {
-            **taken.row(name),
-            "targets/s": round(targets / taken.median),
-            "time ratio": ratio(times, name, "ar"),
-            "operations ratio": floors.get(name, 1.0),
-            "mfu": floors.get(name, 1.0) * plain * targets / taken.median / peak,
+            **timing.row(name),
+            "targets/s": round(targets / timing.median),
+            "time ratio": ratio(timings, name, "ar"),
+            "FLOPs ratio": flops_ratios.get(name, 1.0),
+            "mfu": flops_ratios.get(name, 1.0) * ar_flops * targets / timing.median / peak,
             **shares[name],
         }
-        for name, taken in times.items()
+        for name, timing in timings.items()
     ]
 
 
-def shares_of(step: Step, device: torch.device) -> Row:
-    """Shares of matrix products and attention in the time of all operators."""
-    operators = profile_operators(step, runs=1, device=device)
-    parts = (PRODUCTS, ATTENTION)
-    return {f"{part} share": total(operators, part) / total(operators) for part in parts}
+def time_shares(step: Step, device: torch.device) -> Row:
+    """Return the shares of matmul and attention in the time of all operators of a step."""
+    operators = profile_operators(step, repeats=1, device=device)
+    groups = (MATMUL, ATTENTION)
+    return {f"{group} share": total(operators, group) / total(operators) for group in groups}
 
 
-def steps_of(
-    shape: Shape, groups: ProcessGroupCollection, *, device: torch.device
+def step_functions(
+    workload: Workload, groups: ProcessGroupCollection, *, device: torch.device
 ) -> dict[str, Step]:
-    """Every network's step: forward and backward over one micro-batch."""
+    """Return a function for each case that runs forward and backward over one micro-batch."""
     dtype = compute_dtype(device)
-    plain = dataclasses.replace(shape.model, two_stream_layers=0)
+    ar_model = dataclasses.replace(workload.model, two_stream_layers=0)
     ar, armd = (
-        network(model, shape, groups, dtype=dtype).to(device) for model in (plain, shape.model)
+        build_model(model, workload, groups, dtype=dtype).to(device)
+        for model in (ar_model, workload.model)
     )
-    left_to_right, shuffled = (batch_under(order, shape).to(device) for order in ("l2r", "random"))
-    # The same rows without the word that they are causal: masks then say it, element by element.
+    left_to_right, shuffled = (
+        random_batch(order, workload).to(device) for order in ("l2r", "random")
+    )
+    # The same rows without the flags that say they are causal: attention then uses a mask.
     masked = dataclasses.replace(shuffled, is_plain_causal=False, document_rows=None)
     return {
-        "ar": step_of(ar, left_to_right),
-        "armd": step_of(armd, shuffled),
-        "armd_dense": step_of(armd, masked),
-        "armd_l2r": step_of(armd, left_to_right),
-        "megatron_gpt": megatron_step(plain, left_to_right, dtype=dtype, device=device),
-        "hf_llama": llama_step(plain, left_to_right, dtype=dtype, device=device),
+        "ar": training_step(ar, left_to_right),
+        "armd": training_step(armd, shuffled),
+        "armd_dense": training_step(armd, masked),
+        "armd_l2r": training_step(armd, left_to_right),
+        "megatron_gpt": megatron_step(ar_model, left_to_right, dtype=dtype, device=device),
+        "hf_llama": llama_step(ar_model, left_to_right, dtype=dtype, device=device),
     }
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """The type that a device is quick in."""
+    """Return the type that the device computes fast in: bfloat16 on CUDA, float32 on CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def network(
-    model: ResolvedModel, shape: Shape, groups: ProcessGroupCollection, *, dtype: torch.dtype
+def build_model(
+    model: ResolvedModel, workload: Workload, groups: ProcessGroupCollection, *, dtype: torch.dtype
 ) -> ArmdModel:
-    """A network with drawn weights."""
+    """Build a network with random weights."""
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
-    made = ArmdModel(model, config, groups=groups)
-    init_weights(made, seed=0)
-    return made
+    network = ArmdModel(model, config, groups=groups)
+    init_weights(network, seed=0)
+    return network
 
 
-def batch_under(order: str, shape: Shape) -> ArmdBatch:
-    """One micro-batch of random tokens under an order of `tools/evaluate.py`."""
-    length, number = shape.seq_length + 1, shape.micro_batch
-    tokens = np.random.default_rng(0).integers(0, shape.vocab_size, size=(number, length))
+def random_batch(order: str, workload: Workload) -> ArmdBatch:
+    """Return one micro-batch of random tokens under an order SPEC of `tools/evaluate.py`."""
+    length, count = workload.seq_length + 1, workload.micro_batch
+    tokens = np.random.default_rng(0).integers(0, workload.vocab_size, size=(count, length))
     spec = parse_spec(order)
-    drawn = [sample_blocks(spec, seed=0, sample_index=i, lengths=(length,)) for i in range(number)]
+    blocks = [sample_blocks(spec, seed=0, sample_index=i, lengths=(length,)) for i in range(count)]
     return make_batch(
-        tokens, np.stack(drawn), lengths=[(length,)] * number, sample_index=np.arange(number)
+        tokens, np.stack(blocks), lengths=[(length,)] * count, sample_index=np.arange(count)
     )
 
 
-def mean_of_targets(batch: ArmdBatch) -> LossSpec:
-    """The mean loss over a batch's targets."""
+def mean_loss_spec(batch: ArmdBatch) -> LossSpec:
+    """Return weights that make the loss the mean over the batch's targets."""
     targets = batch.is_target.double()
     return LossSpec((targets / targets.sum()).unsqueeze(0))
 
 
-def step_of(model: nn.Module, batch: ArmdBatch) -> Step:
-    """Forward and backward pass of one of our networks."""
-    objective = mean_of_targets(batch)
+def training_step(network: nn.Module, batch: ArmdBatch) -> Step:
+    """Return a function that runs forward and backward of one of our networks."""
+    loss_spec = mean_loss_spec(batch)
 
     def step() -> None:
-        model.zero_grad(set_to_none=True)
-        loss, _ = model(batch, objective)
+        network.zero_grad(set_to_none=True)
+        loss, _ = network(batch, loss_spec)
         loss.backward()
 
     return step

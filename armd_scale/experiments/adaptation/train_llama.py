@@ -1,7 +1,7 @@
-"""A small Llama of `transformers`, trained by a plain loop: the pretrained model of an experiment.
+"""Train a small Llama of `transformers` with a plain loop: the pretrained model of an experiment.
 
-Nothing of this package's network or optimizer takes part, so what is converted afterwards is a
-model as anybody else would have made it. Its text is that of a recipe, sample by sample.
+It uses neither this package's network nor its optimizer, so the converted model is independent of
+them. Its samples are those that a recipe would train on.
 """
 
 import json
@@ -28,11 +28,12 @@ from armd_scale.order.policies import LeftToRight
 EOD = "<|endoftext|>"
 BETAS, WEIGHT_DECAY, CLIP_GRAD = (0.9, 0.95), 0.1, 1.0
 RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight")
-WARMUP_FRACTION, FLOOR = 0.07, 0.1
+WARMUP_FRACTION, FINAL_FRACTION = 0.07, 0.1
+"""Of the steps, and of the peak learning rate."""
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """Writes an HF tokenizer that has a token for each byte, and one more to end documents."""
+    """Write an HF tokenizer with one token per byte and an end-of-document token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -46,33 +47,35 @@ def write_byte_tokenizer(folder: Path) -> None:
 def train_llama(
     recipe: Recipe, folder: Path, *, tokenizer: Path, steps: int, learning_rate: float
 ) -> None:
-    """Trains a Llama of the recipe's shape on its batches, left to right, and saves it as HF does.
+    """Train a Llama of the recipe's size on its batches, left to right, and save an HF folder.
 
     Args:
-        recipe: gives shape, data, seed and batch; its order and optim sections play no part.
-        folder: the HF folder to write; it appears when the model is trained.
-        tokenizer: HF tokenizer of the data, saved along.
+        recipe: defines size, data, seed and batch; its order and optim sections are not used.
+        folder: the HF folder to write; it appears when training is complete.
+        tokenizer: HF tokenizer of the data, copied into the folder.
         steps: optimizer steps.
-        learning_rate: peak of half a cosine after a short warm-up.
+        learning_rate: peak, reached after a short warm-up and followed by a cosine decay.
 
     Raises:
-        TrainingError: there is such a folder already.
+        TrainingError: the folder exists already.
     """
     from transformers import LlamaForCausalLM
 
     if folder.exists():
         raise TrainingError(
-            f"the folder of a new model must not exist yet, and {folder} does: name another one, "
-            "or remove it"
+            f"the folder of a new model must not exist yet (got {folder}): choose another one, or "
+            "remove it"
         )
     torch.manual_seed(recipe.run.seed)
-    words = load_tokenizer(tokenizer)
-    network = LlamaForCausalLM(_config(recipe, vocab_size=words.vocab_size))
-    _narrow_residual(network)
-    optimizer = torch.optim.AdamW(_groups(network), lr=learning_rate, betas=BETAS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    text_tokenizer = load_tokenizer(tokenizer)
+    network = LlamaForCausalLM(_config(recipe, vocab_size=text_tokenizer.vocab_size))
+    _scale_residual_init(network)
+    optimizer = torch.optim.AdamW(_parameter_groups(network), lr=learning_rate, betas=BETAS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _learning_rate_factor(step, steps)
+    )
     samples = open_sample_stream(recipe.data, order=LeftToRight(), seed=recipe.run.seed)
-    with ProgressBar("training a Llama", steps, unit="steps") as track:
+    with ProgressBar("training a Llama", steps, unit="steps") as progress:
         for step in range(steps):
             tokens = _batch(samples, recipe.train.global_batch, step)
             loss = network(input_ids=tokens, labels=tokens).loss
@@ -81,17 +84,19 @@ def train_llama(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            track.advance(note=f"loss {loss.item():.4f}")
+            progress.advance(note=f"loss {loss.item():.4f}")
     with atomic_directory(folder, error_class=TrainingError) as partial:
         network.save_pretrained(partial)
-        words.save(partial)
+        text_tokenizer.save(partial)
         read = {"steps": steps, "tokens": steps * tokens_per_step(recipe)}
         (partial / "training.json").write_text(json.dumps(read) + "\n")
 
 
 @torch.no_grad()
 def score_llama(folder: Path, recipe: Recipe) -> float:
-    """Nats per token of an HF model on the held-out windows of a recipe, by `transformers` alone.
+    """Return the nats per token of an HF model on a recipe's validation windows.
+
+    Computed by `transformers` alone, left to right.
 
     Raises:
         ShardError: data.valid is missing, damaged or shorter than a window.
@@ -102,8 +107,8 @@ def score_llama(folder: Path, recipe: Recipe) -> float:
     windows = TokenWindows(recipe.data.valid, recipe.data.seq_length)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     total, count = 0.0, min(recipe.eval.samples, windows.num_windows)
-    for number in range(count):
-        tokens = torch.from_numpy(windows.window(number))[None]
+    for index in range(count):
+        tokens = torch.from_numpy(windows.window(index))[None]
         logits = network(input_ids=tokens[:, :-1]).logits[0]
         total += cross_entropy(logits.double(), tokens[0, 1:]).item() / count
     return total
@@ -130,18 +135,18 @@ def _config(recipe: Recipe, *, vocab_size: int):
 
 
 @torch.no_grad()
-def _narrow_residual(network: nn.Module) -> None:
-    """Makes what writes to the residual stream smaller by sqrt(2 x layers), as GPT-2 starts.
+def _scale_residual_init(network: nn.Module) -> None:
+    """Divide the initial weights that write to the residual stream by sqrt(2 x layers), as GPT-2.
 
-    `transformers` leaves it out, and the Llama would be a weaker one: 0.18 nats after 150 steps.
+    `transformers` does not; without it the Llama is 0.18 nats worse after 150 steps.
     """
     writers = [p for name, p in network.named_parameters() if name.endswith(RESIDUAL_WRITERS)]
     for parameter in writers:
         parameter /= math.sqrt(len(writers))
 
 
-def _groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Matrices, which decay, and vectors, which do not."""
+def _parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return AdamW groups: matrices with weight decay, vectors without."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim == 1]
     return [
@@ -150,16 +155,18 @@ def _groups(network: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine to `FLOOR`."""
+def _learning_rate_factor(step: int, steps: int) -> float:
+    """Return the learning rate over its peak: linear warm-up, then cosine to FINAL_FRACTION."""
     warmup = max(1, round(WARMUP_FRACTION * steps))
     if step < warmup:
         return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2
+    progress = (step - warmup) / max(1, steps - warmup)
+    return FINAL_FRACTION + (1 - FINAL_FRACTION) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _batch(samples: SampleStream, size: int, step: int) -> Tensor:
-    """Tokens [size, N + 1] of a step, the samples that this package's trainer would take."""
-    numbers = range(step * size, (step + 1) * size)
-    return torch.from_numpy(np.stack([samples.sample(k, step=step).tokens for k in numbers]))
+    """Return the tokens [size, N + 1] that this package's trainer would use in a step."""
+    indices = range(step * size, (step + 1) * size)
+    return torch.from_numpy(
+        np.stack([samples.sample(index, step=step).tokens for index in indices])
+    )

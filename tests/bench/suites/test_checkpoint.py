@@ -1,4 +1,4 @@
-"""The measurement of saves runs and says what it promises."""
+"""The checkpoint benchmark times both kinds of saves, loads and dd."""
 
 import multiprocessing
 from pathlib import Path
@@ -12,33 +12,33 @@ TINY = ModelConfig(layers=2, hidden=16, ffn_hidden=24, heads=2, vocab_size=64)
 
 
 def test_both_kinds_of_saves_are_timed(tmp_path: Path) -> None:
-    # In a process of its own, which forms a job of its own.
+    # In a new process, because it forms a job of its own.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(compare_saves, kwds={"saves": 2, "model": TINY, "folder": tmp_path})
-    stalls = found["stall_seconds"]
-    assert stalls.keys() == found["first_stall_seconds"].keys() == {"synchronous", "asynchronous"}
-    assert all(0 < kind["least"] <= kind["median"] <= kind["most"] for kind in stalls.values())
-    assert all(kind["runs"] == 2 for kind in stalls.values())
-    assert found["processes"] == 1
-    assert found["checkpoint_bytes"] > 16 * found["parameters"]
-    assert found["step_seconds"]["median"] > 0
+        result = pool.apply(compare_saves, kwds={"saves": 2, "model": TINY, "folder": tmp_path})
+    stalls = result["stall_seconds"]
+    assert stalls.keys() == result["first_stall_seconds"].keys() == {"synchronous", "asynchronous"}
+    assert all(0 < kind["min"] <= kind["median"] <= kind["max"] for kind in stalls.values())
+    assert all(kind["repeats"] == 2 for kind in stalls.values())
+    assert result["processes"] == 1
+    assert result["checkpoint_bytes"] > 16 * result["parameters"]
+    assert result["step_seconds"]["median"] > 0
     assert list(tmp_path.iterdir()) == []
     for kind in ("dd_write_seconds", "load_seconds", "dd_read_seconds"):
-        assert found[kind]["runs"] == 2
-        assert found[kind]["median"] > 0
-    assert found["from_storage_share"].keys() == {"load", "dd read"}
+        assert result[kind]["repeats"] == 2
+        assert result[kind]["median"] > 0
+    assert result["from_storage_share"].keys() == {"load", "dd read"}
 
 
-def test_bandwidth_is_beside_that_of_dd() -> None:
+def test_bandwidth_is_compared_with_dd() -> None:
     seconds = {"synchronous": 4.0, "asynchronous": 0.5}
     rows = table(
         {
             "checkpoint_bytes": 2_000_000_000,
-            "stall_seconds": {kind: of(taken) for kind, taken in seconds.items()},
-            "background_seconds": of(5.0),
-            "dd_write_seconds": of(2.0),
-            "load_seconds": of(3.0),
-            "dd_read_seconds": of(1.0),
+            "stall_seconds": {kind: summary(stall) for kind, stall in seconds.items()},
+            "background_seconds": summary(5.0),
+            "dd_write_seconds": summary(2.0),
+            "load_seconds": summary(3.0),
+            "dd_read_seconds": summary(1.0),
             "from_storage_share": {"load": 1.0, "dd read": 0.5},
         }
     )
@@ -47,5 +47,5 @@ def test_bandwidth_is_beside_that_of_dd() -> None:
     assert [row["from storage share"] for row in rows] == ["", "", "", "", 1.0, 0.5]
 
 
-def of(seconds: float) -> dict[str, float]:
-    return dict.fromkeys(("median", "least", "most"), seconds)
+def summary(seconds: float) -> dict[str, float]:
+    return dict.fromkeys(("median", "min", "max"), seconds)

@@ -1,4 +1,4 @@
-"""Memory of the head's loss is counted to the byte, and all ways make the same gradients."""
+"""Peak memory of the head is counted to the byte, and all cases compute the same gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,25 +12,27 @@ from armd_scale.bench.suites.lm_head import (
     HeadStep,
     chunked_step,
     dense_step,
-    inputs_of,
     measure,
     our_step,
     peak_bytes,
+    random_inputs,
 )
-from armd_scale.config import derived as derive
+from armd_scale.config import derived
 
 CPU = torch.device("cpu")
 SMALL = HeadShape(rows=50, hidden=2, vocab_size=4096)
 
 
 @pytest.fixture
-def ways(groups: ProcessGroupCollection, monkeypatch: pytest.MonkeyPatch) -> dict[str, HeadStep]:
-    monkeypatch.setattr(derive, "LEAST_ROWS", 1)
-    monkeypatch.setattr(derive, "LOGITS_ON_CPU", 8 * SMALL.vocab_size)  # the last chunk has 2 rows
+def cases(groups: ProcessGroupCollection, monkeypatch: pytest.MonkeyPatch) -> dict[str, HeadStep]:
+    monkeypatch.setattr(derived, "MIN_ROWS_PER_CHUNK", 1)
+    monkeypatch.setattr(
+        derived, "MAX_LOGITS_PER_CHUNK_CPU", 8 * SMALL.vocab_size
+    )  # the last chunk has 2 rows
     return {"dense": dense_step, "chunks": chunked_step, "ours": partial(our_step, groups.tp)}
 
 
-def two_blocks() -> None:
+def overlapping_blocks() -> None:
     first = torch.empty(1000)
     second = torch.empty(500)
     del first
@@ -39,17 +41,17 @@ def two_blocks() -> None:
     torch.empty(2100)
 
 
-@pytest.mark.parametrize(("call", "most"), [(two_blocks, 10_000), (lambda: None, 0)])
-def test_the_peak_is_exact(call: Callable[[], None], most: int) -> None:
-    assert peak_bytes(call, CPU) == most
+@pytest.mark.parametrize(("call", "expected"), [(overlapping_blocks, 10_000), (lambda: None, 0)])
+def test_the_peak_is_exact(call: Callable[[], None], expected: int) -> None:
+    assert peak_bytes(call, CPU) == expected
 
 
-def test_what_an_operator_holds_inside_counts() -> None:
+def test_temporaries_inside_an_operator_count() -> None:
     values = torch.zeros(1000)
     assert peak_bytes(lambda: values.logsumexp(0), CPU) > values.nbytes
 
 
-def test_what_was_there_before_counts_as_nothing() -> None:
+def test_blocks_from_before_the_call_do_not_count() -> None:
     before = [torch.empty(1 << 20)]
 
     def call() -> None:
@@ -59,18 +61,18 @@ def test_what_was_there_before_counts_as_nothing() -> None:
     assert peak_bytes(call, CPU) == 400
 
 
-def test_every_way_makes_the_same_gradients(ways: dict[str, HeadStep]) -> None:
+def test_all_cases_compute_the_same_gradients(cases: dict[str, HeadStep]) -> None:
     gradients = {}
-    for name, way in ways.items():
-        rows, weight, labels = inputs_of(SMALL, CPU)
-        way(rows, weight, labels)
+    for name, step in cases.items():
+        rows, weight, labels = random_inputs(SMALL, CPU)
+        step(rows, weight, labels)
         gradients[name] = (rows.grad, weight.grad)
     for name in ("chunks", "ours"):
         torch.testing.assert_close(gradients[name], gradients["dense"])
 
 
-def test_chunks_hold_less_than_everything(ways: dict[str, HeadStep]) -> None:
-    rows = {str(row["way"]): row for row in measure(SMALL, ways, device=CPU, runs=1)}
+def test_chunks_hold_less_than_all_logits(cases: dict[str, HeadStep]) -> None:
+    rows = {str(row["case"]): row for row in measure(SMALL, cases, device=CPU, repeats=1)}
     assert list(rows) == ["dense", "chunks", "ours"]
     logits, chunk = 4 * 50 * 4096, 4 * 8 * 4096
     gradients = 4 * 2 * (50 + 4096)

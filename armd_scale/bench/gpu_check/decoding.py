@@ -1,0 +1,76 @@
+"""Rounds of decoding of a 1B model, in bfloat16 and float32, in one stream and in four."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from armd_scale.bench.gpu_check.results import Recorder
+from armd_scale.bench.gpu_check.steps import TINY
+from armd_scale.bench.suites.decode import PROMPT
+from armd_scale.bench.suites.step import WORKLOADS, Workload, build_model
+from armd_scale.config.schema import ParallelConfig
+from armd_scale.generation import Strategy, generate
+from armd_scale.model.armd_model import ArmdModel
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.process_groups import process_groups
+
+MAX_ROUND_MS = 8
+"""Reading the weights takes 0.8 ms of a round (bfloat16) or 1.6 ms (float32), launching about 700
+kernels 5 ms."""
+STREAMS = (1, 4)
+
+
+def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
+    """Run the section."""
+    workload = TINY if dry else WORKLOADS["1b"]
+    environment = read_environment()
+    with process_groups(environment, ParallelConfig()) as groups:
+        for dtype in (torch.bfloat16, torch.float32):
+            network = _build(workload, groups, dtype, environment.device)
+            for cudnn in (False, True):
+                _time_rounds(recorder, network, workload, dtype=dtype, cudnn=cudnn)
+            del network  # before the next one is built
+            if environment.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _build(
+    workload: Workload, groups: ProcessGroupCollection, dtype: torch.dtype, device: torch.device
+) -> ArmdModel:
+    return build_model(workload.model, workload, groups, dtype=dtype).to(device).eval()
+
+
+def _time_rounds(
+    recorder: Recorder,
+    network: ArmdModel,
+    workload: Workload,
+    *,
+    dtype: torch.dtype,
+    cudnn: bool,
+) -> None:
+    """Time rounds with cuDNN's attention on or off; it serves bfloat16 only."""
+    on_cuda = next(network.parameters()).is_cuda
+    label = f"decoding, {str(dtype).removeprefix('torch.')}, cuDNN {'on' if cudnn else 'off'}"
+    if cudnn and (dtype is torch.float32 or not on_cuda):
+        if not on_cuda:
+            recorder.skip(label)
+        return
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    # With cuDNN a round may take 100 ms, because it plans a kernel for each number of keys.
+    num_tokens = 24 if cudnn or not on_cuda else 96
+    num_tokens = min(num_tokens, workload.seq_length // 2)
+    for streams in STREAMS:
+        strategy = Strategy(streams=streams)
+        decode = partial(generate, network, [PROMPT], num_tokens=num_tokens, strategy=strategy)
+        decode()  # warms up
+        output = decode()
+        milliseconds = 1e3 * output.seconds / output.rounds
+        value = f"{milliseconds:.2f} ms a round, {num_tokens / output.seconds:.0f} tokens/s"
+        name = f"{label}, {streams} {'stream' if streams == 1 else 'streams'}"
+        if on_cuda:
+            recorder.check(milliseconds < MAX_ROUND_MS, name, value, f"< {MAX_ROUND_MS} ms")
+        else:
+            recorder.info(name, value)
+    torch.backends.cuda.enable_cudnn_sdp(True)

@@ -1,0 +1,72 @@
+"""Training steps of three model sizes against the time that an H100 needs at least."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from armd_scale.bench.gpu_check.results import Recorder
+from armd_scale.bench.suites.step import WORKLOADS, Workload, time_steps
+from armd_scale.bench.table import Row
+from armd_scale.config.resolve import resolve_model
+from armd_scale.config.schema import ModelConfig, ParallelConfig
+from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.process_groups import process_groups
+
+# Milliseconds of forward and backward on an H100 by a roofline: each operator takes its FLOPs at
+# 700 TFLOP/s (bf16) or its bytes at 2.9 TB/s, whichever is longer.
+ROOFLINE_MS = {
+    "1b": {"ar": 106.8, "armd": 147.3, "armd_dense": 142.7},
+    "125m": {"ar": 19.5, "armd": 24.1, "armd_dense": 23.5},
+    "8b-layers": {"ar": 49.1, "armd": 58.5, "armd_dense": 57.8},
+}
+MAX_OVER_ROOFLINE = 1.35
+TINY = Workload(
+    model=resolve_model(
+        ModelConfig(layers=2, hidden=64, ffn_hidden=128, heads=4, kv_heads=2, vocab_size=512)
+    ),
+    seq_length=64,
+    micro_batch=2,
+)
+
+
+def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
+    """Run the section."""
+    workloads = {"tiny": TINY} if dry else {name: WORKLOADS[name] for name in ROOFLINE_MS}
+    environment = read_environment()
+    on_cuda = environment.device.type == "cuda"
+    with process_groups(environment, ParallelConfig()) as groups:
+        for name, workload in workloads.items():
+            rows = time_steps(
+                workload,
+                groups,
+                device=environment.device,
+                repeats=2 if dry else 7,
+                profile=name == "1b",
+            )
+            (folder / f"step_{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+            for row in rows:
+                _record(recorder, name, row, is_h100=on_cuda and "H100" in _device_name())
+            if on_cuda:
+                torch.cuda.empty_cache()
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name()
+
+
+def _record(recorder: Recorder, workload: str, row: Row, *, is_h100: bool) -> None:
+    """Record one case; only cases with a roofline, on the GPU that it is for, have a bound."""
+    milliseconds, ratio, flops_ratio, mfu = (
+        float(row[column]) for column in ("median ms", "time ratio", "FLOPs ratio", "mfu")
+    )
+    name = f"step {workload}, {row['case']}"
+    value = f"{milliseconds:.1f} ms, {ratio:.3f} x AR (FLOPs {flops_ratio:.3f}), MFU {mfu:.3f}"
+    roofline = ROOFLINE_MS.get(workload, {}).get(str(row["case"]))
+    if roofline is None or not is_h100:
+        recorder.info(name, value)
+        return
+    over = milliseconds / roofline
+    ok = over < MAX_OVER_ROOFLINE and ratio < 1.08 * flops_ratio + 0.02
+    bound = f"< {MAX_OVER_ROOFLINE} x roofline, ratio within 8 % of FLOPs"
+    recorder.check(ok, name, f"{value}, {over:.2f} x roofline", bound)
