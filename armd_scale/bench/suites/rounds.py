@@ -13,7 +13,7 @@ from armd_scale.bench.operators import ATTENTION, PRODUCTS, new_profiler, operat
 from armd_scale.bench.suites.decode import OPENING, loaded
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import wait
-from armd_scale.generation import RoundResult, Strategy, generate
+from armd_scale.generation import RoundResult, Strategy, generate_tokens
 from armd_scale.model.armd_model import ArmdModel
 
 ROUNDS_TIMED = 32
@@ -148,6 +148,6 @@ def _decode(network: ArmdModel, tokens: int, streams: int, rounds: _RoundTimer) 
     num_tokens = tokens + streams * (streams + ROUNDS_TIMED + 1)
     strategy = Strategy(streams=streams)
     with rounds.of(network):
-        generate(
+        generate_tokens(
             network, [OPENING], num_tokens=num_tokens, strategy=strategy, on_round=rounds.landed
         )
