@@ -1,13 +1,19 @@
-"""Generation of text: what is asked when, an exact cache, and how tokens are drawn.
+"""Text generation in any order, with an exact key/value cache.
 
-made = generate(network, [prompt], num_tokens=256, strategy=Strategy(streams=4))
+`generation.api` continues and infills texts; the functions here do the same for token sequences:
+
+    output = generate_tokens(network, [prompt], num_tokens=256, strategy=Strategy(streams=4))
 """
 
-from armd_scale.generation.decoder import RoundResult
-from armd_scale.generation.generate import generate, generate_from_specs, infill
-from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
+from armd_scale.generation.batch import generate_from_specs, generate_tokens, infill_tokens
+from armd_scale.generation.result import (
+    GenerationOutput,
+    RoundResult,
+    Sample,
+    SpeculativeStats,
+    entropy_bits,
+)
 from armd_scale.generation.sampling import Sampling
-from armd_scale.generation.speculative import SpeculativeStats
 from armd_scale.generation.strategy import (
     TO_GENERATE,
     ConfidenceSchedule,
@@ -29,8 +35,8 @@ __all__ = [
     "Strategy",
     "continuation_spec",
     "entropy_bits",
-    "generate",
     "generate_from_specs",
-    "infill",
+    "generate_tokens",
     "infill_spec",
+    "infill_tokens",
 ]

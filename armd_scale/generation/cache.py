@@ -1,9 +1,9 @@
-"""The exact cache of decoding: keys and values of all rows of earlier rounds.
+"""The key/value cache of decoding: the keys and values of all rows that earlier rounds computed.
 
-Two-stream layers keep those of content rows, upper layers those of query rows, and the `prefix`
-query its positions and embeddings. A row's keys never change once its token is known, because
-nothing that it sees is ever added to: decoding with the cache computes what teacher forcing
-computes.
+Two-stream layers store those of content rows, upper layers those of query rows, and the `prefix`
+query its positions and embeddings. The keys of a row never change once its token is known, because
+the set of rows that it sees never grows. So cached decoding computes exactly what teacher forcing
+computes, and nothing in the cache is ever recomputed or invalidated.
 """
 
 from typing import final
@@ -15,15 +15,17 @@ from torch import Tensor
 
 @final
 class SlotKVCache:
-    """Keys and values in buffers made once for the whole text, every row at its own place.
+    """Keys and values in buffers allocated once for the whole text; slot s of a text is entry s.
 
-    Places are the decoder's, so texts of one batch may be at different slots, and rows that were
-    written on trial are taken back by writing others over them: until then no row may look there.
-    Buffers take dtype, device and width from the first rows of their layer.
+    Every text of a batch addresses its own slots, so texts may be at different slots in the same
+    round. Rows that were written on trial (rejected drafts) are not removed: no row may attend to
+    them until the final rows of the same slots overwrite them.
+    A buffer takes its dtype, device and width from the first rows of its layer.
 
     Args:
-        num_slots: how many there are.
-        content_layers: lowest layers that keep content rows; the others keep query rows.
+        num_slots: number of entries, including one for padding rows.
+        content_layers: number of lowest layers that store content rows; the others store query
+            rows.
     """
 
     def __init__(self, *, num_slots: int, content_layers: int) -> None:
@@ -42,27 +44,35 @@ class SlotKVCache:
         num_content_keys: int,
         num_query_keys: int,
     ) -> None:
-        """Says where the rows of the coming round are kept, and how many keys they may look at."""
+        """Set where the rows of the coming round are stored, and how many keys rows may attend to.
+
+        Args:
+            content_slots: entry of each content row.
+            query_slots: entry of each query row.
+            num_content_keys: layers of content rows return the first so many entries.
+            num_query_keys: layers of query rows return the first so many entries.
+        """
         self.content_slots, self.query_slots = content_slots, query_slots
         self.num_content_keys, self.num_query_keys = num_content_keys, num_query_keys
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps the round's rows of a layer; returns all keys and values that rows may look at.
+        """Store a layer's rows of this round; return all keys and values that rows may attend to.
 
-        Both are [batch, kv_heads, keys, width]. Layer -1 is the `prefix` query, which looks at
+        Both are [batch, kv_heads, keys, width]. Layer -1 is the `prefix` query, which attends to
         content rows.
         """
         if layer not in self._buffers:
-            self._buffers[layer] = (self._buffer_like(key), self._buffer_like(value))
+            self._buffers[layer] = (self._allocate_like(key), self._allocate_like(value))
         is_content = layer < self._content_layers
-        places = self.content_slots if is_content else self.query_slots
+        slots = self.content_slots if is_content else self.query_slots
         stop = self.num_content_keys if is_content else self.num_query_keys
         keys, values = self._buffers[layer]
-        keys.scatter_(2, places[:, None, :, None].expand_as(key), key)
-        values.scatter_(2, places[:, None, :, None].expand_as(value), value)
+        # scatter_ and not an indexed assignment: one kernel, and each text has slots of its own.
+        keys.scatter_(2, slots[:, None, :, None].expand_as(key), key)
+        values.scatter_(2, slots[:, None, :, None].expand_as(value), value)
         return keys[:, :, :stop], values[:, :, :stop]
 
-    def _buffer_like(self, rows: Tensor) -> Tensor:
+    def _allocate_like(self, rows: Tensor) -> Tensor:
         batch, kv_heads, _, width = rows.shape
-        # Zeros, because places that no row sees still meet a weight of zero, and 0 x NaN is NaN.
+        # Zeros, not empty memory: a masked entry has weight zero, but 0 x NaN would be NaN.
         return rows.new_zeros(batch, kv_heads, self._num_slots, width)

@@ -1,10 +1,10 @@
-"""What a command line asks of the sampler, checked before anything is loaded; what it prints."""
+"""What tools/generate.py needs besides generation: checks of its options, and its output."""
 
 from pathlib import Path
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
-from armd_scale.generation.generate import continuations, infillings
+from armd_scale.generation.batch import continuation_specs, infill_specs
 from armd_scale.generation.replay import write_replay
 from armd_scale.generation.result import GenerationOutput
 from armd_scale.generation.sampling import Sampling
@@ -17,75 +17,87 @@ from armd_scale.generation.text import (
 )
 
 
-def check_layout(tensor: int, world_size: int) -> None:
-    """Refuses a number of processes that is not the tensor-parallel layout's.
+def check_num_processes(tensor_parallel: int, world_size: int) -> None:
+    """Check that the number of processes is the tensor-parallel size.
 
     Raises:
         GenerationError: it is not.
     """
-    if tensor < 1 or tensor != world_size:
+    if tensor_parallel < 1 or tensor_parallel != world_size:
         raise GenerationError(
-            f"tensor-parallel generation must run on as many processes as --tp says, got --tp "
-            f"{tensor} on {world_size}: start it through torchrun --nproc-per-node {max(tensor, 1)}"
+            f"--tp must equal the number of processes (got --tp {tensor_parallel} on {world_size}):"
+            f" start the command with torchrun --nproc-per-node {max(tensor_parallel, 1)}"
         )
 
 
 def build_specs(
     *,
     prompt: str | None,
-    holes: str | None,
+    infill: str | None,
     num_tokens: int,
     num_samples: int,
     strategy: Strategy,
     sampling: Sampling,
     tokenizer: Tokenizer | None,
 ) -> list[GenerationSpec]:
-    """The outlines of samples that continue a prompt, or fill the holes of a text.
+    """Return the specs of samples that continue a prompt, or that fill the holes of a text.
+
+    Args:
+        prompt: text to continue; None: start a document.
+        infill: text with holes ({{n}}), in place of a prompt.
+        num_tokens: number of tokens to continue by; holes have their own.
+        num_samples: number of samples.
+        strategy: order of generation.
+        sampling: its seed draws random orders.
+        tokenizer: the model's.
 
     Raises:
-        GenerationError: both at once, or a text that cannot be read.
+        GenerationError: both texts are set, or the text cannot be encoded.
     """
-    numbers = range(num_samples)
-    if holes is None:
-        opening = encode_prompt(prompt, tokenizer)
-        return continuations(
-            [opening] * num_samples,
-            numbers,
+    # The index of a sample keys its random numbers: n samples begin with those of a smaller n.
+    sample_ids = range(num_samples)
+    if infill is None:
+        start = encode_prompt(prompt, tokenizer)
+        return continuation_specs(
+            [start] * num_samples,
+            sample_ids,
             num_tokens=num_tokens,
             strategy=strategy,
             sampling=sampling,
         )
     if prompt is not None:
         raise GenerationError(
-            "a text must be continued or infilled, got --prompt and --infill: write the prompt "
-            "into the text with holes"
+            "a text can be continued or infilled, not both (got --prompt and --infill): write the "
+            "prompt into the text with holes"
         )
-    text = encode_infill_template(holes, tokenizer)
-    return infillings([text] * num_samples, numbers, strategy=strategy, sampling=sampling)
+    template = encode_infill_template(infill, tokenizer)
+    return infill_specs([template] * num_samples, sample_ids, strategy=strategy, sampling=sampling)
 
 
 def print_and_write(
-    made: GenerationOutput,
+    output: GenerationOutput,
     tokenizer: Tokenizer | None,
     *,
-    records: Path | None,
-    replay: Path | None,
+    json_file: Path | None,
+    replay_file: Path | None,
 ) -> None:
-    """Writes the files that were asked for, then prints texts and what they took.
+    """Write the requested files, then print the texts and a line of figures.
 
     Raises:
         GenerationError: a file cannot be written.
     """
-    texts = text_records(made, tokenizer)
-    if records is not None:
-        write_records(records, texts)
-    if replay is not None:
-        write_replay(replay, made, tokenizer)
-    for text in texts:
-        print(f"{text.text}\n[unigram entropy {text.entropy_bits:.2f} bits]\n")
-    rate = made.acceptance_rate
+    records = text_records(output, tokenizer)
+    # Files first: a closed pipe behind the printed text must not lose them.
+    if json_file is not None:
+        write_records(json_file, records)
+    if replay_file is not None:
+        write_replay(replay_file, output, tokenizer)
+    for record in records:
+        print(f"{record.text}\n[unigram entropy {record.entropy_bits:.2f} bits]\n")
+    # The rate is None unless drafts were verified, and the line then says nothing of drafts.
+    rate = output.acceptance_rate
     drafts = "" if rate is None else f", {rate:.0%} of drafts accepted"
     print(
-        f"{made.rounds} rounds, {made.tokens_per_round:.2f} tokens a round{drafts}, "
-        f"{made.seconds:.2f} s, {made.tokens_per_second:.1f} tokens/s"
+        f"{output.rounds} rounds, {output.tokens_per_round:.2f} tokens per round{drafts}, "
+        f"{output.seconds:.2f} s, {output.tokens_per_second:.1f} tokens/s"
     )

@@ -1,157 +1,190 @@
-"""Dynamic decoding: every round scores all that is left and keeps the best tokens of it (A3).
+"""Confidence-based (dynamic) decoding: each round scores all remaining positions, and commits the
+best of them (dynamic resampling of A3, arXiv 2601.13228).
 
-Scoring rows ask for all remaining positions as one block, and tokens are drawn from the scores. Of
-what is kept the query rows are computed again in the next round, as the block that they became. So
-what is cached, and the log-probabilities that are reported, are those of teacher forcing under the
-blocks that came about. The two distributions are one where query rows do not see their own block
-(`upper_visibility: self`, or all layers two-stream), and in a text's last round; elsewhere they
-differ by what a row learns from which other positions are asked.
+Scoring rows query all remaining positions as one block, and tokens are drawn from their logits. The
+query rows of the committed tokens are computed again in the next round, as the block that they
+became. So what is cached, and the log-probabilities that are reported, are those of teacher forcing
+under the final blocks. The two distributions are the same where query rows do not see their own
+block (`upper_visibility: self`, or all layers two-stream), and in the last round of a text.
+Elsewhere they differ, because a row then also sees which other positions are queried in the same
+round.
 """
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from armd_scale.generation.decode_state import CONTENT_STOP, PADDING_SLOT, POSITION, UPPER_STOP
+from armd_scale.generation.decode_state import PADDING_SLOT, SlotInfo
 from armd_scale.generation.decoder import Decoder
 from armd_scale.generation.sampling import log_probability, sample_tokens
-from armd_scale.generation.strategy import ConfidenceSchedule, Rule
+from armd_scale.generation.strategy import ConfidenceRule, ConfidenceSchedule
 from armd_scale.order.rng import RngStream
 
 
-def decode_by_confidence(decoder: Decoder, dynamic: ConfidenceSchedule) -> None:
-    """Fills in what is unknown, `dynamic.size` tokens of every text a round."""
-    rounds = _ConfidenceDecoder(decoder, dynamic)
+def decode_by_confidence(decoder: Decoder, schedule: ConfidenceSchedule) -> None:
+    """Generate the unknown tokens, `schedule.tokens_per_round` of every text in each round."""
+    rounds = _ConfidenceDecoder(decoder, schedule)
     while rounds.is_active.any():
-        left = rounds.slots_left()
-        facts = rounds.facts_of_left(left)
-        rounds.keep(left, facts, rounds.run(left, facts))
+        slots = rounds.remaining_slots()
+        queries = rounds.remaining_queries(slots)
+        logits = rounds.forward(slots, queries)
+        rounds.commit_best(slots, queries, logits)
 
 
 class _ConfidenceDecoder:
-    """The parts of a round, and how far each text is."""
+    """The steps of a round, and the progress of each text."""
 
-    def __init__(self, decoder: Decoder, dynamic: ConfidenceSchedule) -> None:
-        self._decoder, self._dynamic = decoder, dynamic
-        self._canvas = canvas = decoder.canvas
+    def __init__(self, decoder: Decoder, schedule: ConfidenceSchedule) -> None:
+        self._decoder, self._schedule = decoder, schedule
+        self._state = decoder.state
         self._random_scores = decoder.uniforms_for(RngStream.ORDER)
-        self._filled = canvas.num_known
-        # From here on query rows must be computed for good: known targets, then what was kept.
-        self._kept_begin = canvas.num_given
-        self._content_begin = 0 * canvas.num_given
+        # Slots before `_num_committed` have their final token. Of these, the query rows from
+        # `_query_start` on are still to be computed: first the prompt's, later those of the tokens
+        # that the last round committed.
+        self._num_committed = self._state.num_known
+        self._query_start = self._state.num_given
+        self._content_start = np.zeros_like(self._state.num_given)
 
     @property
     def is_active(self) -> np.ndarray:
-        """Which texts have something left."""
-        return (self._filled < self._canvas.lengths) & ~self._decoder.is_over
+        """Which texts have tokens left to generate."""
+        return (self._num_committed < self._state.lengths) & ~self._decoder.is_finished
 
-    def slots_left(self) -> Int64[Tensor, "b left"]:
-        """The slots of all that is left, which positions take in text order for the time being."""
-        end = np.where(self.is_active, self._canvas.lengths, self._filled)
-        return self._canvas.slots(self._filled, end)
+    def remaining_slots(self) -> Int64[Tensor, "b r"]:
+        """Return the slots of all remaining tokens.
 
-    def facts_of_left(self, left: Int64[Tensor, "b left"]) -> Int32[Tensor, "b left 6"]:
-        """Facts of one block of all that is left."""
-        canvas, known = self._canvas, self._canvas.known
-        filled = self._column(self._filled)
+        Which position gets which slot is decided by the order in which tokens are committed. Until
+        then the remaining positions are assigned to them in text order.
+        """
+        stop = np.where(self.is_active, self._state.lengths, self._num_committed)
+        return self._state.slot_range(self._num_committed, stop)
+
+    def remaining_queries(self, slots: Int64[Tensor, "b r"]) -> SlotInfo:
+        """Return query rows for all remaining positions as one block."""
+        state, known = self._state, self._state.known
+        num_committed = self._column(self._num_committed)
+        # A stable sort of the known flags lists the unknown positions first, in text order.
         unknown_first = known.to(torch.int8).argsort(dim=1, stable=True)
-        is_real = left < canvas.num_positions
-        position = unknown_first.gather(1, torch.where(is_real, left - filled, 0))
-        facts = torch.stack(
-            (
-                position,
-                canvas.anchors(known).gather(1, position),
-                position,  # no content row yet
-                filled.expand_as(position),
-                (self._column(canvas.num_given) - 1).expand_as(position),
-                (self._column(canvas.lengths) - 1).expand_as(position),
-            ),
-            dim=-1,
-        ).int()
-        return torch.where(is_real.unsqueeze(-1), facts, facts.new_tensor(PADDING_SLOT))
+        is_real = slots < state.num_positions
+        position = unknown_first.gather(1, torch.where(is_real, slots - num_committed, 0))
+        fields = SlotInfo(
+            position=position.int(),
+            anchor=state.anchors(known).gather(1, position),
+            content_stop=position.int(),  # unused: these tokens have no content row yet
+            query_stop=num_committed.int().expand_as(position),
+            upper_start=(self._column(state.num_given) - 1).int().expand_as(position),
+            upper_stop=(self._column(state.lengths) - 1).int().expand_as(position),
+        )
+        return SlotInfo(
+            *(
+                torch.where(is_real, field, padding)
+                for field, padding in zip(fields, PADDING_SLOT, strict=True)
+            )
+        )
 
-    def run(
-        self, left: Int64[Tensor, "b left"], facts: Int32[Tensor, "b left 6"]
-    ) -> Float[Tensor, "b left vocabulary"]:
-        """Feeds what was kept, as its block, and rows of all that is left; returns their logits."""
-        canvas, is_active = self._canvas, self.is_active
-        begin = np.where(is_active, self._kept_begin, self._filled)
-        kept = canvas.slots(begin, self._filled)
-        num_kept = kept.shape[1] if self._decoder.rounds else 0
+    def forward(
+        self, slots: Int64[Tensor, "b r"], queries: SlotInfo
+    ) -> Float[Tensor, "b r vocabulary"]:
+        """Feed the last committed block and the rows of all remaining positions.
+
+        Also records the log-probabilities of the last committed tokens under their final block.
+
+        Returns:
+            The logits of the remaining positions.
+        """
+        state, is_active = self._state, self.is_active
+        start = np.where(is_active, self._query_start, self._num_committed)
+        committed_slots = state.slot_range(start, self._num_committed)
+        committed = state.slot_info_at(committed_slots)
+        # In the first round the committed rows are those of the prompt, which is not scored.
+        num_scored = committed_slots.shape[1] if self._decoder.num_rounds else 0
         logits = self._decoder.forward(
-            (np.where(is_active, self._content_begin, self._filled), self._filled),
-            torch.cat((kept, left), dim=1),
-            torch.cat((canvas.slot_info_at(kept), facts), dim=1),
-            num_query_keys=int(canvas.lengths[is_active].max()) - 1,
-            last=num_kept + left.shape[1],
+            (np.where(is_active, self._content_start, self._num_committed), self._num_committed),
+            torch.cat((committed_slots, slots), dim=1),
+            SlotInfo(*(torch.cat(pair, dim=1) for pair in zip(committed, queries, strict=True))),
+            num_query_keys=int(state.lengths[is_active].max()) - 1,
+            num_logits=num_scored + slots.shape[1],
         )
-        if num_kept:
-            places = canvas.places_of(kept)
-            tokens = canvas.text.gather(1, places)
-            logprob = log_probability(logits[:, :num_kept], tokens).double()
-            canvas.logprob.scatter_(1, places, logprob)
-        return logits[:, num_kept:]
+        if num_scored:
+            columns = state.columns_of(committed_slots)
+            tokens = state.tokens.gather(1, columns)
+            logprob = log_probability(logits[:, :num_scored], tokens).double()
+            state.logprob.scatter_(1, columns, logprob)
+        return logits[:, num_scored:]
 
-    def keep(
+    def commit_best(
         self,
-        left: Int64[Tensor, "b left"],
-        facts: Int32[Tensor, "b left 6"],
-        logits: Float[Tensor, "b left vocabulary"],
+        slots: Int64[Tensor, "b r"],
+        queries: SlotInfo,
+        logits: Float[Tensor, "b r vocabulary"],
     ) -> None:
-        """Draws a token for each row, and makes the best of them known as a block."""
-        decoder, canvas = self._decoder, self._canvas
-        position = facts[..., POSITION].long()
-        numbers = decoder.uniforms_for(RngStream.DYNAMIC, part=self._filled - canvas.num_known)
+        """Draw a token for each remaining position, and commit the best of them as one block."""
+        decoder, state = self._decoder, self._state
+        position = queries.position.long()
+        # A position is drawn again in every round until it is committed, each time by another
+        # number: `part` counts the tokens that the text has got so far.
+        uniform = decoder.uniforms_for(
+            RngStream.DYNAMIC, part=self._num_committed - state.num_known
+        )
         tokens, logprob = sample_tokens(
-            logits, numbers.gather(1, position), decoder.sampling, decoder.seen()
+            logits, uniform.gather(1, position), decoder.sampling, decoder.seen_tokens()
         )
-        score = _score(self._dynamic.rule, logits, logprob, self._random_scores.gather(1, position))
-        score = score.masked_fill(left == canvas.num_positions, -torch.inf)
-        after = np.where(
+        score = _score(
+            self._schedule.rule, logits, logprob, self._random_scores.gather(1, position)
+        )
+        score = score.masked_fill(slots == state.num_positions, -torch.inf)
+        num_committed = np.where(
             self.is_active,
-            np.minimum(self._filled + self._dynamic.size, canvas.lengths),
-            self._filled,
+            np.minimum(self._num_committed + self._schedule.tokens_per_round, state.lengths),
+            self._num_committed,
         )
-        slots = canvas.slots(self._filled, after)
-        best = score.argsort(dim=1, descending=True, stable=True)[:, : slots.shape[1]]
-        best = best.sort(dim=1).values  # flush right, as slots are
-        canvas.assign_slots(slots, self._block_of(facts, best, after), number=decoder.rounds)
-        decoder.commit(canvas.places_of(slots), tokens.gather(1, best), logprob.gather(1, best))
-        self._kept_begin = self._content_begin = self._filled
-        self._filled = after
+        best_slots = state.slot_range(self._num_committed, num_committed)
+        best = score.argsort(dim=1, descending=True, stable=True)[:, : best_slots.shape[1]]
+        # Sorted again, so that a block is in text order. Padding rows (score -inf) have the lowest
+        # indices: they come first, flush right like the slots.
+        best = best.sort(dim=1).values
+        block = self._as_block(queries, best, num_committed)
+        state.assign_slots(best_slots, block, block_index=decoder.num_rounds)
+        decoder.commit(
+            state.columns_of(best_slots), tokens.gather(1, best), logprob.gather(1, best)
+        )
+        self._query_start = self._content_start = self._num_committed
+        self._num_committed = num_committed
 
-    def _block_of(
-        self,
-        facts: Int32[Tensor, "b left 6"],
-        best: Int64[Tensor, "b k"],
-        after: Int64[np.ndarray, " b"],
-    ) -> Int32[Tensor, "b k 6"]:
-        """Facts of the best rows as a block that ends before slot `after`."""
-        block = facts.gather(1, best.unsqueeze(-1).expand(-1, -1, facts.shape[-1]))
-        is_somebody = block[..., POSITION] > 0
-        end = self._column(after).int()
-        for column, stop in ((CONTENT_STOP, end), (UPPER_STOP, end - 1)):
-            block[..., column] = torch.where(is_somebody, stop, block[..., column])
-        return block
+    def _as_block(
+        self, queries: SlotInfo, best: Int64[Tensor, "b k"], stop: Int64[np.ndarray, " b"]
+    ) -> SlotInfo:
+        """Return the rows with indices `best` as a block that ends before slot `stop`."""
+        block = SlotInfo(*(field.gather(1, best) for field in queries))
+        # Position 0 is always given, so only padding rows have it.
+        is_real = block.position > 0
+        block_stop = self._column(stop).int()
+        return block._replace(
+            content_stop=torch.where(is_real, block_stop, block.content_stop),
+            upper_stop=torch.where(is_real, block_stop - 1, block.upper_stop),
+        )
 
     def _column(self, values: Int64[np.ndarray, " b"]) -> Int64[Tensor, "b 1"]:
-        return torch.from_numpy(values).to(self._decoder.device).unsqueeze(1)
+        return torch.as_tensor(values, device=self._decoder.device).unsqueeze(1)
 
 
 def _score(
-    rule: Rule,
-    logits: Float[Tensor, "b left vocabulary"],
-    logprob: Float[Tensor, "b left"],
-    chance: Float[Tensor, "b left"],
-) -> Float[Tensor, "b left"]:
-    """How good each drawn token is, by the model's own distribution whatever the sampling."""
+    rule: ConfidenceRule,
+    logits: Float[Tensor, "b r vocabulary"],
+    logprob: Float[Tensor, "b r"],
+    random_scores: Float[Tensor, "b r"],
+) -> Float[Tensor, "b r"]:
+    """Return the score of each drawn token; higher is better.
+
+    Scores use the model's own distribution, whatever the sampling settings.
+    """
     if rule == "confidence":
         return logprob
     if rule == "random":
-        return chance
+        return random_scores
     probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
     if rule == "entropy":
-        return -torch.special.entr(probability).sum(dim=-1)
+        return torch.xlogy(probability, probability).sum(dim=-1)
     first, second = probability.topk(2).values.unbind(dim=-1)
     return first - second

@@ -1,159 +1,160 @@
-"""Rounds of decoding: one forward each, every row computed once.
+"""Decoding round by round: one forward pass each, and every row is computed once.
 
 `Decoder` runs rounds; `decode_blocks` is the plain way to use it, one round for each block.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from armd_scale.generation.cache import SlotKVCache
-from armd_scale.generation.decode_state import DecodeState
+from armd_scale.generation.decode_state import DecodeState, SlotInfo
+from armd_scale.generation.result import RoundResult
 from armd_scale.generation.sampling import Sampling, sample_tokens
 from armd_scale.generation.strategy import GenerationSpec
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.rng import RngStream, uniform_numbers
 
 
-@dataclass(frozen=True, eq=False)
-class RoundResult:
-    """The tokens that became known in a round, a row for each text."""
-
-    round: int
-    """Number of the round, from 1."""
-    positions: Int64[np.ndarray, "b k"]
-    """Where they are; 0, which is always given, where a text got fewer than others."""
-    tokens: Int64[np.ndarray, "b k"]
-
-    @property
-    def max_committed(self) -> int:
-        """The most tokens that a text got."""
-        return int((self.positions > 0).sum(axis=1).max(initial=0))
-
-
 class Decoder:
-    """A network with a canvas to fill in.
+    """A network, the texts that it completes, and the cache of all earlier rounds.
 
     Args:
         network: the model.
-        outlines: of the texts.
+        specs: the texts.
         sampling: how tokens are drawn.
-        numbers: of the samples, which their random numbers depend on.
-        by_outline: whether every round asks for a block of the outlines.
-        end: a token that ends texts: what comes after the first of them is not asked for.
+        sample_ids: number of each sample, which keys its random numbers.
+        follows_spec: whether every round predicts a block of the specs.
+        eos_id: token that ends a text; tokens after the first one are not generated.
         on_round: called after each round.
     """
 
     def __init__(
         self,
         network: ArmdModel,
-        outlines: Sequence[GenerationSpec],
+        specs: Sequence[GenerationSpec],
         *,
         sampling: Sampling,
         sample_ids: Sequence[int],
-        by_outline: bool,
-        end: int | None = None,
+        follows_spec: bool,
+        eos_id: int | None = None,
         on_round: Callable[[RoundResult], None] | None = None,
     ) -> None:
         self.network = network
         self.sampling = sampling
-        self.numbers = list(sample_ids)
+        self.sample_ids = list(sample_ids)
         self.device = next(network.parameters()).device
-        self.canvas = DecodeState(outlines, device=self.device, follows_spec=by_outline)
-        one_stream = network.can_skip_content_stream(self.canvas.layout)
+        self.state = DecodeState(specs, device=self.device, follows_spec=follows_spec)
+        # Where the content stream is skipped, all layers attend among query rows, so none of them
+        # stores content rows.
+        is_one_stream = network.can_skip_content_stream(self.state.template)
         self._cache = SlotKVCache(
-            num_slots=self.canvas.num_positions + 1,
-            content_layers=0 if one_stream else network.num_two_stream,
+            num_slots=self.state.num_positions + 1,
+            content_layers=0 if is_one_stream else network.num_two_stream,
         )
-        self._end, self._on_round = end, on_round
-        self.rounds = 0
-        self.is_over: Bool[np.ndarray, " b"] = np.zeros(len(outlines), dtype=np.bool_)
+        self._eos_id, self._on_round = eos_id, on_round
+        self.num_rounds = 0
+        self.is_finished: Bool[np.ndarray, " b"] = np.zeros(len(specs), dtype=np.bool_)
 
-    def uniforms_for(self, purpose: RngStream, part: Int[np.ndarray, " b"] | None = None) -> Tensor:
-        """Random numbers [b, places] of every slot of every sample."""
-        rows = np.zeros((len(self.numbers), self.canvas.num_positions + 1))
-        for item, (row, number) in enumerate(zip(rows, self.numbers, strict=True)):
+    def uniforms_for(self, stream: RngStream, part: Int[np.ndarray, " b"] | None = None) -> Tensor:
+        """Return uniform random numbers in [0, 1), one for each slot of each sample, [b, P + 1].
+
+        Args:
+            stream: what they are used for.
+            part: for each sample, which sequence of that stream; 0 by default.
+        """
+        rows = np.zeros((len(self.sample_ids), self.state.num_positions + 1))
+        for index, (row, sample_id) in enumerate(zip(rows, self.sample_ids, strict=True)):
             row[:-1] = uniform_numbers(
                 self.sampling.seed,
-                number,
+                sample_id,
                 len(row) - 1,
-                purpose=purpose,
-                part=0 if part is None else int(part[item]),
+                purpose=stream,
+                part=0 if part is None else int(part[index]),
             )
-        return torch.from_numpy(rows).to(self.device)
+        return torch.as_tensor(rows, device=self.device)
 
     def forward(
         self,
-        content: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]],
-        slots: Int64[Tensor, "b Q"],
-        facts: Int32[Tensor, "b Q 6"],
+        content_range: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]],
+        query_slots: Int64[Tensor, "b Q"],
+        queries: SlotInfo,
         *,
         num_query_keys: int,
-        last: int,
-    ) -> Float[Tensor, "b last vocabulary"]:
-        """Runs a round.
+        num_logits: int,
+    ) -> Float[Tensor, "b num_logits vocabulary"]:
+        """Run one round.
 
         Args:
-            content: first and end of the slots whose content rows are fed.
-            slots: whose query rows are fed; nobody's, P, may be among them.
-            facts: of those rows.
-            num_query_keys: how many keys query rows may look at.
-            last: number of last query rows to return the logits of.
+            content_range: start and stop of the slots whose content rows are fed.
+            query_slots: slots whose query rows are fed; P is padding.
+            queries: what these rows need to know, [b, Q].
+            num_query_keys: number of cached query rows that query rows may attend to.
+            num_logits: return the logits of the last so many query rows.
         """
-        content_slots = self.canvas.slots(*content)
-        # Query row s is key s - 1; nobody's, P, goes to the last place of either kind.
+        content_slots = self.state.slot_range(*content_range)
+        # The query row of slot s is key s - 1. So key P - 1 is free for the padding slot P, as the
+        # last entry of the content keys is.
         self._cache.begin_round(
             content_slots,
-            slots - 1,
-            num_content_keys=int(content[1].max()),
+            query_slots - 1,
+            num_content_keys=int(content_range[1].max()),
             num_query_keys=num_query_keys,
         )
-        self.rounds += 1
-        return self.network.logits(self.canvas.batch(content_slots, facts), self._cache, last=last)
+        self.num_rounds += 1
+        batch = self.state.make_batch(content_slots, queries)
+        return self.network.logits(batch, self._cache, last=num_logits)
 
-    def seen(self) -> Bool[Tensor, "b 1 vocabulary"] | None:
-        """Tokens that each text shows, where sampling wants to know."""
-        needed = self.sampling.repetition_penalty != 1
-        return self.canvas.seen(self.network.vocab_size) if needed else None
+    def seen_tokens(self) -> Bool[Tensor, "b 1 vocabulary"] | None:
+        """Return which tokens occur in each text so far; None if the sampling does not use it."""
+        if self.sampling.repetition_penalty == 1:
+            return None
+        return self.state.seen_tokens(self.network.vocab_size)
 
     def commit(
-        self, places: Int64[Tensor, "b k"], tokens: Int64[Tensor, "b k"], logprob: Tensor
+        self, columns: Int64[Tensor, "b k"], tokens: Int64[Tensor, "b k"], logprob: Tensor
     ) -> None:
-        """Makes a round's tokens known."""
-        self.canvas.write(places, tokens, logprob, self.rounds)
+        """Record the tokens of a round, report them, and find out which texts are finished."""
+        self.state.commit(columns, tokens, logprob, self.num_rounds)
         if self._on_round is not None:
-            positions = torch.where(places < self.canvas.num_positions, places, 0)
-            self._on_round(RoundResult(self.rounds, positions.cpu().numpy(), tokens.cpu().numpy()))
-        if self._end is not None:
-            self.is_over = self.canvas.finished(self._end)
+            positions = torch.where(columns < self.state.num_positions, columns, 0)
+            self._on_round(
+                RoundResult(self.num_rounds, positions.cpu().numpy(), tokens.cpu().numpy())
+            )
+        # Only on request: reading the flags back waits for the device.
+        if self._eos_id is not None:
+            self.is_finished = self.state.finished(self._eos_id)
 
 
 def decode_blocks(decoder: Decoder) -> None:
-    """Predicts every block of the outlines in one round, the texts' blocks side by side."""
-    canvas = decoder.canvas
-    bounds = canvas.bounds()
-    uniform: Float64[Tensor, "b places"] = decoder.uniforms_for(RngStream.TOKEN)
-    content_begin = np.zeros_like(canvas.num_given)
-    query_begin = canvas.num_given
-    for begin, end in zip(bounds.T[:-1], bounds.T[1:], strict=True):
-        is_active = (begin < end) & ~decoder.is_over
+    """Predict the blocks of the specs one round each; block i of all texts shares a round."""
+    state = decoder.state
+    bounds = state.block_bounds()
+    uniform: Float64[Tensor, "b columns"] = decoder.uniforms_for(RngStream.TOKEN)
+    content_start = np.zeros_like(state.num_given)
+    query_start = state.num_given
+    for index in range(bounds.shape[1] - 1):
+        start, stop = bounds[:, index], bounds[:, index + 1]
+        is_active = (start < stop) & ~decoder.is_finished
         if not is_active.any():
             return
-        asked = canvas.slots(np.where(is_active, begin, end), end)
-        slots = canvas.slots(np.where(is_active, query_begin, end), end)
+        # The first round also feeds the query rows of known targets (the prompt), whose keys the
+        # upper layers need. Only the rows of the block itself are sampled from.
+        block_slots = state.slot_range(np.where(is_active, start, stop), stop)
+        query_slots = state.slot_range(np.where(is_active, query_start, stop), stop)
         logits = decoder.forward(
-            (content_begin, np.where(is_active, begin, content_begin)),
-            slots,
-            canvas.slot_info_at(slots),
-            num_query_keys=int(end[is_active].max()) - 1,
-            last=asked.shape[1],
+            (content_start, np.where(is_active, start, content_start)),
+            query_slots,
+            state.slot_info_at(query_slots),
+            num_query_keys=int(stop[is_active].max()) - 1,
+            num_logits=block_slots.shape[1],
         )
         tokens, logprob = sample_tokens(
-            logits, uniform.gather(1, asked), decoder.sampling, decoder.seen()
+            logits, uniform.gather(1, block_slots), decoder.sampling, decoder.seen_tokens()
         )
-        decoder.commit(canvas.places_of(asked), tokens, logprob)
-        content_begin, query_begin = begin, end
+        decoder.commit(state.columns_of(block_slots), tokens, logprob)
+        # The tokens of this block become content rows in the next round.
+        content_start, query_start = start, stop

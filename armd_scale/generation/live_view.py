@@ -1,53 +1,54 @@
-"""What a terminal shows of a generation: the text as it fills up, wherever tokens land."""
+"""Live view in a terminal: the text fills up while it is generated, in whatever order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from armd_scale.data.tokenizer import Tokenizer
-from armd_scale.generation.decoder import RoundResult
+from armd_scale.generation.result import RoundResult
 from armd_scale.generation.strategy import TO_GENERATE, GenerationSpec
 from armd_scale.log import ProgressBar
 
 TOKEN_WIDTH = 4
-"""Letters of a usual token, to know how many fill a screen."""
+"""Characters of a typical token, to estimate how many tokens fill a screen."""
 
 
 @contextmanager
 def live_progress(
-    outlines: Sequence[GenerationSpec], tokenizer: Tokenizer | None, *, is_main: bool = True
-) -> Iterator[Callable[[RoundResult], None]]:
-    """An `on_round` that shows the first text where a terminal watches, else how far it is.
+    specs: Sequence[GenerationSpec], tokenizer: Tokenizer | None, *, is_rank0: bool = True
+) -> Generator[Callable[[RoundResult], None], None, None]:
+    """Yield an `on_round` that shows the first text in a terminal, and log lines elsewhere.
 
     Args:
-        outlines: of the texts.
-        tokenizer: the model's; without one, tokens show as their ids.
-        is_main: whether this process speaks for the job.
+        specs: the texts.
+        tokenizer: the model's; without one, tokens are shown as ids.
+        is_rank0: whether this process is the one that prints.
     """
     console = Console(stderr=True)
-    if is_main and console.is_terminal and outlines:
-        first = outlines[0]
+    if is_rank0 and console.is_terminal and specs:
+        first = specs[0]
         text = LiveText(np.where(first.known, first.tokens, TO_GENERATE), tokenizer, console.size)
+        # No refresh thread: the text changes only when a round ends.
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            yield lambda landed: live.update(text.render(landed), refresh=True)
+            yield lambda result: live.update(text.render(result), refresh=True)
         return
-    num_tokens = max((int((~outline.known).sum()) for outline in outlines), default=0)
+    num_tokens = max((int((~spec.known).sum()) for spec in specs), default=0)
     with ProgressBar("generating", num_tokens, unit="tokens") as bar:
-        yield lambda landed: bar.advance(landed.max_committed)
+        yield lambda result: bar.advance(result.max_committed)
 
 
 class LiveText:
     """A text as far as it is known.
 
     Args:
-        tokens: HOLE where they are to be generated.
-        tokenizer: the model's.
-        size: width and height of the screen.
+        tokens: tokens by position; `TO_GENERATE` where they are still to be generated.
+        tokenizer: the model's; None shows token ids.
+        size: width and height of the screen in characters.
     """
 
     def __init__(
@@ -56,34 +57,46 @@ class LiveText:
         self._tokens = tokens.copy()
         self._is_generated = tokens == TO_GENERATE
         self._tokenizer = tokenizer
-        self._room = max(size[0] * (size[1] - 1) // TOKEN_WIDTH, 1)
+        width, height = size
+        self._max_tokens = max(width * (height - 1) // TOKEN_WIDTH, 1)
 
-    def render(self, landed: RoundResult) -> Text:
-        """The text with a round's tokens: those stand out, given ones are dim, dots are missing.
+    def render(self, result: RoundResult) -> Text:
+        """Add the tokens of a round and return the text: new tokens highlighted, given ones dim.
 
-        Of a text that is longer than the screen, what surrounds the first missing token.
+        Each missing token is a dot. Of a text that does not fit on the screen, the part around the
+        first missing token is returned.
         """
-        is_fresh = np.zeros(len(self._tokens), dtype=np.bool_)
-        places = landed.positions[0]
-        self._tokens[places[places > 0]] = landed.tokens[0][places > 0]
-        is_fresh[places[places > 0]] = True
+        positions, tokens = result.positions[0], result.tokens[0]
+        is_real = positions > 0
+        self._tokens[positions[is_real]] = tokens[is_real]
+        is_new = np.zeros(len(self._tokens), dtype=np.bool_)
+        is_new[positions[is_real]] = True
+        shown = self._visible_range()
+        styles = self._styles(is_new)[shown]
+        text = Text(overflow="fold")
+        # Runs of one style are decoded together, because a tokenizer may drop the space at the
+        # start of what it decodes.
+        cuts = np.flatnonzero(styles[1:] != styles[:-1]) + 1
+        runs = np.split(self._tokens[shown], cuts)
+        for run, start in zip(runs, [0, *cuts.tolist()], strict=True):
+            text.append(self._decode(run), style=str(styles[start]))
+        return text
+
+    def _visible_range(self) -> slice:
         missing = np.flatnonzero(self._tokens == TO_GENERATE)
-        middle = int(missing[0]) if len(missing) else len(self._tokens)
-        begin = max(1, min(middle - self._room // 2, len(self._tokens) - self._room))
-        shown = slice(begin, begin + self._room)
-        kind = np.select(
-            [self._tokens == TO_GENERATE, is_fresh, ~self._is_generated],
+        center = int(missing[0]) if len(missing) else len(self._tokens)
+        # Position 0 starts the document and is never shown.
+        start = max(1, min(center - self._max_tokens // 2, len(self._tokens) - self._max_tokens))
+        return slice(start, start + self._max_tokens)
+
+    def _styles(self, is_new: Bool[np.ndarray, " P"]) -> np.ndarray:
+        return np.select(
+            [self._tokens == TO_GENERATE, is_new, ~self._is_generated],
             ["yellow", "black on green", "dim"],
             default="default",
-        )[shown]
-        drawn = Text(overflow="fold")
-        # Neighbours of one kind are decoded together, as blanks belong to what follows them.
-        cuts = np.flatnonzero(kind[1:] != kind[:-1]) + 1
-        for run, style in zip(np.split(self._tokens[shown], cuts), kind[[0, *cuts]], strict=True):
-            drawn.append(self._decoded(run), style=str(style))
-        return drawn
+        )
 
-    def _decoded(self, tokens: Int[np.ndarray, " n"]) -> str:
+    def _decode(self, tokens: Int[np.ndarray, " n"]) -> str:
         if tokens[0] == TO_GENERATE:
             return "·" * len(tokens)
         if self._tokenizer is None:

@@ -1,4 +1,4 @@
-"""A page of its own that replays in which order tokens were generated."""
+"""An HTML page that replays in which order tokens were generated."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,19 @@ from armd_scale.generation.text import decode_incrementally
 TEMPLATE = Path(__file__).with_name("replay.html")
 
 
-def write_replay(path: Path, generation: GenerationOutput, tokenizer: Tokenizer | None) -> None:
-    """Writes an HTML page that needs nothing but itself.
+def write_replay(path: Path, output: GenerationOutput, tokenizer: Tokenizer | None) -> None:
+    """Write a self-contained HTML page that replays all samples.
 
     Raises:
         GenerationError: the file cannot be written.
     """
     samples = [
         {"pieces": decode_incrementally(sample.tokens, tokenizer), "round": sample.round.tolist()}
-        for sample in generation.samples
+        for sample in output.samples
     ]
-    data = json.dumps({"rounds": generation.rounds, "samples": samples})
-    # The page sets text by textContent, so all that could end the script is its closing tag.
+    data = json.dumps({"rounds": output.rounds, "samples": samples})
+    # The page inserts text by textContent, so the only thing in it that could act as markup is a
+    # closing script tag. In a JSON string \u003c is the same character.
     data = data.replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8").replace("DATA", data, 1)
     atomic_write_text(path, page, error_class=GenerationError)

@@ -1,16 +1,30 @@
-"""What generation gives back: samples, and what they took."""
+"""Results of generation: samples, and what it took to generate them."""
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from armd_scale.generation.speculative import SpeculativeStats
+
+@dataclass(frozen=True, eq=False)
+class RoundResult:
+    """The tokens that one round committed; a row for each text."""
+
+    round: int
+    """Number of the round, counted from 1."""
+    positions: Int64[np.ndarray, "b k"]
+    """Position of each token. 0 (always a given token) fills the rows of texts that got fewer."""
+    tokens: Int64[np.ndarray, "b k"]
+
+    @property
+    def max_committed(self) -> int:
+        """Largest number of tokens that a single text got."""
+        return int((self.positions > 0).sum(axis=1).max(initial=0))
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One text, by position; position 0 is the given token that opens it."""
+    """One generated text, by position; position 0 is the given token that starts the document."""
 
     tokens: Int64[np.ndarray, " P"]
     block: Int64[np.ndarray, " P"]
@@ -18,29 +32,38 @@ class Sample:
     generated: Bool[np.ndarray, " P"]
     """Which tokens were generated; the others were known."""
     logprob: Float[np.ndarray, " P"]
-    """Log-probability in nats of each generated token given all earlier blocks, under the model's
-    own distribution whatever the sampling; 0 where a token was known."""
+    """Log-probability in nats of each generated token given all earlier blocks. It is that of the
+    model's own distribution, whatever the sampling settings; 0 for known tokens."""
     round: Int64[np.ndarray, " P"]
-    """Round in which each token became known, from 1; 0 where it always was."""
+    """Round that committed each token, counted from 1; 0 for known tokens."""
 
-    def until(self, end: int) -> "Sample":
-        """The sample before its first generated token `end` in text order; all of it without."""
-        found = np.flatnonzero(self.generated & (self.tokens == end))
-        stop = int(found[0]) if len(found) else len(self.tokens)
+    def truncate_at(self, token_id: int) -> "Sample":
+        """Return the part before the first generated `token_id` in text order; all if none."""
+        matches = np.flatnonzero(self.generated & (self.tokens == token_id))
+        stop = int(matches[0]) if len(matches) else len(self.tokens)
         return Sample(*(getattr(self, field.name)[:stop] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class SpeculativeStats:
+    """Draft acceptance statistics of speculative decoding."""
+
+    drafted: int
+    """Drafts that a round verified, including those after a rejected one."""
+    accepted: int
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationOutput:
-    """What a call to the sampler made."""
+    """All samples of one generation call, and what they took."""
 
     samples: list[Sample]
     rounds: int
-    """Forward passes."""
+    """Number of forward passes; all texts of the batch share them."""
     seconds: float
-    """Wall time of all rounds, prompts included."""
-    verified: SpeculativeStats | None = None
-    """How drafts fared, in lossless decoding."""
+    """Wall-clock time of all rounds, prompts included."""
+    speculative_stats: SpeculativeStats | None = None
+    """Draft acceptance; None unless decoding was speculative."""
 
     @property
     def num_tokens(self) -> int:
@@ -49,27 +72,28 @@ class GenerationOutput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens of all samples over the wall time."""
+        """Generated tokens of all samples per second of wall-clock time."""
         return self.num_tokens / self.seconds
 
     @property
     def tokens_per_round(self) -> float:
-        """Generated tokens a sample over the rounds."""
+        """Mean number of tokens that a round adds to one sample."""
         return self.num_tokens / len(self.samples) / self.rounds
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted drafts over drafts, where there were any."""
-        drafted = self.verified.drafted if self.verified else 0
-        return self.verified.accepted / drafted if self.verified and drafted else None
+        """Accepted drafts divided by drafts; None if there were no drafts."""
+        stats = self.speculative_stats
+        return stats.accepted / stats.drafted if stats and stats.drafted else None
 
 
 def entropy_bits(tokens: Int[np.ndarray, " n"]) -> float:
-    """Entropy of the tokens of one sample as draws from one distribution, in bits per token.
+    """Return the unigram entropy of a sample's tokens, in bits per token.
 
-    The unigram entropy by which the literature on diffusion language models accompanies generative
-    perplexity: repetitive text has a low perplexity and a low entropy.
+    The literature on diffusion language models reports it beside generative perplexity, because
+    repetitive text has a low perplexity too; its low entropy shows the repetition.
     """
     _, counts = np.unique(tokens, return_counts=True)
-    share = counts / max(len(tokens), 1)
-    return float(-(share * np.log2(share)).sum()) + 0.0
+    frequency = counts / max(len(tokens), 1)
+    # Adding 0.0 turns the -0.0 of a constant text into 0.0.
+    return float(-(frequency * np.log2(frequency)).sum()) + 0.0

@@ -1,4 +1,4 @@
-"""Between text and the sampler: prompts into tokens, samples into text and records."""
+"""Text to tokens and back: prompts and infill templates in, records of samples out."""
 
 import json
 import re
@@ -16,18 +16,20 @@ from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
 from armd_scale.generation.strategy import TO_GENERATE
 
 JSON_HELP = (
-    "one JSON object a line and sample: text (prompt included), tokens (generated), block, logprob "
-    "(nats), round (in which each landed), entropy_bits (of the sample's own unigram frequencies, "
-    "in bits per token, as the literature on diffusion language models reports it); and, of all "
-    "samples together, rounds, seconds, tokens_per_second, tokens_per_round, and acceptance_rate "
-    "(lossless decoding: accepted drafts over drafts)"
+    "write one JSON object per line and sample: text (prompt included), tokens (generated), block, "
+    "logprob (nats), round (that committed each token), entropy_bits (unigram entropy of the "
+    "sample in bits per token, as papers on diffusion language models report it); and for all "
+    "samples together rounds, seconds, tokens_per_second, tokens_per_round, acceptance_rate "
+    "(speculative decoding: accepted drafts / drafts)"
 )
-BRACES = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+HOLE_PATTERN = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+# Tokens of context that decide how a token joins the text before it.
+CONTEXT_TOKENS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecord:
-    """What is told of one sample; one line of a JSON file."""
+    """One generated sample as text, with its figures; one line of a JSON file."""
 
     text: str
     """The whole text, its prompt included."""
@@ -38,104 +40,110 @@ class TextRecord:
     logprob: list[float]
     """Log-probability in nats of each generated token under the model's own distribution."""
     round: list[int]
-    """Round in which each generated token became known."""
+    """Round that committed each generated token."""
     entropy_bits: float
-    """Unigram entropy of the generated tokens, in bits."""
+    """Unigram entropy of the generated tokens, in bits per token."""
     rounds: int
-    """Forward passes of the whole batch."""
+    """Number of forward passes of the whole batch."""
     seconds: float
-    """Wall time of the whole batch."""
+    """Wall-clock time of the whole batch."""
     tokens_per_second: float
-    """Generated tokens of all samples of the batch over that time."""
+    """Generated tokens of all samples of the batch per second."""
     tokens_per_round: float
-    """Generated tokens a sample over the rounds."""
+    """Mean number of tokens that a round adds to one sample."""
     acceptance_rate: float | None
-    """Accepted drafts over drafts, in lossless decoding."""
+    """Accepted drafts divided by drafts; None unless decoding was speculative."""
 
 
 def encode_prompt(prompt: str | None, tokenizer: Tokenizer | None) -> Int[np.ndarray, " m"]:
-    """The tokens that a text starts with: what opens a document, then the prompt.
+    """Return the tokens that a text starts with: a document start, then the prompt.
 
-    Training windows see documents one after another, so a document opens with the end of the one
-    before it. Without a tokenizer that token is not known, and token 0 takes its place.
+    Training windows contain documents one after another, so a document starts with the end token of
+    the one before it. Without a tokenizer that token is unknown, and token 0 takes its place.
 
     Raises:
-        GenerationError: a prompt without a tokenizer to read it.
+        GenerationError: there is a prompt but no tokenizer to encode it.
     """
     if tokenizer is None:
         if prompt is not None:
             raise GenerationError(
-                "a prompt must be read by the tokenizer that the model was trained with, and the "
-                "checkpoint holds none: leave out --prompt, or put its files into the checkpoint's "
-                "folder tokenizer/"
+                "a prompt must be encoded by the tokenizer that the model was trained with, but "
+                "the model's folder contains none: leave out --prompt, or copy the tokenizer's "
+                "files into the checkpoint's folder tokenizer/"
             )
         return np.zeros(1, dtype=np.int64)
-    opens = next((t for t in (tokenizer.eod, tokenizer.bos) if t is not None), 0)
+    start = next((token for token in (tokenizer.eod, tokenizer.bos) if token is not None), 0)
     (tokens,) = tokenizer.encode_batch([prompt or ""])
-    return np.concatenate(([opens], tokens)).astype(np.int64)
+    return np.concatenate(([start], tokens)).astype(np.int64)
 
 
 def encode_infill_template(text: str, tokenizer: Tokenizer | None) -> Int[np.ndarray, " P"]:
-    """The tokens of a text in which {{n}} stands for n tokens to be generated, n times HOLE.
+    """Return the tokens of a text in which {{n}} stands for n tokens to generate.
+
+    Each of these n tokens is `TO_GENERATE`.
 
     Raises:
-        GenerationError: no hole, braces that hold no number, or no tokenizer.
+        GenerationError: the text has no hole, a hole is not a number, or there is no tokenizer.
     """
-    parts = BRACES.split(text)
+    parts = HOLE_PATTERN.split(text)
     if len(parts) == 1:
         raise GenerationError(
-            "a text to infill must have a hole, and this has none: write {{12}} where 12 tokens "
-            "are to be generated"
+            "a text to infill must contain a hole (got none): write {{12}} where 12 tokens are to "
+            "be generated"
         )
+    # The pattern has one group, so parts alternate: text, hole, text, ..., hole, text.
     tokens = [encode_prompt(parts[0], tokenizer)]
-    for size, given in zip(parts[1::2], parts[2::2], strict=True):
+    for size, text_after in zip(parts[1::2], parts[2::2], strict=True):
         if not size.strip().isdecimal() or int(size) < 1:
             raise GenerationError(
-                "a hole must be the number of its tokens between double braces, got "
-                f"{{{{{size}}}}}: write {{{{12}}}} where 12 tokens are to be generated"
+                "a hole must be its number of tokens between double braces (got "
+                f"{{{{{size}}}}}): write {{{{12}}}} where 12 tokens are to be generated"
             )
-        tokens += [np.full(int(size), TO_GENERATE), encode_prompt(given, tokenizer)[1:]]
+        # [1:] because only the start of the text starts a document.
+        tokens += [np.full(int(size), TO_GENERATE), encode_prompt(text_after, tokenizer)[1:]]
     return np.concatenate(tokens)
 
 
-def text_records(generation: GenerationOutput, tokenizer: Tokenizer | None) -> list[TextRecord]:
-    """A record of each sample; without a tokenizer the text is its token ids."""
-    return [_record(sample, generation, tokenizer) for sample in generation.samples]
+def text_records(output: GenerationOutput, tokenizer: Tokenizer | None) -> list[TextRecord]:
+    """Return a record for each sample; without a tokenizer, texts are token ids."""
+    return [_text_record(sample, output, tokenizer) for sample in output.samples]
 
 
 def decode_incrementally(tokens: Int[np.ndarray, " P"], tokenizer: Tokenizer | None) -> list[str]:
-    """What each token adds to the text of those before it; the opening token adds nothing.
+    """Return the characters that each token adds to the text; "" for the token at position 0.
 
-    Tokens that are parts of one character show it at the last of them.
+    If several tokens form one character, the last of them gets it.
     """
     if tokenizer is None:
         return ["", *(f"{token} " for token in tokens[1:])]
-    parts, done = [""], 1
+    pieces, num_decoded = [""], 1
     for index in range(1, len(tokens)):
-        # A few tokens before tell how this one joins on; all of them would take quadratic time.
-        begin = max(done - 4, 1)
-        before = tokenizer.decode(tokens[begin:done].tolist())
-        both = tokenizer.decode(tokens[begin : index + 1].tolist())
-        is_whole = not both.endswith("\N{REPLACEMENT CHARACTER}")
-        parts.append(both[len(before) :] if is_whole else "")
-        done = index + 1 if is_whole else done
-    return parts
+        # How a token joins the text depends on a few tokens before it. Decoding all of them would
+        # take quadratic time.
+        start = max(num_decoded - CONTEXT_TOKENS, 1)
+        before = tokenizer.decode(tokens[start:num_decoded].tolist())
+        after = tokenizer.decode(tokens[start : index + 1].tolist())
+        # Part of a UTF-8 sequence decodes to the replacement character until it is complete.
+        is_complete = not after.endswith("\N{REPLACEMENT CHARACTER}")
+        pieces.append(after[len(before) :] if is_complete else "")
+        num_decoded = index + 1 if is_complete else num_decoded
+    return pieces
 
 
 def write_records(path: Path, records: Sequence[TextRecord]) -> None:
-    """Writes one JSON object a line; the file appears whole or not at all.
+    """Write one JSON object per line; the file appears complete or not at all.
 
     Raises:
         GenerationError: the file cannot be written.
     """
-    text = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-    atomic_write_text(path, text, error_class=GenerationError)
+    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    atomic_write_text(path, lines, error_class=GenerationError)
 
 
-def _record(
-    sample: Sample, generation: GenerationOutput, tokenizer: Tokenizer | None
+def _text_record(
+    sample: Sample, output: GenerationOutput, tokenizer: Tokenizer | None
 ) -> TextRecord:
-    # Position 0 opens the document and is no part of its text.
+    # Position 0 starts the document and is not part of its text.
     ids = sample.tokens[1:].tolist()
     tokens = sample.tokens[sample.generated]
     return TextRecord(
@@ -145,9 +153,9 @@ def _record(
         logprob=sample.logprob[sample.generated].tolist(),
         round=sample.round[sample.generated].tolist(),
         entropy_bits=entropy_bits(tokens),
-        rounds=generation.rounds,
-        seconds=generation.seconds,
-        tokens_per_second=generation.tokens_per_second,
-        tokens_per_round=generation.tokens_per_round,
-        acceptance_rate=generation.acceptance_rate,
+        rounds=output.rounds,
+        seconds=output.seconds,
+        tokens_per_second=output.tokens_per_second,
+        tokens_per_round=output.tokens_per_round,
+        acceptance_rate=output.acceptance_rate,
     )

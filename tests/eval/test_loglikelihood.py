@@ -12,7 +12,7 @@ from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.loglikelihood import ContextContinuation, encode_pair, score_continuations
 from armd_scale.eval.tasks.lambada import read_passages, score_last_words
-from armd_scale.generation import Sampling, generate
+from armd_scale.generation import Sampling, generate_tokens
 from armd_scale.generation.text import encode_prompt
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
 
@@ -38,7 +38,7 @@ def by_hand(network, text, start):
 
 def greedy(network, context, count):
     how = Sampling(temperature=0.0)
-    (made,) = generate(network, [context], num_tokens=count, sampling=how).samples
+    (made,) = generate_tokens(network, [context], num_tokens=count, sampling=how).samples
     return made.tokens[len(context) :]
 
 

@@ -1,4 +1,4 @@
-"""Small networks with weights far from their initial ones, and samples to run them on."""
+"""Small networks with perturbed weights, and batches to run them on."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,8 @@ QWEN3 = ModelConfig(
 )  # fmt: skip
 GPT2 = ModelConfig(
     layers=4, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
-    position_embedding="learned_absolute", norm="layernorm", activation="gelu_tanh", attention_bias=True,
-    attention_output_bias=True, mlp_bias=True,
+    position_embedding="learned_absolute", norm="layernorm", activation="gelu_tanh",
+    attention_bias=True, attention_output_bias=True, mlp_bias=True,
 )  # fmt: skip
 NEOX = ModelConfig(
     layers=3, hidden=32, ffn_hidden=64, heads=4, vocab_size=101, two_stream_layers=2,
@@ -51,14 +51,14 @@ def build(
     seed: int = 0,
     parallel: ParallelConfig | None = None,
 ) -> ArmdModel:
-    """A network with every parameter perturbed, so that no zero or one hides a mistake."""
+    """Build a network and perturb every parameter, so that no initial 0 or 1 hides a mistake."""
     model = resolve_model(model, max_positions=max_positions)
     config = transformer_config(model, parallel or ParallelConfig(), dtype=dtype)
     network = ArmdModel(model, config, groups=groups)
     init_weights(network, seed=seed)
     with torch.no_grad():
-        for number, parameter in enumerate(network.parameters()):
-            noise = torch.Generator().manual_seed(1000 * seed + number)
+        for index, parameter in enumerate(network.parameters()):
+            noise = torch.Generator().manual_seed(1000 * seed + index)
             parameter += 0.1 * torch.randn(parameter.shape, generator=noise, dtype=torch.float32)
     return network.to(dtype)
 
@@ -66,7 +66,7 @@ def build(
 def batch_of(
     tokens: np.ndarray, block: np.ndarray, lengths: Sequence[tuple[int, ...]] | None = None
 ) -> ArmdBatch:
-    """Samples [b, N+1] as a batch; one document each unless said otherwise."""
+    """Return samples [b, N+1] as a batch; by default each sample is one document."""
     if lengths is None:
         lengths = [(tokens.shape[1],)] * tokens.shape[0]
     return make_batch(
@@ -75,7 +75,7 @@ def batch_of(
 
 
 def log_probs_by_position(network: ArmdModel, batch: ArmdBatch) -> list[dict[int, torch.Tensor]]:
-    """For each sample, the log-probability of each target by its index in the window."""
+    """Return for each sample the log-probability of each target, by its index in the window."""
     log_prob = -network(batch)
     return [
         {

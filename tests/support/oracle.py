@@ -1,7 +1,7 @@
-"""The method written down a second time: one sample, natural order, dense masks, plain torch.
+"""A second, independent implementation: one sample, natural order, dense masks, plain torch.
 
-Nothing of the package's model, visibility or batch code is used. Weights are read from a state dict
-by name. Slow and obvious on purpose: tests hold the fast path to this.
+It uses none of the package's model, sorting or batch code. Weights are read from a state dict by
+name. It is slow and simple on purpose: tests compare the fast implementation with it.
 """
 
 import math
@@ -15,7 +15,7 @@ from armd_scale.config.schema import ModelConfig
 
 
 class Oracle:
-    """log P(x_p | blocks before p's) for every position of one sample."""
+    """log P(x_p | all earlier blocks) for every target of one sample."""
 
     def __init__(self, model: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         self.model = model
@@ -27,12 +27,12 @@ class Oracle:
         )
 
     def logits(self, tokens: Tensor, block: Tensor, documents: Tensor) -> dict[int, Tensor]:
-        """Logits by index in the window, for every index that is a target (block above 0).
+        """Return the logits of every target (block above 0) by its index in the window.
 
         Args:
             tokens: [N+1].
             block: [N+1].
-            documents: [N+1], the number of each token's document.
+            documents: [N+1], index of each token's document.
         """
         n = len(tokens)
         position = torch.stack([(documents[:i] == documents[i]).sum() for i in range(n)])
@@ -40,7 +40,7 @@ class Oracle:
         at_most = (block[None, :] <= block[:, None]) & same
         before = (block[None, :] < block[:, None]) & same
         targets = [p for p in range(n) if block[p] > 0]
-        query = torch.stack([self._start(p, tokens, position, before) for p in targets])
+        query = torch.stack([self._query_start(p, tokens, position, before) for p in targets])
         content = self.w["embedding.weight"][tokens]
         if self.model.position_embedding == "learned_absolute":
             content = content + self.w["position_embedding"][position]
@@ -64,7 +64,7 @@ class Oracle:
         logits = self.logits(tokens, block, documents)
         return {p: F.log_softmax(row, dim=-1)[tokens[p]] for p, row in logits.items()}
 
-    def _start(self, p: int, tokens: Tensor, position: Tensor, before: Tensor) -> Tensor:
+    def _query_start(self, p: int, tokens: Tensor, position: Tensor, before: Tensor) -> Tensor:
         embedding = self.w["embedding.weight"]
         if self.model.query == "learned":
             return self.w["query_start.vector"]
@@ -78,8 +78,8 @@ class Oracle:
                 start = start + self.w["query_start.gap.weight"][gap]
         if "prefix" in self.model.query:
             table = self.w["query_start.prefix.position_embedding"]
-            mine = table[position[p]]
-            total = sum((mine @ table[position[j]]) * embedding[tokens[j]] for j in visible)
+            own = table[position[p]]
+            total = sum((own @ table[position[j]]) * embedding[tokens[j]] for j in visible)
             start = start + self.w["query_start.prefix.scale"] * total / len(visible)
         return start
 
@@ -125,7 +125,7 @@ class Oracle:
         k = self._qk_norm(f"{name}.attention.k_norm", k)
         heads = []
         for head in range(self.model.heads):
-            qh, kh = self._turned(q[:, head], at), self._turned(k[:, head // g], keys_at)
+            qh, kh = self._rotate(q[:, head], at), self._rotate(k[:, head // g], keys_at)
             scores = (qh @ kh.T / math.sqrt(d)).masked_fill(~seen, -math.inf)
             heads.append(scores.softmax(dim=-1) @ v[:, head // g])
         return self._linear(f"{name}.attention.linear_proj", torch.cat(heads, dim=-1))
@@ -137,7 +137,7 @@ class Oracle:
             return self._norm(norm, x)
         return self._norm(norm, x.flatten(1)).view(x.shape)
 
-    def _turned(self, x: Tensor, at: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor, at: Tensor) -> Tensor:
         if self.model.position_embedding != "rope":
             return x
         half = int(self.head_dim * self.model.partial_rotary_factor) // 2
@@ -151,7 +151,7 @@ class Oracle:
         return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
 
     def _rate(self, pair: int, half: int) -> Tensor:
-        """Radians per position of a pair, rounded as models are published: to float32."""
+        """Radians per position of a pair, rounded to float32 as in published models."""
         base, scaling = self.model.rope_theta, self.model.rope_scaling
         rate = 1 / base ** torch.tensor(pair / half, dtype=torch.float32)
         if scaling is None:
@@ -182,8 +182,8 @@ class Oracle:
         epsilon = self.model.norm_eps
         if self.model.norm == "rmsnorm":
             return x / (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt() * self.w[f"{name}.weight"]
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
         return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def _linear(self, name: str, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""tools/generate.py, from a checkpoint to text, and what it refuses."""
+"""tools/generate.py: from a checkpoint or a Hugging Face folder to text, and its errors."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +12,7 @@ from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import run_command
-from armd_scale.generation import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate_tokens
 from tests.support.cli import ROOT, launch, run
 from tests.support.networks import GPT2, build
 from tests.support.recipes import SMALL, bend
@@ -39,20 +39,20 @@ def checkpoint(groups, tmp_path_factory):
     return run
 
 
-def test_a_prompt_is_continued_as_the_package_does(checkpoint, groups, tmp_path):
+def test_command_generates_what_the_package_does(checkpoint, groups, tmp_path):
     file, page = tmp_path / "out.json", tmp_path / "out.html"
     done = run(
         TOOL,
         *("--checkpoint", checkpoint, "--prompt", "def main", "--tokens", 10, "--streams", 2),
         *("--temperature", 0.8, "--top-p", 0.9, "--top-k", 50, "--seed", 4, "--num-samples", 2),
-        *("--json", file, "--html", page),
+        *("--json", file, "--replay-html", page),
         folder=tmp_path,
     )
     assert done.status == 0, done.errors
     opened = open_checkpoint(checkpoint)
     tokenizer = load_tokenizer(opened.tokenizer_folder)
     (prompt,) = tokenizer.encode_batch(["def main"])
-    expected = generate(
+    expected = generate_tokens(
         load_network(opened, groups=groups),
         [np.concatenate(([tokenizer.eod], prompt))] * 2,
         num_tokens=10,
@@ -69,24 +69,45 @@ def test_a_prompt_is_continued_as_the_package_does(checkpoint, groups, tmp_path)
         assert record["tokens_per_second"] == pytest.approx(20 / record["seconds"])
         assert 0 < record["entropy_bits"] <= np.log2(10)
     assert page.read_text().count('"pieces"') == 2
-    assert "6 rounds, 1.67 tokens a round" in done.output
+    assert "6 rounds, 1.67 tokens per round" in done.output
     assert "tokens/s" in done.output
 
 
-def test_a_text_longer_than_the_model_is_refused_in_one_sentence(checkpoint, tmp_path):
+@pytest.mark.parametrize("is_armd", [False, True], ids=["AR folder", "ARMD folder"])
+def test_hf_folder_generates_the_source_models_greedy_text(checkpoint, tmp_path, is_armd):
+    """An AR model, and the export of a checkpoint; --checkpoint gives the latter's text."""
+    file, expected_file = tmp_path / "out.json", tmp_path / "expected.json"
+    arguments = ("--prompt", "def main", "--tokens", 10, "--temperature", 0)
+    folder = tmp_path / "export"
+    exported = run(
+        "tools/export_hf.py",
+        *("--checkpoint", checkpoint, "--output", folder, *(() if is_armd else ("--as-ar",))),
+        folder=tmp_path,
+    )
+    assert exported.status == 0, exported.errors
+    for model, output in ((("--hf", folder), file), (("--checkpoint", checkpoint), expected_file)):
+        done = run(TOOL, *model, *arguments, "--json", output, folder=tmp_path)
+        assert done.status == 0, done.errors
+    record, expected = (json.loads(path.read_text()) for path in (file, expected_file))
+    assert record["tokens"] == expected["tokens"]
+    assert record["text"] == expected["text"]
+    assert record["logprob"] == pytest.approx(expected["logprob"], abs=1e-4)
+
+
+def test_text_longer_than_the_model_is_refused(checkpoint, tmp_path):
     file = tmp_path / "out.json"
     done = run(TOOL, "--checkpoint", checkpoint, "--tokens", 30, "--json", file, folder=tmp_path)
-    assert "a text may hold at most 24 tokens" in done.sentence
-    assert "got 31 with its prompt: ask for at least 7 fewer" in done.sentence
+    assert "a text may contain at most 24 tokens" in done.sentence
+    assert "(got 31, prompt included): generate at least 7 fewer" in done.sentence
     assert not file.exists()
 
 
-def test_holes_are_filled(checkpoint, tmp_path):
+def test_infill_fills_holes(checkpoint, tmp_path):
     file = tmp_path / "out.json"
     text = "def {{3}}():\n    {{2}}"
     done = run(
         TOOL,
-        *("--checkpoint", checkpoint, "--infill", text, "--lossless", 3, "--json", file),
+        *("--checkpoint", checkpoint, "--infill", text, "--speculative", 3, "--json", file),
         folder=tmp_path,
     )
     assert done.status == 0, done.errors
@@ -97,14 +118,16 @@ def test_holes_are_filled(checkpoint, tmp_path):
     assert record["tokens_per_round"] == 5 / record["rounds"]
 
 
-@pytest.mark.parametrize("how", [(), ("--streams", 4)], ids=["one by one", "four streams"])
-def test_two_tensor_parallel_ranks_generate_what_one_process_does(checkpoint, tmp_path, how):
-    words = ("--checkpoint", checkpoint, "--prompt", "def main", "--tokens", 12, *how)
+@pytest.mark.parametrize("options", [(), ("--streams", 4)], ids=["one by one", "four streams"])
+def test_tensor_parallel_ranks_generate_what_one_process_does(checkpoint, tmp_path, options):
+    arguments = ("--checkpoint", checkpoint, "--prompt", "def main", "--tokens", 12, *options)
     more = ("--temperature", 0.9, "--num-samples", 3, "--seed", 4)
     one, two = tmp_path / "one.json", tmp_path / "two.json"
-    done = run(TOOL, *words, *more, "--json", one, folder=tmp_path)
+    done = run(TOOL, *arguments, *more, "--json", one, folder=tmp_path)
     assert done.status == 0, done.errors
-    ranks = launch(TOOL, *words, *more, "--tp", 2, "--json", two, size=2, folder=tmp_path / "ranks")
+    ranks = launch(
+        TOOL, *arguments, *more, "--tp", 2, "--json", two, size=2, folder=tmp_path / "ranks"
+    )
     first, second = (rank.finish() for rank in ranks)
     assert (first.status, second.status) == (0, 0), first.errors + second.errors
     assert second.output == ""
@@ -119,10 +142,10 @@ def test_two_tensor_parallel_ranks_generate_what_one_process_does(checkpoint, tm
         assert b["text"] in first.output
 
 
-def test_tensor_parallel_ranks_are_as_many_as_were_asked_for(checkpoint, tmp_path):
-    """Two processes without --tp 2; the command without processes is among the refusals below."""
-    words = ("--checkpoint", checkpoint, "--tokens", 8, "--json", tmp_path / "never.json")
-    for rank in launch(TOOL, *words, size=2, folder=tmp_path / "ranks"):
+def test_number_of_processes_must_equal_tp(checkpoint, tmp_path):
+    """Two processes without --tp 2; --tp 2 on one process is among the errors below."""
+    arguments = ("--checkpoint", checkpoint, "--tokens", 8, "--json", tmp_path / "never.json")
+    for rank in launch(TOOL, *arguments, size=2, folder=tmp_path / "ranks"):
         assert "got --tp 1 on 2" in rank.finish().sentence
     assert not (tmp_path / "never.json").exists()
 
@@ -131,34 +154,49 @@ def test_tensor_parallel_ranks_are_as_many_as_were_asked_for(checkpoint, tmp_pat
     ("arguments", "message"),
     [
         (["--checkpoint", "no/such/run"], "no valid checkpoint in no/such/run"),
-        (["--streams", "9", "--tokens", "8"], "between 1 and the 8 tokens to generate, got 9"),
-        (["--tokens", "0"], "number of tokens must be at least 1, got 0"),
-        (["--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
-        (["--top-p", "0"], "top-p must be above 0 and at most 1, got 0.0"),
-        (["--top-k", "0"], "top-k must be at least 1, got 0"),
-        (["--min-p", "2"], "min-p must be between 0 and 1, got 2.0"),
-        (["--group", "2", "--streams", "2"], "one strategy, got --streams and --group"),
-        (["--lossless", "1"], "at least 2 tokens a round, got 1"),
+        (["--streams", "9", "--tokens", "8"], "between 1 and the 8 tokens to generate (got 9)"),
+        (["--tokens", "0"], "number of tokens to generate must be at least 1 (got 0)"),
+        (["--temperature", "-1"], "temperature must be 0 (greedy) or more (got -1.0)"),
+        (["--top-p", "0"], "top-p must be above 0 and at most 1 (got 0.0)"),
+        (["--top-k", "0"], "top-k must be at least 1 (got 0)"),
+        (["--min-p", "2"], "min-p must be between 0 and 1 (got 2.0)"),
+        (
+            ["--group", "2", "--streams", "2"],
+            "can be used (got streams and group)",
+        ),
+        (["--speculative", "1"], "at least 2 tokens per round (got 1)"),
         (["--dynamic", "best:2"], "dynamic decoding must be one of confidence:k"),
-        (["--dynamic", "margin:0"], "kept of a round of --dynamic must be at least 1, got 0"),
-        (["--infill", "no hole"], "must have a hole, and this has none"),
-        (["--infill", "a {{x}} b"], "double braces, got {{x}}"),
-        (["--infill", "a {{2}}", "--prompt", "b"], "got --prompt and --infill"),
-        (["--tp", "2"], "got --tp 2 on 1: start it through torchrun --nproc-per-node 2"),
-        (["--json", "no/such/out.json"], "got no/such/out.json: create no/such"),
-        (["--html", "no/such/out.html"], "got no/such/out.html: create no/such"),
+        (
+            ["--dynamic", "margin:0"],
+            "commits per round must be at least 1 (got 0)",
+        ),
+        (["--infill", "no hole"], "must contain a hole (got none)"),
+        (["--infill", "a {{x}} b"], "double braces (got {{x}})"),
+        (["--infill", "a {{2}}", "--prompt", "b"], "(got --prompt and --infill)"),
+        (["--tp", "2"], "got --tp 2 on 1): start the command with torchrun --nproc-per-node 2"),
+        (
+            ["--json", "no/such/out.json"],
+            "--json must name a file in an existing folder (got no/",
+        ),
+        (
+            ["--replay-html", "no/such/o.html"],
+            "--replay-html must name a file in an existing",
+        ),
+        (["--lossless", "4"], "--lossless has been renamed: use --speculative"),
+        (["--stop-at-end"], "--stop-at-end has been renamed: use --stop-at-eos"),
+        (["--html", "out.html"], "--html has been renamed: use --replay-html"),
     ],
 )
-def test_what_is_refused_before_anything_is_loaded(
+def test_invalid_options_are_refused_before_loading(
     checkpoint, arguments, message, monkeypatch, capsys
 ):
     spec = importlib.util.spec_from_file_location("generate_tool", ROOT / TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, "argv", [TOOL, "--checkpoint", str(checkpoint), *arguments])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         run_command(tool.main)
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line

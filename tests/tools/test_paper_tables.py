@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.eval.evaluate import EvalRequest, prepare, run_prepared
-from armd_scale.generation import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate_tokens
 from tests.support import cli as runs
 from tests.support.held_out import write_place
 
@@ -79,7 +79,7 @@ def test_generative(groups, place):
     tokenizer = load_tokenizer(opened.tokenizer_folder)
     network = load_network(opened, groups=groups)
     for streams, line in zip((1, 2, 4), done.output.splitlines()[-3:], strict=True):
-        made = generate(
+        made = generate_tokens(
             network,
             [np.array([tokenizer.eod])] * 3,
             num_tokens=12,

@@ -43,7 +43,7 @@ from armd_scale.eval.loglikelihood import (
     ContinuationScore,
     score_continuations,
 )
-from armd_scale.generation import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate_tokens
 from armd_scale.log import ProgressBar
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
@@ -206,14 +206,14 @@ class ArmdHarness(LM):
 
     def _generate(self, batch: list[_Prompt]) -> dict[int, str]:
         """Texts by the numbers of their requests."""
-        samples = generate(
+        samples = generate_tokens(
             self._network,
             [prompt.tokens for prompt in batch],
             num_tokens=batch[0].num_tokens,
             strategy=self._strategy,
             sampling=batch[0].sampling,
             # Ranks hold different requests under the same numbers.
-            sample_numbers=[p.number * self.world_size + self.rank for p in batch],
+            sample_ids=[p.number * self.world_size + self.rank for p in batch],
             eos_id=self._tokenizer.eod,
         ).samples
         texts = {}

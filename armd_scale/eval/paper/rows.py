@@ -18,7 +18,7 @@ from armd_scale.eval.tasks.generative_perplexity import (
     generative_perplexity,
 )
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
-from armd_scale.generation import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate_tokens
 from armd_scale.generation.text import encode_prompt, text_records
 from armd_scale.order.policies import Progressive
 from armd_scale.parallel.environment import DistributedEnv
@@ -79,7 +79,7 @@ def generative_rows(
     with process_groups(environment, ParallelConfig()) as groups:
         network = opened.load_network(groups=groups, device=environment.device, dtype=torch.float32)
         for s in streams:
-            made = generate(
+            made = generate_tokens(
                 network,
                 [encode_prompt(None, tokenizer)] * num_samples,
                 num_tokens=num_tokens,

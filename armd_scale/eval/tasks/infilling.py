@@ -123,7 +123,7 @@ def run_infill(
             network,
             [example_spec(gaps[i].text, order, seed=sampling.seed, number=i) for i in numbers],
             sampling=sampling,
-            sample_numbers=numbers,
+            sample_ids=numbers,
         )
         for number, sample in zip(numbers, made.samples, strict=True):
             filled = tokenizer.decode(sample.tokens[sample.generated].tolist())

@@ -12,7 +12,7 @@ from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.harness.model import ArmdHarness
 from armd_scale.eval.loglikelihood import encode_pair
-from armd_scale.generation import Sampling, generate
+from armd_scale.generation import Sampling, generate_tokens
 from armd_scale.generation.text import encode_prompt
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
 
@@ -78,7 +78,7 @@ def test_generate_until(model):
     network, tokenizer = model
     prompt = encode_prompt("the fox", tokenizer)
     how = Sampling(temperature=0.0)
-    (made,) = generate(network, [prompt], num_tokens=9, sampling=how, eos_id=tokenizer.eod).samples
+    (made,) = generate_tokens(network, [prompt], num_tokens=9, sampling=how, eos_id=tokenizer.eod).samples
     whole = tokenizer.decode(made.tokens[1:].tolist())[len("the fox") :]
     assert ask(model, "generate_until", "the fox", {"max_gen_toks": 9}) == whole
     stop = whole[len(whole) // 2]

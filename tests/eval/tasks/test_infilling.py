@@ -12,7 +12,7 @@ from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.infilling import InfillExample, example_spec, read_examples, run_infill
 from armd_scale.eval.text_metrics import words
-from armd_scale.generation import TO_GENERATE, Sampling, Strategy, infill
+from armd_scale.generation import TO_GENERATE, Sampling, Strategy, infill_tokens
 from armd_scale.order.draw import sample_blocks
 from armd_scale.order.spec import parse_spec
 from tests.support.networks import LLAMA, build
@@ -41,12 +41,12 @@ def model(groups, place):
 
 
 def filled_by_sampler(network, tokenizer, gaps, **strategy):
-    made = infill(
+    made = infill_tokens(
         network,
         [gap.text for gap in gaps],
         strategy=Strategy(**strategy),
         sampling=SAMPLING,
-        sample_numbers=range(len(gaps)),
+        sample_ids=range(len(gaps)),
     )
     return [tokenizer.decode(sample.tokens[sample.generated].tolist()) for sample in made.samples]
 
