@@ -77,7 +77,7 @@ def num_parameters(model: ResolvedModel, vocab_size: int) -> int:
     positions = (
         model.position_table_rows * d if model.position_embedding == "learned_absolute" else 0
     )
-    query_init = num_query_init_parameters(model)
+    query_init = num_query_start_parameters(model)
     layers = model.layers * num_layer_parameters(model)
     return embedding + positions + query_init + layers + _norm_parameters(model, d) + head
 
@@ -99,7 +99,7 @@ def num_layer_parameters(model: ResolvedModel) -> int:
     return matrices + biases + 2 * _norm_parameters(model, d) + head_norms[model.qk_norm]
 
 
-def num_query_init_parameters(model: ResolvedModel) -> int:
+def num_query_start_parameters(model: ResolvedModel) -> int:
     """Number of weights that initialize query rows; an AR stack has no gaps, so no gap table."""
     count = 0
     if "anchor" in model.query and model.two_stream_layers > 0:

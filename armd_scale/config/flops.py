@@ -51,7 +51,7 @@ def head_flops(model: ResolvedModel, vocab_size: int) -> int:
     return 2 * model.hidden * vocab_size
 
 
-def query_init_flops(model: ResolvedModel, seq_length: int) -> int:
+def query_start_flops(model: ResolvedModel, seq_length: int) -> int:
     """Count the prefix query per target: weights <PE_p, PE_j> and their sum, over half the text."""
     uses_prefix = "prefix" in model.query
     return seq_length * (model.prefix_width + model.hidden) if uses_prefix else 0
@@ -59,7 +59,7 @@ def query_init_flops(model: ResolvedModel, seq_length: int) -> int:
 
 def forward_flops_per_token(model: ResolvedModel, seq_length: int, vocab_size: int) -> int:
     """Count the matrix products of the forward pass per target."""
-    query_init, head = query_init_flops(model, seq_length), head_flops(model, vocab_size)
+    query_init, head = query_start_flops(model, seq_length), head_flops(model, vocab_size)
     return query_init + sum(layer_flops(model, seq_length)) + head
 
 

@@ -114,5 +114,5 @@ def embedding_and_head_flops(recipe: ResolvedRecipe) -> int:
     """
     model, length = recipe.model, recipe.data.seq_length
     padded = padded_vocab_size(model.vocab_size, recipe.parallel.tensor)
-    start = 3 * 2 * flops.query_init_flops(model, length)
+    start = 3 * 2 * flops.query_start_flops(model, length)
     return start + 3 * flops.head_flops(model, padded)

@@ -139,7 +139,7 @@ def chunk_parameters(recipe: ResolvedRecipe, chunk: PipelineStage) -> int:
             if model.position_embedding == "learned_absolute"
             else 0
         )
-        count += embedding + learned + derived.num_query_init_parameters(model)
+        count += embedding + learned + derived.num_query_start_parameters(model)
     if chunk.is_last:
         # Tied weights on two different stages are stored twice; on one stage, once.
         shares_embedding = model.tie_embeddings and chunk.is_first

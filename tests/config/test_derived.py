@@ -27,7 +27,7 @@ from tests.support.recipes import SMALL, bend
 def test_parameter_count_equals_the_ar_model_of_transformers(
     config: ResolvedModel, vocab_size: int, count: int
 ) -> None:
-    query_init = derive.num_query_init_parameters(config)
+    query_init = derive.num_query_start_parameters(config)
     assert derive.num_parameters(config, vocab_size) - query_init == count
 
 
@@ -42,15 +42,15 @@ def test_parameter_count_equals_the_ar_model_of_transformers(
 )
 def test_parameter_count_of_the_query_initialization(query: Any, count: int) -> None:
     config = model(2, 32, 64, 4, query=query)
-    assert derive.num_query_init_parameters(config) == count
+    assert derive.num_query_start_parameters(config) == count
     other = "anchor" if query == "learned" else "learned"
     same_stack = model(2, 32, 64, 4, query=other)
-    difference = count - derive.num_query_init_parameters(same_stack)
+    difference = count - derive.num_query_start_parameters(same_stack)
     assert derive.num_parameters(config, 100) - derive.num_parameters(same_stack, 100) == difference
 
 
 def test_an_ar_stack_has_no_gap_table() -> None:
-    assert derive.num_query_init_parameters(model(2, 32, 64, 4, two_stream_layers=0)) == 0
+    assert derive.num_query_start_parameters(model(2, 32, 64, 4, two_stream_layers=0)) == 0
 
 
 def test_untied_head_biases_and_norms_are_counted() -> None:

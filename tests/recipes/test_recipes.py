@@ -130,7 +130,7 @@ def test_fine_tuning_is_of_the_published_model_beside_itself(name: str, publishe
     recipe = resolve(load(name))
     model, parent = recipe.model, recipe.train.distillation
     count = derive.num_parameters(model, model.vocab_size)
-    assert count - derive.num_query_init_parameters(model) == published
+    assert count - derive.num_query_start_parameters(model) == published
     assert model.query == "anchor"
     assert parent is not None
     assert parent.checkpoint == model.init_from

@@ -13,7 +13,7 @@ import torch
 from armd_scale.bench.table import Row
 from armd_scale.checkpoint.pretrained import load_model
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.generation import Sampling, Strategy, generate
+from armd_scale.generation import Sampling, Strategy, generate_tokens
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
@@ -85,7 +85,7 @@ def compare_decoding(
     hf_model = None if hf_folder is None else _hf_model(hf_folder)
     for _ in range(repeats + 1):  # the first repeat warms up
         for name, strategy in strategies.items():
-            output = generate(
+            output = generate_tokens(
                 network, [PROMPT], num_tokens=num_tokens, strategy=strategy, sampling=sampling
             )
             rates[name].append(output.tokens_per_second)

@@ -14,7 +14,7 @@ from armd_scale.bench.profiler import ATTENTION, MATMUL, new_profiler, operators
 from armd_scale.bench.suites.decode import PROMPT, load_for_decoding
 from armd_scale.bench.table import Row
 from armd_scale.bench.timing import synchronize
-from armd_scale.generation import RoundResult, Strategy, generate
+from armd_scale.generation import RoundResult, Strategy, generate_tokens
 from armd_scale.model.armd_model import ArmdModel
 
 NUM_ROUNDS = 32
@@ -158,6 +158,6 @@ def _decode(network: ArmdModel, tokens: int, streams: int, timer: _RoundTimer) -
     num_tokens = tokens + streams * (streams + NUM_ROUNDS + 1)
     strategy = Strategy(streams=streams)
     with timer.watch_forward(network):
-        generate(
+        generate_tokens(
             network, [PROMPT], num_tokens=num_tokens, strategy=strategy, on_round=timer.on_round
         )

@@ -78,7 +78,9 @@ def test_generate_until(model):
     network, tokenizer = model
     prompt = encode_prompt("the fox", tokenizer)
     how = Sampling(temperature=0.0)
-    (made,) = generate_tokens(network, [prompt], num_tokens=9, sampling=how, eos_id=tokenizer.eod).samples
+    (made,) = generate_tokens(
+        network, [prompt], num_tokens=9, sampling=how, eos_id=tokenizer.eod
+    ).samples
     whole = tokenizer.decode(made.tokens[1:].tolist())[len("the fox") :]
     assert ask(model, "generate_until", "the fox", {"max_gen_toks": 9}) == whole
     stop = whole[len(whole) // 2]
