@@ -21,7 +21,7 @@ from tests.support.cli import (
     write_recipe,
     write_text,
 )
-from tests.support.held_out import write_manifest
+from tests.support.eval_data import write_manifest
 
 EVALUATE, GENERATE, PREPROCESS = (
     f"tools/{name}.py" for name in ("evaluate", "generate", "preprocess")

@@ -1,35 +1,32 @@
-"""Likelihood of held-out text under an order, or a task, by a checkpoint or Hugging Face folder."""
+"""Evaluate a checkpoint or a Hugging Face folder: likelihood under an order, or a task."""
 
 import argparse
 from pathlib import Path
 
-from armd_scale.errors import run_command
+from armd_scale.errors import refuse_renamed_options, run_command
 from armd_scale.eval.detokenizers import DETOKENIZERS
-from armd_scale.eval.evaluate import EvalRequest, evaluate_checkpoint
-from armd_scale.eval.output import summary
+from armd_scale.eval.evaluate import evaluate_checkpoint
+from armd_scale.eval.request import EvalRequest
+from armd_scale.eval.tasks.registry import TASKS
 from armd_scale.log import configure
 from armd_scale.order.spec import SPEC_SYNTAX
 from armd_scale.parallel.environment import read_environment
 
-_TASK_HELP = (
-    'JSON lines instead: lambada {"text"}: accuracy on last words; infill {"before", "middle", '
-    '"after"}: ROUGE-1, -2 and -L of what --order generates between before and after, in as many '
-    "tokens as middle has, against middle"
-)
 _EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data corpus/valid --order strided:4
+  python tools/evaluate.py --checkpoint runs/demo --text ptb.test.txt --detokenizer ptb --order l2r
   python tools/evaluate.py --checkpoint runs/demo --task infill stories.jsonl --order random
   torchrun --nproc-per-node 8 tools/evaluate.py ...    (the processes share the windows)"""
 
 
 def main() -> None:
-    """Evaluates, writes the files that were asked for, and prints one line."""
+    """Evaluate, write the requested files, and print one line."""
     request = EvalRequest(**vars(_parser().parse_args()))
     configure()
     environment = read_environment()
-    found = evaluate_checkpoint(request, environment)
+    result = evaluate_checkpoint(request, environment)
     if environment.is_rank0:
-        print(summary(found))
+        print(result.format_line())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,29 +34,35 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--checkpoint", help="a checkpoint, or a run folder: its newest one")
-    which.add_argument("--hf", type=Path, metavar="FOLDER", help="an ARMD's or an AR model's")
-    add("--data", metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx")
-    add("--text", type=Path, metavar="FILE", help="a text file instead, all of it scored")
-    add("--detokenise", default="none", metavar="NAME", help=" | ".join(DETOKENIZERS))
-    add("--task", nargs=2, metavar=("NAME", "FILE"), help=_TASK_HELP)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", help="a checkpoint, or a run folder: its newest checkpoint")
+    model.add_argument("--hf", type=Path, metavar="FOLDER", help="Hugging Face folder (ARMD or AR)")
+    add("--data", metavar="PREFIX", help="held-out shards PREFIX.bin and PREFIX.idx")
+    add("--text", type=Path, metavar="FILE", help="a text file instead, scored as a whole")
+    add("--detokenizer", default="none", metavar="NAME", help=" | ".join(DETOKENIZERS))
+    tasks = "; ".join(task.help for task in TASKS.values())
+    add("--task", nargs=2, metavar=("NAME", "FILE"), help=f"JSON lines instead: {tasks}")
     add("--order", required=True, metavar="SPEC", help=" | ".join(SPEC_SYNTAX.values()))
-    add("--orders-per-sample", type=_positive, default=1, metavar="K", help="draws a window (1)")
-    add("--stride", type=_positive, metavar="N", help="of overlapping windows, for l2r alone")
-    add("--samples", type=_positive, metavar="N", help="windows or passages (default: all)")
-    add("--seq-length", type=_positive, metavar="N", help="targets of a window (default: trained)")
-    add("--micro-batch", type=_positive, metavar="N", help="windows at a time (default: trained)")
-    add("--seed", type=int, metavar="K", help="of drawn orders and fillings (default: the run's)")
-    add("--temperature", type=float, metavar="T", help="of fillings, 0 is greedy (default: 1)")
-    add("--json", type=Path, metavar="FILE", help="where to write the figures")
-    add("--dump", type=Path, metavar="FILE", help="where to write every token's log-probability")
+    add("--orders-per-sample", type=_positive_int, default=1, metavar="K",
+        help="number of orders drawn per window (default: 1)")  # fmt: skip
+    add("--stride", type=_positive_int, metavar="N",
+        help="stride of overlapping windows; requires --order l2r")  # fmt: skip
+    add("--samples", type=_positive_int, metavar="N", help="windows or examples (default: all)")
+    add("--seq-length", type=_positive_int, metavar="N",
+        help="targets per window (default: as in training)")  # fmt: skip
+    add("--micro-batch", type=_positive_int, metavar="N",
+        help="windows per forward pass (default: as in training)")  # fmt: skip
+    add("--seed", type=int, metavar="K", help="of order draws and sampling (default: the run's)")
+    add("--temperature", type=float, metavar="T", help="of sampling, 0 for greedy (default: 1)")
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    add("--dump", type=Path, metavar="FILE", help="write every token's log-probability to this")
+    refuse_renamed_options(parser, {"--detokenise": "--detokenizer"})
     return parser
 
 
-def _positive(text: str) -> int:
+def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1 (got {text!r})")
     return int(text)
 
 

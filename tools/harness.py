@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with armd_scale among its models; all arguments are the harness's own.
+"""Run lm-evaluation-harness with the model `armd_scale`; all options are the harness's own.
 
 Example: python tools/harness.py --model armd_scale --model_args checkpoint=runs/demo --tasks piqa
 
@@ -12,14 +12,15 @@ from armd_scale.log import configure
 
 
 def main() -> None:
-    """Registers the model and hands over to the harness."""
+    """Register the model and run the harness's command line."""
     if {"-h", "--help"} & set(sys.argv[1:]):
+        # The harness prints its own help next and exits.
         print(__doc__)
     try:
         from armd_scale.eval.harness.model import run_harness
     except ModuleNotFoundError as error:
         raise ArmdError(
-            f"lm-evaluation-harness must be installed, and {error.name} is not: "
+            f"lm-evaluation-harness must be installed, but {error.name} is missing: "
             "pip install 'armd_scale[eval]'"
         ) from error
     configure()

@@ -1,1 +1,1 @@
-"""How good a network is: the likelihood of held-out text under an order."""
+"""Likelihood of text under an order, tasks, lm-evaluation-harness, the papers' tables."""

@@ -1,8 +1,8 @@
-"""From the tokenised form in which benchmark texts are handed out back to ordinary text.
+"""Turn benchmark texts from the pre-tokenized form in which they are distributed to ordinary text.
 
-The rules are those that published zero-shot perplexities of masked diffusion models rest on (SEDD,
-MDLM and their successors, which took WikiText and Penn Treebank from Megatron-LM). Their order is
-part of the convention, and so are their mistakes: a different text is a different figure.
+The rules are those of the published zero-shot perplexities of masked diffusion models: SEDD, MDLM
+and their successors, which took WikiText and Penn Treebank from Megatron-LM. The order of the rules
+and their mistakes are part of the definition: a different text gives a different perplexity.
 """
 
 import re
@@ -12,7 +12,9 @@ from armd_scale.errors import ArmdError
 
 _Rules = tuple[tuple[str, str], ...]
 
-# Regular expressions. In all of them a quoted or bracketed passage loses its inner blanks.
+# Pairs of a regular expression and its replacement, applied in this order. WikiText and LM1B also
+# remove the spaces inside brackets and quotes. Some rules are wrong for some texts, for example
+# "s '" also joins the opening quote after a word that ends in "s". Do not fix them: see above.
 _WIKITEXT: _Rules = (
     (r"s '", "s'"),
     (" @-@ ", "-"),
@@ -66,27 +68,29 @@ _LM1B: _Rules = (
 
 
 def wikitext(text: str) -> str:
-    """WikiText: `@-@` in numbers, blanks around punctuation, headings such as `= = Early life`."""
+    """WikiText: `@-@` in numbers, spaces around punctuation, headings such as `= = Early life`."""
     return _apply(_WIKITEXT, text)
 
 
 def ptb(text: str) -> str:
-    """Penn Treebank as Mikolov cut it: split contractions, numbers as N, rare words as <unk>."""
+    """Penn Treebank in Mikolov's version: split contractions, numbers as N, rare words as <unk>."""
     return _apply(_PTB, text)
 
 
 def lm1b(text: str) -> str:
-    """One Billion Words, a sentence a line."""
+    """One Billion Words, one sentence per line."""
+    # By line, because the rules for the end of a sentence use $, which matches at the end of the
+    # whole string only.
     return "\n".join(_apply(_LM1B, line) for line in text.split("\n"))
 
 
 def lambada(text: str) -> str:
-    """LAMBADA, a passage: curly quotes made straight, on a line of its own."""
+    """One LAMBADA passage: straight quotes instead of curly ones, and a line break in front."""
     return "\n" + text.replace("“", '"').replace("”", '"').strip()
 
 
 def unchanged(text: str) -> str:
-    """Ordinary text."""
+    """Return ordinary text as it is."""
     return text
 
 
@@ -99,16 +103,16 @@ DETOKENIZERS: dict[str, Callable[[str], str]] = {
 }
 
 
-def detokenizer(name: str) -> Callable[[str], str]:
-    """A convention by its name.
+def get_detokenizer(name: str) -> Callable[[str], str]:
+    """Return the detokenizer with a name in DETOKENIZERS.
 
     Raises:
-        ArmdError: there is none of that name.
+        ArmdError: the name is unknown.
     """
     if name not in DETOKENIZERS:
         raise ArmdError(
-            f"--detokenise must be one of {', '.join(DETOKENIZERS)}, got '{name}': choose the "
-            "convention of the benchmark that the text is of"
+            f"--detokenizer must be one of {', '.join(DETOKENIZERS)} (got '{name}'): choose the "
+            "one of the benchmark that the text comes from"
         )
     return DETOKENIZERS[name]
 

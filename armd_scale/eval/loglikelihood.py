@@ -1,4 +1,4 @@
-"""What a network says of given continuations of given texts, from left to right."""
+"""Left-to-right log-likelihood of continuations, as lm-evaluation-harness defines it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,45 +14,43 @@ from armd_scale.model.armd_model import ArmdModel
 
 @dataclass(frozen=True)
 class ContextContinuation:
-    """A text and what follows it."""
+    """Tokens of a context and of the continuation to score."""
 
     context: Int[np.ndarray, " c"]
-    """At least the token that opens a document."""
+    """At least one token, such as the one that opens a document."""
     continuation: Int[np.ndarray, " t"]
 
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """What the network says of a continuation."""
+    """Score of one continuation."""
 
     logprob: float
-    """Log-probability in nats of the whole continuation."""
+    """Log-probability of the whole continuation, in nats."""
     is_greedy: bool
-    """Whether each of its tokens is the most likely one after those before it."""
+    """Whether every token of it is the most likely one given the tokens before."""
 
 
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], Int[np.ndarray, " n"]]
 ) -> ContextContinuation:
-    """The tokens of both; they are those of the whole text, cut where the context's tokens end.
+    """Tokenize context + continuation as one text and split the tokens where the context ends.
 
-    Blanks that end the context go to the continuation, where tokenizers expect them.
+    Whitespace at the end of the context moves to the continuation, because most tokenizers attach
+    a space to the word that follows it.
 
     Args:
-        context: a text, or nothing.
-        continuation: what follows it.
-        encode: gives the tokens of a text, with at least one in front that is not of the text
-            where the text is empty.
+        context: a text, may be empty.
+        continuation: the text that follows.
+        encode: returns the tokens of a text; for an empty text at least one token that opens it.
     """
-    stem = context.rstrip()
     whole = encode(context + continuation)
-    # A continuation keeps one token at least where the cut goes through a token.
-    cut = min(len(encode(stem)), len(whole) - 1)
-    return (
-        ContextContinuation(whole[:cut], whole[cut:])
-        if cut
-        else ContextContinuation(whole, whole[:0])
-    )
+    # If one token spans the boundary, the context may have as many tokens as the whole text. The
+    # continuation then still gets the last token, so that there is something to score.
+    split = min(len(encode(context.rstrip())), len(whole) - 1)
+    if split == 0:
+        return ContextContinuation(whole, whole[:0])
+    return ContextContinuation(whole[:split], whole[split:])
 
 
 @torch.no_grad()
@@ -64,39 +62,47 @@ def score_continuations(
     max_tokens: int,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[ContinuationScore]:
-    """The verdict on each pair.
+    """Score each continuation given its context, in left-to-right order.
 
     Args:
         network: the model.
         pairs: texts of any lengths.
-        micro_batch: texts of one forward pass.
-        max_tokens: longer texts lose their beginning.
+        micro_batch: texts per forward pass.
+        max_tokens: longest text; longer ones are truncated on the left.
         on_batch: called after each forward pass with the number of its texts.
 
+    Returns:
+        The scores, in the order of `pairs`.
+
     Raises:
-        ArmdError: a continuation that leaves no room for a token before it.
+        ArmdError: a continuation that leaves no room for a context token.
     """
     for pair in pairs:
         if len(pair.continuation) >= max_tokens:
             raise ArmdError(
-                f"a continuation must be shorter than {max_tokens} tokens, got "
-                f"{len(pair.continuation)}: shorten it, or raise the sequence length"
+                f"a continuation must be shorter than {max_tokens} tokens (got "
+                f"{len(pair.continuation)}): shorten it, or raise the sequence length"
             )
+    # Texts of similar length share a batch, so that little of it is padding.
     lengths = [len(pair.context) + len(pair.continuation) for pair in pairs]
     by_length = sorted(range(len(pairs)), key=lengths.__getitem__)
-    verdicts: dict[int, ContinuationScore] = {}
-    for begin in range(0, len(pairs), micro_batch):
-        numbers = by_length[begin : begin + micro_batch]
-        together = _score([pairs[number] for number in numbers], network, max_tokens)
-        verdicts |= zip(numbers, together, strict=True)
-        on_batch(len(numbers))
-    return [verdicts[number] for number in range(len(pairs))]
+    scores: dict[int, ContinuationScore] = {}
+    for start in range(0, len(pairs), micro_batch):
+        indices = by_length[start : start + micro_batch]
+        batch_scores = _score_batch([pairs[i] for i in indices], network, max_tokens)
+        scores |= zip(indices, batch_scores, strict=True)
+        on_batch(len(indices))
+    return [scores[i] for i in range(len(pairs))]
 
 
-def _score(
+def _score_batch(
     pairs: Sequence[ContextContinuation], network: ArmdModel, max_tokens: int
 ) -> list[ContinuationScore]:
-    """One forward pass; what follows a shorter text is seen by nothing in it."""
+    """Score texts in one forward pass.
+
+    Shorter texts are padded on the right. Under left-to-right order no token sees the padding
+    after it, so token 0 serves as padding and no mask is needed.
+    """
     texts = [np.concatenate((p.context, p.continuation))[-max_tokens:] for p in pairs]
     longest = max(map(len, texts))
     tokens = np.stack([np.pad(text, (0, longest - len(text))) for text in texts])
@@ -108,13 +114,15 @@ def _score(
         sample_index=np.arange(len(pairs)),
     ).to(next(network.parameters()).device)
     starts = [len(text) - len(p.continuation) for text, p in zip(texts, pairs, strict=True)]
+    # Logits of a long context over a large vocabulary would be most of the memory; only those from
+    # the earliest continuation on are computed. Row 0 of the result predicts the token at `first`.
     first = min(min(starts), longest - 1)
-    # Row 0 of these predicts the token at position `first`.
     logits = network.logits(batch, last=longest - first).float().cpu()
-    verdicts = []
+    scores = []
     for row, text, start in zip(logits, texts, starts, strict=True):
         labels = torch.from_numpy(text[start:].astype(np.int64))
         logprob = row[start - first : len(text) - first].log_softmax(dim=-1)
-        found = logprob.gather(1, labels[:, None]).double().sum().item()
-        verdicts.append(ContinuationScore(found, bool((logprob.argmax(dim=-1) == labels).all())))
-    return verdicts
+        label_logprob = logprob.gather(1, labels[:, None]).double().sum().item()
+        is_greedy = bool((logprob.argmax(dim=-1) == labels).all())
+        scores.append(ContinuationScore(label_logprob, is_greedy))
+    return scores

@@ -1,9 +1,9 @@
-"""Each convention on lines as its benchmark hands them out."""
+"""Each detokenizer on lines in the form in which its benchmark distributes them."""
 
 import pytest
 
 from armd_scale.errors import ArmdError
-from armd_scale.eval.detokenizers import detokenizer
+from armd_scale.eval.detokenizers import get_detokenizer
 
 LINES = {
     "wikitext": [
@@ -38,13 +38,15 @@ LINES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "expected"),
+    ("name", "distributed", "expected"),
     [(name, *pair) for name, pairs in LINES.items() for pair in pairs],
 )
-def test_convention(name, given, expected):
-    assert detokenizer(name)(given) == expected
+def test_text_is_restored(name, distributed, expected):
+    assert get_detokenizer(name)(distributed) == expected
 
 
-def test_unknown_convention():
-    with pytest.raises(ArmdError, match=r"one of none, wikitext, ptb, lambada, lm1b, got 'wiki'"):
-        detokenizer("wiki")
+def test_an_unknown_name_is_refused():
+    with pytest.raises(
+        ArmdError, match=r"one of none, wikitext, ptb, lambada, lm1b \(got 'wiki'\)"
+    ):
+        get_detokenizer("wiki")

@@ -1,6 +1,5 @@
-"""Files that an evaluation leaves: whole, readable, or not at all."""
+"""Files of an evaluation: complete and readable, or absent."""
 
-import dataclasses
 import json
 import math
 
@@ -10,9 +9,9 @@ from safetensors.torch import load_file
 
 from armd_scale.errors import ArmdError
 from armd_scale.eval.likelihood import Likelihood, Scores
-from armd_scale.eval.output import summary, write_dump, write_json
+from armd_scale.eval.output import write_dump, write_result
 
-FOUND = Likelihood(
+RESULT = Likelihood(
     order="strided-ar:2",
     nll_nats_per_token=1.25,
     perplexity=math.exp(1.25),
@@ -22,19 +21,19 @@ FOUND = Likelihood(
 )
 
 
-def scores(first, count):
+def make_scores(first, num_windows):
     generator = torch.Generator().manual_seed(first)
     return Scores(
         first,
-        torch.randint(0, 9, (count, 4), generator=generator),
-        torch.randint(0, 4, (count, 4), generator=generator, dtype=torch.int32),
-        torch.randn(count, 3, generator=generator),
+        torch.randint(0, 9, (num_windows, 4), generator=generator),
+        torch.randint(0, 4, (num_windows, 4), generator=generator, dtype=torch.int32),
+        torch.randn(num_windows, 3, generator=generator),
     )
 
 
-def test_json_holds_the_figures_under_their_names(tmp_path):
-    write_json(tmp_path / "found.json", FOUND)
-    assert json.loads((tmp_path / "found.json").read_text()) == {
+def test_json_has_the_figures_by_name(tmp_path):
+    write_result(tmp_path / "result.json", RESULT)
+    assert json.loads((tmp_path / "result.json").read_text()) == {
         "order": "strided-ar:2",
         "nll_nats_per_token": 1.25,
         "perplexity": math.exp(1.25),
@@ -47,51 +46,33 @@ def test_json_holds_the_figures_under_their_names(tmp_path):
     }
 
 
-def test_the_line_for_people_names_its_units():
-    assert summary(FOUND) == (
-        "strided-ar:2  1.2500 nats/token (standard error 0.0312)  perplexity 3.49  0.5000 bits/byte"
-        "  96 tokens"
-    )
-    more = dataclasses.replace(FOUND, standard_error_over_orders=0.25, perplexity_per_word=9.0)
-    assert "(standard error 0.0312, over orders 0.2500)  perplexity 3.49  9.00 per" in summary(more)
-    bare = Likelihood(
-        order="l2r",
-        nll_nats_per_token=0.0,
-        perplexity=1.0,
-        standard_error=None,
-        num_tokens=1,
-        bits_per_byte=None,
-    )
-    assert summary(bare) == "l2r  0.0000 nats/token  perplexity 1.00  1 tokens"
-
-
-def test_the_dump_is_in_order_of_windows(groups, tmp_path):
+def test_the_dump_is_in_window_order(groups, tmp_path):
     path = tmp_path / "dump.safetensors"
-    first, second = scores(0, 2), scores(2, 1)
+    first, second = make_scores(0, 2), make_scores(2, 1)
     write_dump(path, [second, first], groups=groups)
-    held = load_file(path)
-    assert {name: tensor.shape for name, tensor in held.items()} == {
+    tensors = load_file(path)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
         "tokens": (3, 4),
         "block": (3, 4),
         "logprob": (3, 3),
     }
-    for name, tensor in held.items():
+    for name, tensor in tensors.items():
         assert torch.equal(tensor, torch.cat([getattr(first, name), getattr(second, name)])), name
 
 
-def test_a_file_that_cannot_be_written_ends_in_a_sentence_and_leaves_nothing(groups, tmp_path):
-    (tmp_path / "taken").mkdir()
+def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing_behind(groups, tmp_path):
+    (tmp_path / "folder").mkdir()
     for write in (
-        lambda path: write_json(path, FOUND),
-        lambda path: write_dump(path, [scores(0, 1)], groups=groups),
+        lambda path: write_result(path, RESULT),
+        lambda path: write_dump(path, [make_scores(0, 1)], groups=groups),
     ):
-        with pytest.raises(ArmdError, match=r"cannot write .*taken \(Is a directory\)"):
-            write(tmp_path / "taken")
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+        with pytest.raises(ArmdError, match=r"^cannot write .*folder .*: check that"):
+            write(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_an_old_file_is_replaced(tmp_path):
-    path = tmp_path / "found.json"
+def test_an_existing_file_is_replaced(tmp_path):
+    path = tmp_path / "result.json"
     path.write_text("old")
-    write_json(path, FOUND)
+    write_result(path, RESULT)
     assert json.loads(path.read_text())["num_tokens"] == 96

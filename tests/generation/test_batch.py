@@ -17,7 +17,7 @@ from armd_scale.generation import (
     generate_tokens,
     infill_tokens,
 )
-from tests.model.test_weight_init import fresh
+from tests.model.test_weight_init import build_initialized
 from tests.support.networks import GPT2, LLAMA, batch_of, build
 from tests.support.rescoring import assert_rescores, random_prompts
 from tests.support.spawn import run_on_ranks
@@ -166,7 +166,7 @@ def decode_all(groups):
     # In float64: in float32 each layout rounds differently, and a random number close to a boundary
     # between two tokens would pick the other one.
     parallel = ParallelConfig(tensor=groups.tp.size())
-    network = fresh(LLAMA, groups, parallel=parallel, dtype=torch.float64)
+    network = build_initialized(LLAMA, groups, parallel=parallel, dtype=torch.float64)
     outputs = [
         generate_tokens(
             network, random_prompts(2, 5), num_tokens=9, strategy=strategy, sampling=RANDOM

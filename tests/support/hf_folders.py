@@ -1,4 +1,4 @@
-"""Folders as transformers writes them: small models with weights far from their initial ones."""
+"""Small Hugging Face folders written by transformers, with weights far from initial values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +61,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_model(name: str, **changes: Any) -> Any:
-    """The model of a configuration with changes, every parameter moved, norms and biases too."""
+    """Build the model of a configuration, with noise added to all parameters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, values = CONFIGS[name]
@@ -76,24 +76,27 @@ def make_model(name: str, **changes: Any) -> Any:
 
 
 def write_folder(folder: Path, name: str, **options: Any) -> Path:
-    """The model of a configuration, as save_pretrained writes it.
+    """Write the model of a configuration with save_pretrained.
 
     Args:
-        folder: folder to create.
-        name: of the configuration.
-        options: of save_pretrained.
+        folder: output folder.
+        name: key of CONFIGS.
+        options: arguments of save_pretrained.
     """
     make_model(name).save_pretrained(folder, **options)
     return folder
 
 
 def write_byte_tokenizer(folder: Path, texts: Sequence[str], *, adds_bos: bool) -> int:
-    """A byte-level vocabulary as GPT-2 has it, for transformers and for us; returns its size.
+    """Write a byte-level BPE tokenizer like GPT-2's, readable by transformers and by us.
 
     Args:
-        folder: of the model.
-        texts: that tokens of several bytes are learned from.
-        adds_bos: whether every text begins with BOS, as Llama's do.
+        folder: folder of the model.
+        texts: texts to train the BPE merges on.
+        adds_bos: whether the tokenizer puts BOS in front of every text, as Llama's does.
+
+    Returns:
+        Number of tokens in the vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -118,7 +121,7 @@ def write_byte_tokenizer(folder: Path, texts: Sequence[str], *, adds_bos: bool) 
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer.json of fewer tokens than the models have, as padded vocabularies are."""
+    """Write a tokenizer.json with fewer tokens than the models, as for padded vocabularies."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(33, 127))]

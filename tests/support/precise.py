@@ -1,4 +1,4 @@
-"""Code of others that computes parts in float32, run in float64 all the way."""
+"""Run code of other libraries in float64 where it would compute in float32."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class AllDouble(TorchFunctionMode):
-    """Makes every conversion to float32 within the block one to float64.
+    """Turn every conversion to float32 inside the `with` block into one to float64.
 
-    transformers computes norms and angles in float32 even of a model in float64, which hides
-    differences below 1e-5 in logits. Values that were rounded to float32 before stay so.
+    transformers computes norms and rotary angles in float32 even if the model is in float64, which
+    hides differences below 1e-5 in logits. Values that are already rounded to float32 stay rounded.
     """
 
     def __torch_function__(
@@ -21,12 +21,12 @@ class AllDouble(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls `func` with float64 in place of float32."""
+        """Call `func` with float64 instead of float32."""
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        named = {key: _double(value) for key, value in (kwargs or {}).items()}
-        return func(*map(_double, args), **named)
+        kwargs = {key: _as_float64(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_as_float64, args), **kwargs)
 
 
-def _double(argument: Any) -> Any:
+def _as_float64(argument: Any) -> Any:
     return torch.float64 if argument is torch.float32 else argument

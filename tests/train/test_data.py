@@ -15,7 +15,7 @@ from armd_scale.train.data import (
     tokenizer_folder,
 )
 from tests.support.cli import VOCAB, tiny_recipe, write_text
-from tests.support.held_out import write_manifest
+from tests.support.eval_data import write_manifest
 from tests.support.recipes import bend
 
 

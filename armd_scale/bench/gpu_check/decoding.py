@@ -63,7 +63,9 @@ def _time_rounds(
     num_tokens = min(num_tokens, workload.seq_length // 2)
     for streams in STREAMS:
         strategy = Strategy(streams=streams)
-        decode = partial(generate, network, [PROMPT], num_tokens=num_tokens, strategy=strategy)
+        decode = partial(
+            generate_tokens, network, [PROMPT], num_tokens=num_tokens, strategy=strategy
+        )
         decode()  # warms up
         output = decode()
         milliseconds = 1e3 * output.seconds / output.rounds

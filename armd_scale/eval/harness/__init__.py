@@ -1,1 +1,1 @@
-"""The lm-evaluation-harness adapter."""
+"""Adapter that makes a model available to lm-evaluation-harness."""

@@ -1,8 +1,8 @@
-"""What lm-evaluation-harness is told of a model of ours, checked before anything is opened."""
+"""Parse and check the arguments that lm-evaluation-harness passes to the model."""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,89 +12,106 @@ import torch
 from armd_scale.errors import ArmdError
 from armd_scale.parallel.environment import DistributedEnv
 
-_NUMBERS = {"streams": 1, "max_length": 2, "prefix_token_id": 0}
-
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessArguments:
     """Keys of `--model_args`, and the harness's own `--batch_size` and `--device`."""
 
     checkpoint: str | None = None
-    """A checkpoint, or a run's folder."""
+    """A checkpoint or a run folder."""
     hf: Path | None = None
-    """A Hugging Face folder, of an ARMD or an AR model; in place of a checkpoint."""
+    """A Hugging Face folder of an ARMD or AR model, instead of a checkpoint."""
     streams: int = 1
-    """Segments generated side by side."""
+    """Segments generated in parallel."""
     max_length: int | None = None
-    """Longest text to predict from, in tokens; None: as in training."""
+    """Longest context to predict from, in tokens; None: as in training."""
     add_bos_token: bool | None = None
     prefix_token_id: int | None = None
-    """How texts begin; see `beginning`."""
+    """How texts start; see `PromptEncoder`."""
     micro_batch: int | None = None
-    """Texts of one forward pass; None: as in training."""
+    """Texts per forward pass; None: as in training."""
     device: torch.device | None = None
-    """Where to run; None: on the GPU where there is one."""
+    """Where to run; None: on the GPU if there is one."""
 
 
-def with_device(here: DistributedEnv, asked: torch.device | None) -> DistributedEnv:
-    """A process's place on the device that was asked for, as the harness's own models take it.
+_MIN_VALUES = {"streams": 1, "max_length": 2, "prefix_token_id": 0}
 
-    The harness says cuda:0 where nobody said anything. That is the CPU where there is no GPU, and
-    the launcher's choice where there are several processes.
+
+def with_device(environment: DistributedEnv, device: torch.device | None) -> DistributedEnv:
+    """Return the environment with the requested device, as the harness's own models choose it.
+
+    The harness passes cuda:0 if its user gives no device, so a request for CUDA is not always the
+    user's: without a GPU it means the CPU, and with several processes the launcher's choice holds.
     """
-    if asked is None:
-        return here
-    is_open = asked.type == "cuda" and (
-        here.device.type == "cpu" or here.world_size > 1 or asked.index is None
+    if device is None:
+        return environment
+    keeps_own = device.type == "cuda" and (
+        environment.device.type == "cpu" or environment.world_size > 1 or device.index is None
     )
-    return here if is_open else dataclasses.replace(here, device=asked)
+    return environment if keeps_own else dataclasses.replace(environment, device=device)
 
 
-def read_arguments(given: Mapping[str, Any]) -> HarnessArguments:
-    """The arguments as the harness parsed them: numbers, booleans and words.
+def read_arguments(arguments: Mapping[str, Any]) -> HarnessArguments:
+    """Check the arguments as the harness has parsed them: numbers, booleans and strings.
 
     Raises:
-        ArmdError: an unknown key (the nearest known one is offered), or a value that is none.
+        ArmdError: an unknown key (the message suggests the nearest known one) or an invalid value.
     """
-    values = {key: value for key, value in given.items() if value is not None}
-    size, largest = values.pop("batch_size", None), values.pop("max_batch_size", None)
+    # The harness passes its own defaults as None, and batch sizes for models that accept them.
+    values = {key: value for key, value in arguments.items() if value is not None}
+    batch_size, max_batch_size = values.pop("batch_size", None), values.pop("max_batch_size", None)
+    _check_keys(values)
+    for key, minimum in _MIN_VALUES.items():
+        if key in values:
+            _require_int(key, values[key], minimum)
+    if not isinstance(values.get("add_bos_token", True), bool):
+        raise ArmdError(
+            f"add_bos_token must be True or False (got '{values['add_bos_token']}'): leave it out "
+            "to start texts as the tokenizer does"
+        )
+    converted = {key: convert(values[key]) for key, convert in _CONVERTERS.items() if key in values}
+    return HarnessArguments(
+        **{**values, **converted, "micro_batch": _micro_batch(batch_size, max_batch_size)}
+    )
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(HarnessArguments) if field.name != "micro_batch"]
     for key in values.keys() - set(known):
-        near = difflib.get_close_matches(key, known, n=1)
+        nearest = difflib.get_close_matches(key, known, n=1)
         raise ArmdError(
-            f"--model_args must have keys among {', '.join(known)}, got '{key}'"
-            + (f" (the nearest is {near[0]})" if near else "")
-            + ": write checkpoint=runs/demo,streams=4"
+            f"--model_args must have keys among {', '.join(known)} (got '{key}'"
+            + (f", the nearest is {nearest[0]}" if nearest else "")
+            + "): write, for example, checkpoint=runs/demo,streams=4"
         )
     if ("checkpoint" in values) == ("hf" in values):
         raise ArmdError(
-            "--model_args must name a checkpoint or a Hugging Face folder, got "
-            f"{'both' if 'hf' in values else 'neither'}: write checkpoint=runs/demo or hf=FOLDER"
+            "--model_args must have either checkpoint or hf (got "
+            f"{'both' if 'hf' in values else 'neither'}): write checkpoint=runs/demo or hf=FOLDER"
         )
-    for key, least in _NUMBERS.items():
-        if key in values:
-            _require_number(key, values[key], least)
-    if not isinstance(values.get("add_bos_token", True), bool):
+
+
+def _micro_batch(batch_size: int | str | None, max_batch_size: int | None) -> int | None:
+    """Texts per forward pass; `auto` means as in training, or the harness's upper bound if given.
+
+    The harness would search for the largest size that fits in memory. `auto:4` repeats the search.
+    """
+    if batch_size is None or str(batch_size).startswith("auto"):
+        if max_batch_size is None:
+            return None
+        return _require_int("--max_batch_size", max_batch_size, 1)
+    if isinstance(batch_size, str) and batch_size.isdecimal():
+        batch_size = int(batch_size)
+    return _require_int("--batch_size", batch_size, 1)
+
+
+def _require_int(name: str, value: object, minimum: int) -> int:
+    # bool is a subclass of int: True would pass as 1.
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ArmdError(
-            f"add_bos_token must be True or False, got '{values['add_bos_token']}': leave it out "
-            "to begin texts as the tokenizer does"
+            f"{name} must be an integer >= {minimum} (got '{value}'): change it or leave it out"
         )
-    return HarnessArguments(
-        **{
-            **values,
-            **{key: kind(values[key]) for key, kind in _KINDS.items() if key in values},
-            "micro_batch": _micro_batch(size, largest),
-        }
-    )
-
-
-def _micro_batch(size: int | str | None, largest: int | None) -> int | None:
-    """Texts of one forward pass; `auto` is as in training, or the harness's own upper bound."""
-    if size is None or str(size).startswith("auto"):
-        return None if largest is None else _require_number("--max_batch_size", largest, 1)
-    if isinstance(size, str) and size.isdecimal():
-        size = int(size)
-    return _require_number("--batch_size", size, 1)
+    return value
 
 
 def _device(name: object) -> torch.device:
@@ -102,18 +119,14 @@ def _device(name: object) -> torch.device:
         return torch.device(str(name))
     except RuntimeError as error:
         raise ArmdError(
-            f"--device must be a device such as cpu or cuda:0, got '{name}': leave it out to take "
-            "the GPU where there is one"
+            f"--device must be a device such as cpu or cuda:0 (got '{name}'): leave it out to use "
+            "the GPU if there is one"
         ) from error
 
 
-def _require_number(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArmdError(
-            f"{name} must be a whole number of at least {least}, got '{value}': change it or "
-            "leave it out"
-        )
-    return value
-
-
-_KINDS = {"checkpoint": str, "hf": lambda folder: Path(str(folder)), "device": _device}
+# The harness guesses types: a checkpoint named 7 arrives as an int.
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "checkpoint": str,
+    "hf": lambda folder: Path(str(folder)),
+    "device": _device,
+}

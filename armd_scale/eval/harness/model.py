@@ -1,19 +1,17 @@
-"""A network as a model of lm-evaluation-harness, registered as `armd_scale`.
+"""A model for lm-evaluation-harness, registered under the name `armd_scale`.
 
     python tools/harness.py --model armd_scale --model_args checkpoint=runs/demo,streams=4 --tasks T
     lm_eval.simple_evaluate("armd_scale", "checkpoint=runs/demo,streams=4", tasks=[...])
 
-Needs the extra `eval`. The harness knows its own models by a table in its source and looks for no
-others, so this module must be imported before the name means something; `run_harness` is its
-command line after that. Likelihoods are of left-to-right order; texts are generated in one stream
-or several. How texts begin is in `beginning`.
+Needs the optional dependency group `eval`. The harness only knows the models in its own source and
+does not look for others, so this module must be imported before the name can be used. `run_harness`
+then runs the command line of the harness. Log-likelihoods are in left-to-right order; texts are
+generated in one or several streams. `prompts` explains how texts start.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -34,52 +32,45 @@ from armd_scale.checkpoint.pretrained import open_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
-from armd_scale.eval.data import require_tokenizer
+from armd_scale.eval.data import check_max_positions, require_tokenizer
 from armd_scale.eval.harness.arguments import HarnessArguments, read_arguments, with_device
+from armd_scale.eval.harness.generation import (
+    GenerationRequest,
+    make_batches,
+    parse_settings,
+    truncate_at_stop,
+)
 from armd_scale.eval.harness.prompts import PromptEncoder
-from armd_scale.eval.held_out import check_max_positions
 from armd_scale.eval.loglikelihood import (
     ContextContinuation,
     ContinuationScore,
     score_continuations,
 )
-from armd_scale.generation import Sampling, Strategy, generate_tokens
+from armd_scale.generation import Strategy, generate_tokens
 from armd_scale.log import ProgressBar
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-
 
 def run_harness() -> None:
-    """The harness's own command line, on this process's arguments, with `armd_scale` known."""
+    """Run the harness's command line on the arguments of this process."""
     cli_evaluate()
 
 
-@dataclass(frozen=True, eq=False)
-class _Prompt:
-    """A text to continue."""
-
-    number: int
-    """Of the request, which its random numbers depend on."""
-    tokens: np.ndarray
-    num_tokens: int
-    """To generate."""
-    stops: tuple[str, ...]
-    sampling: Sampling
-
-
 class ArmdHarness(LM):
-    """A network with its tokenizer; the ranks of its data-parallel group share the requests.
+    """A network with its tokenizer; the ranks of its data parallel group share the requests.
+
+    The harness itself gives each rank its requests; this class only tells it rank and size.
 
     Args:
-        network: the model, which lives in process groups.
-        tokenizer: of the model.
-        beginning: how texts begin; by default as the tokenizer says.
-        max_length: longest text to predict from, in tokens; longer ones lose their beginning.
-        micro_batch: texts of one forward pass.
-        streams: segments generated side by side.
+        network: the model.
+        tokenizer: the model's tokenizer.
+        prompt_encoder: how texts start; None: as the tokenizer says.
+        max_length: longest context to predict from, in tokens; longer ones are truncated on the
+            left.
+        micro_batch: texts per forward pass.
+        streams: segments generated in parallel.
     """
 
     def __init__(
@@ -87,79 +78,81 @@ class ArmdHarness(LM):
         network: ArmdModel,
         tokenizer: Tokenizer,
         *,
-        beginning: PromptEncoder | None = None,
+        prompt_encoder: PromptEncoder | None = None,
         max_length: int,
         micro_batch: int = 8,
         streams: int = 1,
     ) -> None:
         super().__init__()
         self._network, self._tokenizer = network, tokenizer
-        self._beginning = beginning or PromptEncoder(tokenizer)
+        self._prompt_encoder = prompt_encoder or PromptEncoder(tokenizer)
         self._max_length, self._micro_batch = max_length, micro_batch
         self._strategy = Strategy(streams=streams)
-        self._peers = network.groups.dp
-        self._rank, self._world_size = self._peers.rank(), self._peers.size()
+        self._group = network.groups.dp
+        # Read by the base class, which has properties of these names without underscore.
+        self._rank, self._world_size = self._group.rank(), self._group.size()
         self._device = next(network.parameters()).device
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "ArmdHarness":
-        """What the harness makes a model by; see `HarnessArguments` and `open_harness`."""
+        """Create the model from parsed arguments; called by the harness."""
         return open_harness(read_arguments({**arg_dict, **(additional_config or {})}))
 
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> "ArmdHarness":
-        """The same from `checkpoint=runs/demo,streams=4`."""
+        """Create the model from a string such as `checkpoint=runs/demo,streams=4`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Nats of each continuation (negative), and whether greedy decoding gives it."""
-        verdicts = self._score([self._beginning.encode_pair(*request.args) for request in requests])
-        return [(verdict.logprob, verdict.is_greedy) for verdict in verdicts]
+        """Log-probability in nats of each continuation, and whether it is the greedy one."""
+        pairs = [self._prompt_encoder.encode_pair(*request.args) for request in requests]
+        return [(score.logprob, score.is_greedy) for score in self._score(pairs)]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Nats of whole texts (negative), in the harness's windows: each token is scored once."""
-        windows = [self._windows(*request.args) for request in requests]
-        verdicts = iter(self._score([pair for pairs in windows for pair in pairs]))
-        return [sum((next(verdicts).logprob for _ in pairs), 0.0) for pairs in windows]
+        """Log-probability in nats of whole texts, in the harness's windows."""
+        windows = [self._rolling_windows(*request.args) for request in requests]
+        # All windows of all texts are scored at once and then dealt back to their texts in order.
+        scores = iter(self._score([pair for pairs in windows for pair in pairs]))
+        return [sum((next(scores).logprob for _ in pairs), 0.0) for pairs in windows]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Texts up to the first of their stop words; equal settings are generated together."""
-        asked = [self._prompt(number, *request.args) for number, request in enumerate(requests)]
+        """Continuations, each up to the first of its stop strings."""
+        parsed = [self._parse_request(index, *r.args) for index, r in enumerate(requests)]
         texts: dict[int, str] = {}
-        with self._progress("generating", len(asked)) as advance:
-            for batch in _batches(asked, self._micro_batch):
+        with self._progress("generating", len(parsed)) as advance:
+            for batch in make_batches(parsed, self._micro_batch):
                 texts |= self._generate(batch)
                 advance(len(batch))
-        return [texts[prompt.number] for prompt in asked]
+        return [texts[index] for index in range(len(parsed))]
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """One number of each rank, in their order."""
-        found = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(found, tensor, group=self._peers)
-        return torch.stack(found)
+        """Stack the tensors of all ranks, in rank order."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor, group=self._group)
+        return torch.stack(gathered)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any]:
-        """Every rank's object on rank `dst`, nothing on others."""
-        found = [None] * self.world_size if self.rank == dst else None
-        dist.gather_object(obj, found, group=self._peers, group_dst=dst)
-        return found or []
+        """Collect the objects of all ranks on rank `dst`; an empty list on other ranks."""
+        gathered = [None] * self.world_size if self.rank == dst else None
+        dist.gather_object(obj, gathered, group=self._group, group_dst=dst)
+        return gathered or []
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
-        dist.barrier(group=self._peers)
+        """Wait for all ranks."""
+        dist.barrier(group=self._group)
 
     @contextmanager
     def _progress(self, title: str, count: int) -> Iterator[Callable[[int], None]]:
-        """What counts texts as done; the first rank shows it."""
+        """Yield a function that advances the progress bar, which only the first rank shows."""
         if self.rank:
             yield lambda amount: None
             return
-        with ProgressBar(title, count, unit="texts") as track:
-            yield track.advance
+        with ProgressBar(title, count, unit="texts") as progress:
+            yield progress.advance
 
     def _score(self, pairs: list[ContextContinuation]) -> list[ContinuationScore]:
         with self._progress("scoring", len(pairs)) as advance:
@@ -167,12 +160,14 @@ class ArmdHarness(LM):
                 self._network,
                 pairs,
                 micro_batch=self._micro_batch,
+                # `max_length` limits the context: the last token of a text is only predicted.
                 max_tokens=self._max_length + 1,
                 on_batch=advance,
             )
 
-    def _windows(self, text: str) -> list[ContextContinuation]:
-        prefix, *tokens = self._beginning.encode_rolling(text).tolist()
+    def _rolling_windows(self, text: str) -> list[ContextContinuation]:
+        """Split a text as the harness does: full windows in which each token is scored once."""
+        prefix, *tokens = self._prompt_encoder.encode_rolling(text).tolist()
         windows = get_rolling_token_windows(tokens, prefix, self._max_length, context_len=1)
         return [
             ContextContinuation(
@@ -181,100 +176,78 @@ class ArmdHarness(LM):
             for window in windows
         ]
 
-    def _prompt(self, number: int, context: str, how: Mapping[str, Any]) -> _Prompt:
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(how)))
-        stops, count = settings.pop("until"), settings.pop("max_gen_toks")
-        is_drawn = settings.pop("do_sample")
-        settings.setdefault("temperature", float(is_drawn))
-        if unknown := settings.keys() - set(_SAMPLING):
-            raise ArmdError(
-                f"generation_kwargs must be among until, max_gen_toks, do_sample, "
-                f"{', '.join(_SAMPLING)}, got {', '.join(sorted(unknown))}: leave it out"
-            )
-        if count >= self._max_length:
-            raise ArmdError(
-                f"max_gen_toks must leave room for a prompt in texts of {self._max_length} tokens, "
-                f"got {count}: lower it (--gen_kwargs max_gen_toks=N), or raise max_length"
-            )
-        return _Prompt(
-            number=number,
-            tokens=self._beginning.encode_prompt(context)[-(self._max_length - count) :],
-            num_tokens=count,
-            stops=tuple(stop for stop in stops if stop),
-            sampling=Sampling(**settings),
-        )
+    def _parse_request(
+        self, index: int, context: str, generation_kwargs: dict[str, Any]
+    ) -> GenerationRequest:
+        kwargs = normalize_gen_kwargs(generation_kwargs)
+        settings = parse_settings(dict(kwargs), max_length=self._max_length)
+        max_prompt_tokens = self._max_length - settings.num_tokens
+        prompt = self._prompt_encoder.encode_prompt(context)[-max_prompt_tokens:]
+        return GenerationRequest(index, prompt, settings)
 
-    def _generate(self, batch: list[_Prompt]) -> dict[int, str]:
-        """Texts by the numbers of their requests."""
+    def _generate(self, batch: list[GenerationRequest]) -> dict[int, str]:
+        """Generate texts with equal settings; returns them by request index."""
+        settings = batch[0].settings
         samples = generate_tokens(
             self._network,
-            [prompt.tokens for prompt in batch],
-            num_tokens=batch[0].num_tokens,
+            [request.tokens for request in batch],
+            num_tokens=settings.num_tokens,
             strategy=self._strategy,
-            sampling=batch[0].sampling,
-            # Ranks hold different requests under the same numbers.
-            sample_ids=[p.number * self.world_size + self.rank for p in batch],
+            sampling=settings.sampling,
+            # Each rank counts its own requests from 0; these ids are unique over all ranks, so that
+            # equal prompts on two ranks get different random numbers.
+            sample_ids=[r.index * self.world_size + self.rank for r in batch],
             eos_id=self._tokenizer.eod,
         ).samples
         texts = {}
-        for prompt, sample in zip(batch, samples, strict=True):
-            # Decoded with its prompt, so that the first word keeps the blank before it.
-            before = self._tokenizer.decode(prompt.tokens.tolist())
-            text = self._tokenizer.decode(sample.tokens.tolist())[len(before) :]
-            found = [text.find(stop) for stop in prompt.stops if stop in text]
-            texts[prompt.number] = text[: min(found, default=None)]
+        for request, sample in zip(batch, samples, strict=True):
+            # Tokenizers may drop a space at the start of what they decode, so the continuation is
+            # decoded together with its prompt and then cut off.
+            prompt = self._tokenizer.decode(request.tokens.tolist())
+            text = self._tokenizer.decode(sample.tokens.tolist())[len(prompt) :]
+            texts[request.index] = truncate_at_stop(text, request.settings.stops)
         return texts
 
 
-# As a decorator it would hide the class's own type.
+# Not written as a decorator, because the decorator's return type would hide the class's own.
 register_model("armd_scale")(ArmdHarness)
 
 
-def open_harness(given: HarnessArguments) -> ArmdHarness:
-    """A model with process groups that live as long as it does.
+def open_harness(arguments: HarnessArguments) -> ArmdHarness:
+    """Load a model, with process groups that live as long as the model does.
 
     Raises:
-        ArmdError: a checkpoint that cannot be used, one without tokenizer, a text longer than its
-            positions, or another such model in this process.
+        ArmdError: the checkpoint cannot be used or has no tokenizer, `max_length` exceeds its
+            positions, or this process already has such a model.
     """
     if dist.is_initialized():
         raise ArmdError(
-            "one armd_scale model may live in a process at a time, and another one does: delete it "
-            "first, or hand the network that is there to ArmdHarness"
+            "a process can have only one armd_scale model at a time, and it already has one: "
+            "delete that first, or pass its network to ArmdHarness"
         )
-    path = given.hf or given.checkpoint
+    path = arguments.hf or arguments.checkpoint
     assert path is not None
-    opened = open_model(path)
-    recipe = opened.checkpoint.recipe
-    tokenizer = require_tokenizer(opened.checkpoint)
-    max_length = given.max_length or recipe.data.seq_length
-    check_max_positions(max_length, opened.checkpoint, flag="max_length=")
-    environment = with_device(read_environment(), given.device)
+    folder = open_model(path)
+    recipe = folder.checkpoint.recipe
+    tokenizer = require_tokenizer(folder.checkpoint)
+    max_length = arguments.max_length or recipe.data.seq_length
+    check_max_positions(max_length, folder.checkpoint, flag="max_length=")
+    environment = with_device(read_environment(), arguments.device)
+    # The harness never closes its models. If loading fails, leaving the `with` block destroys the
+    # process groups; otherwise the finalizer does when the model is garbage collected.
     with ExitStack() as stack:
         groups = stack.enter_context(process_groups(environment, ParallelConfig()))
         model = ArmdHarness(
-            opened.load_network(groups=groups, device=environment.device),
+            folder.load_network(groups=groups, device=environment.device),
             tokenizer,
-            beginning=PromptEncoder(
+            prompt_encoder=PromptEncoder(
                 tokenizer,
-                add_bos_token=given.add_bos_token,
-                prefix_token_id=given.prefix_token_id,
+                add_bos_token=arguments.add_bos_token,
+                prefix_token_id=arguments.prefix_token_id,
             ),
             max_length=max_length,
-            micro_batch=given.micro_batch or recipe.train.micro_batch,
-            streams=given.streams,
+            micro_batch=arguments.micro_batch or recipe.train.micro_batch,
+            streams=arguments.streams,
         )
         weakref.finalize(model, stack.pop_all().close)
     return model
-
-
-def _batches(prompts: list[_Prompt], size: int) -> Iterator[list[_Prompt]]:
-    """Prompts that are generated together: equal settings, similar lengths."""
-
-    def settings(prompt: _Prompt) -> tuple[int, str]:
-        return prompt.num_tokens, repr(prompt.sampling)
-
-    for _, group in groupby(sorted(prompts, key=settings), key=settings):
-        by_length = sorted(group, key=lambda prompt: len(prompt.tokens))
-        for begin in range(0, len(by_length), size):
-            yield by_length[begin : begin + size]

@@ -1,1 +1,1 @@
-"""The tables of the ARMD paper, for one's own checkpoints."""
+"""The papers' tables, with the published rows beside those of given checkpoints."""

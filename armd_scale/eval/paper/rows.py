@@ -1,7 +1,8 @@
-"""The rows of the tables that checkpoints of one's own earn."""
+"""Measure the rows of the paper's tables for given checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -9,13 +10,15 @@ from armd_scale.checkpoint.pretrained import open_model
 from armd_scale.config.schema import ParallelConfig, Recipe
 from armd_scale.errors import ArmdError
 from armd_scale.eval.data import require_tokenizer
-from armd_scale.eval.evaluate import EvalRequest, evaluate_checkpoint
+from armd_scale.eval.evaluate import evaluate_checkpoint
 from armd_scale.eval.likelihood import Likelihood
 from armd_scale.eval.paper.tables import BENCHMARKS, GENERATIVE_COLUMNS, Row
+from armd_scale.eval.request import EvalRequest
 from armd_scale.eval.tasks.generative_perplexity import (
     GeneratedText,
     GenerativeQuality,
     generative_perplexity,
+    read_texts,
 )
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
 from armd_scale.generation import Sampling, Strategy, generate_tokens
@@ -24,36 +27,46 @@ from armd_scale.order.policies import Progressive
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.process_groups import process_groups
 
-ORDERS = ("l2r", "strided-ar:2", "strided-ar:4", "random")
+ORDERS = ("l2r", "strided:2", "strided:4", "random")
+"""Orders of the ablation tables; `strided:S` is what decoding in S streams samples from."""
+
+Ablation: TypeAlias = Literal["ablation-two-stream", "ablation-rho"]
 
 
-def benchmark_texts(named: Sequence[str]) -> dict[str, Path]:
-    """Reads NAME=FILE for columns of the zero-shot table.
+def parse_benchmark_texts(arguments: Sequence[str]) -> dict[str, Path]:
+    """Parse NAME=FILE arguments into files by column of the zero-shot table.
 
     Raises:
-        ArmdError: something else, or a name that is no column's.
+        ArmdError: an argument has another form, or its name is not in BENCHMARKS.
     """
     texts = {}
-    for pair in named:
-        name, sign, file = pair.partition("=")
-        if not sign or name not in BENCHMARKS:
+    for argument in arguments:
+        name, equals, file = argument.partition("=")
+        if not equals or name not in BENCHMARKS:
             raise ArmdError(
-                f"--text must be NAME=FILE with NAME one of {', '.join(BENCHMARKS)}, got '{pair}': "
-                "write --text PTB=ptb.test.txt"
+                f"--text must be NAME=FILE with NAME one of {', '.join(BENCHMARKS)} (got "
+                f"'{argument}'): write, for example, --text PTB=ptb.test.txt"
             )
         texts[name] = Path(file)
     return texts
 
 
 def zero_shot_row(checkpoint: str, texts: Mapping[str, Path], environment: DistributedEnv) -> Row:
-    """Left-to-right perplexity per token of each benchmark text; errors as `evaluate_checkpoint`'s.
+    """Measure left-to-right perplexity per token of each benchmark text.
 
-    Windows do not overlap, as in the published figures.
+    Args:
+        checkpoint: a checkpoint, a run folder or a Hugging Face folder.
+        texts: file of each benchmark, as distributed.
+        environment: this process's rank and device.
+
+    Raises:
+        ArmdError: as `evaluate_checkpoint`.
     """
     figures = {}
     for name, path in texts.items():
+        # No stride: windows do not overlap in the published figures either.
         request = EvalRequest(
-            checkpoint=checkpoint, text=path, detokenise=BENCHMARKS[name], order="l2r"
+            checkpoint=checkpoint, text=path, detokenizer=BENCHMARKS[name], order="l2r"
         )
         figures[name] = _perplexity(request, environment)
     return Row(Path(checkpoint).name, figures)
@@ -61,65 +74,79 @@ def zero_shot_row(checkpoint: str, texts: Mapping[str, Path], environment: Distr
 
 def generative_rows(
     checkpoint: str,
-    judge: ReferenceLM,
+    reference_lm: ReferenceLM,
     environment: DistributedEnv,
     *,
     streams: Sequence[int] = (1, 2, 4),
     num_samples: int,
     num_tokens: int,
 ) -> list[Row]:
-    """Quality of texts from a document's start, a row for each S.
+    """Generate unconditional texts with each number of streams, and measure their quality.
+
+    Args:
+        checkpoint: a checkpoint, a run folder or a Hugging Face folder.
+        reference_lm: the model that scores the texts.
+        environment: this process's rank and device.
+        streams: one row for each.
+        num_samples: texts per row.
+        num_tokens: length of the texts.
 
     Raises:
-        ArmdError: a checkpoint without tokenizer, or a length that the model cannot serve.
+        ArmdError: the checkpoint has no tokenizer, or the length exceeds its positions.
     """
-    opened = open_model(checkpoint)
-    tokenizer = require_tokenizer(opened.checkpoint)
+    folder = open_model(checkpoint)
+    tokenizer = require_tokenizer(folder.checkpoint)
     rows = []
     with process_groups(environment, ParallelConfig()) as groups:
-        network = opened.load_network(groups=groups, device=environment.device, dtype=torch.float32)
-        for s in streams:
-            made = generate_tokens(
+        # float32 whatever the model was trained in: bf16 rounding would change sampled tokens.
+        network = folder.load_network(groups=groups, device=environment.device, dtype=torch.float32)
+        for num_streams in streams:
+            # An empty prompt is the token that opens documents: texts are unconditional samples.
+            output = generate_tokens(
                 network,
                 [encode_prompt(None, tokenizer)] * num_samples,
                 num_tokens=num_tokens,
-                strategy=Strategy(streams=s),
-                sampling=Sampling(seed=opened.checkpoint.recipe.run.seed),
+                strategy=Strategy(streams=num_streams),
+                sampling=Sampling(seed=folder.checkpoint.recipe.run.seed),
             )
-            records = text_records(made, tokenizer)
-            quality = generative_perplexity(
-                [GeneratedText(r.text, r.tokens) for r in records], judge
-            )
-            rows.append(Row(f"{Path(checkpoint).name}, S = {s}", _figures(quality)))
+            texts = [GeneratedText(r.text, r.tokens) for r in text_records(output, tokenizer)]
+            quality = generative_perplexity(texts, reference_lm)
+            rows.append(Row(f"{Path(checkpoint).name}, S = {num_streams}", _figures(quality)))
     return rows
 
 
-def _figures(quality: GenerativeQuality) -> dict[str, float]:
-    """By column; of a single text, which has none to compare it with, no self-BLEU."""
-    variety = quality.diversity
-    figures = (
-        quality.perplexity,
-        variety.entropy_bits,
-        variety.distinct_1,
-        variety.distinct_2,
-        variety.distinct_3,
-        variety.self_bleu,
-    )
-    named = zip(GENERATIVE_COLUMNS, figures, strict=True)
-    return {name: figure for name, figure in named if figure is not None}
+def texts_row(path: Path, reference_lm: ReferenceLM) -> Row:
+    """Measure the quality of texts that `tools/generate.py --json` wrote.
+
+    Args:
+        path: the file, whose name without suffix is the row's label.
+        reference_lm: the model that scores the texts.
+
+    Raises:
+        ArmdError: the file cannot be read, or has an empty text.
+    """
+    return Row(path.stem, _figures(generative_perplexity(read_texts(path), reference_lm)))
 
 
 def ablation_row(
-    checkpoint: str, data: str, environment: DistributedEnv, *, samples: int | None, of: str
+    checkpoint: str,
+    data: str,
+    environment: DistributedEnv,
+    *,
+    samples: int | None,
+    ablation: Ablation,
 ) -> Row:
-    """Held-out perplexity under each of ORDERS, labelled by what the ablation is of.
+    """Measure held-out perplexity under each of ORDERS.
 
     Args:
-        checkpoint: a checkpoint or run.
-        data: prefix of held-out shards.
-        environment: this process's place.
-        samples: windows; None: all.
-        of: `ablation-two-stream` or `ablation-rho`.
+        checkpoint: a checkpoint, a run folder or a Hugging Face folder.
+        data: path of held-out shards without its ending.
+        environment: this process's rank and device.
+        samples: number of windows; None: all.
+        ablation: which setting the checkpoints differ in; it becomes the row's label.
+
+    Raises:
+        ArmdError: as `evaluate_checkpoint`.
     """
     figures = {
         order: _perplexity(
@@ -127,18 +154,35 @@ def ablation_row(
         )
         for order in ORDERS
     }
-    label = _ablation_label(open_model(checkpoint).checkpoint.recipe, of)
+    # The orders are fixed, but the checkpoints differ in what they were trained on: the label says
+    # which setting the table varies.
+    label = _ablation_label(open_model(checkpoint).checkpoint.recipe, ablation)
     return Row(f"{Path(checkpoint).name}: {label}", figures)
 
 
-def _ablation_label(recipe: Recipe, of: str) -> str:
-    if of == "ablation-two-stream":
+def _figures(quality: GenerativeQuality) -> dict[str, float]:
+    """Figures by column; self-BLEU is missing for a single text."""
+    metrics = quality.diversity
+    figures = (
+        quality.perplexity,
+        metrics.entropy_bits,
+        metrics.distinct_1,
+        metrics.distinct_2,
+        metrics.distinct_3,
+        metrics.self_bleu,
+    )
+    by_column = zip(GENERATIVE_COLUMNS, figures, strict=True)
+    return {name: figure for name, figure in by_column if figure is not None}
+
+
+def _ablation_label(recipe: Recipe, ablation: Ablation) -> str:
+    if ablation == "ablation-two-stream":
         return f"{recipe.model.two_stream_layers} of {recipe.model.layers} layers two-stream"
     order = recipe.order
     return f"rho {order.rho}" if isinstance(order, Progressive) else f"order {order.policy}"
 
 
 def _perplexity(request: EvalRequest, environment: DistributedEnv) -> float:
-    found = evaluate_checkpoint(request, environment)
-    assert isinstance(found, Likelihood)
-    return found.perplexity
+    result = evaluate_checkpoint(request, environment)
+    assert isinstance(result, Likelihood)
+    return result.perplexity

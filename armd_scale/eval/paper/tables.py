@@ -1,15 +1,16 @@
-"""The paper's tables for one's own checkpoints, its published rows beside them.
+"""The paper's tables: published rows, and their layout as Markdown and as a plot.
 
-Published figures are of Karami & Ghodsi (arXiv 2601.16971) and what they cite; all were trained on
-OpenWebText and use GPT-2's vocabulary.
+Published figures are from Karami & Ghodsi (arXiv 2601.16971) and the work it cites. All those
+models were trained on OpenWebText with GPT-2's vocabulary.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from armd_scale.errors import ArmdError
-from armd_scale.files import atomic_file
+from armd_scale.files import atomic_write_bytes
 
 BENCHMARKS = {
     "LAMBADA": "lambada",
@@ -18,7 +19,7 @@ BENCHMARKS = {
     "WikiText103": "wikitext",
     "1BW": "lm1b",
 }
-"""Columns of the zero-shot table, and the convention by which each text is detokenised."""
+"""Columns of the zero-shot table, with the detokenizer of each text."""
 
 _ZERO_SHOT = {
     "GPT-2 S": (45.04, 42.43, 138.43, 41.60, 75.20),
@@ -39,7 +40,7 @@ _GENERATIVE = {
     "SEDD (about)": (106.0,),
     "MDLM (about)": (103.0,),
 }
-"""Perplexity and entropy, where published; nobody reports the other columns."""
+"""Perplexity and, where published, entropy. No paper reports the other columns."""
 
 GENERATIVE_COLUMNS = (
     "perplexity",
@@ -49,28 +50,28 @@ GENERATIVE_COLUMNS = (
     "distinct-3",
     "self-BLEU",
 )
-"""Columns of the generative table; S is the number of streams that a row's texts were made in."""
+"""Columns of the generative table; S in a row's label is the number of streams."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures, by column; a column may be missing."""
+    """The figures of one model by column; columns may be missing."""
 
     label: str
     figures: Mapping[str, float]
-    published: bool = False
+    is_published: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Figures of several models."""
+    """A table with one row per model."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def markdown(self) -> str:
-        """As a Markdown table; a dash where nothing is known."""
+        """Format as a Markdown table, with a dash for missing figures."""
         lines = [
             f"**{self.title}**",
             "",
@@ -79,70 +80,94 @@ class Table:
         ]
         for row in self.rows:
             cells = [
-                _cell(row.figures[name]) if name in row.figures else "-" for name in self.columns
+                _format_figure(row.figures[name]) if name in row.figures else "-"
+                for name in self.columns
             ]
-            label = f"{row.label} (published)" if row.published else row.label
+            label = f"{row.label} (published)" if row.is_published else row.label
             lines.append(f"| {label} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
-    def draw(self, path: Path) -> None:
-        """As a picture of bars, a panel a column; published models are grey.
+    def plot(self, path: Path) -> None:
+        """Draw bars, one panel per column, with published models in gray.
 
-        The file appears whole or not at all, in the format that its ending names.
+        Args:
+            path: the file, which appears complete or not at all; its suffix names the format, see
+                `require_image_suffix`.
 
         Raises:
-            ArmdError: it cannot be written, or its ending names no format.
+            ArmdError: the file cannot be written.
         """
+        # matplotlib takes a second to import, and the Markdown table does not need it. Without
+        # pyplot there is no global state and no display.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(2.6 * len(self.columns) + 1, 1 + 0.3 * len(self.rows)))
         panels = figure.subplots(1, len(self.columns), sharey=True, squeeze=False)[0]
         labels = [row.label for row in self.rows]
-        colors = ["0.7" if row.published else "tab:blue" for row in self.rows]
+        colors = ["0.7" if row.is_published else "tab:blue" for row in self.rows]
         for panel, name in zip(panels, self.columns, strict=True):
             widths = [row.figures.get(name, 0.0) for row in self.rows]
             bars = panel.barh(labels, widths, color=colors)
             panel.bar_label(bars, [f"{width:.3g}" if width else "" for width in widths], size=7)
             panel.set_title(name, size=9)
             panel.margins(x=0.2)
-        panels[0].invert_yaxis()
-        figure.suptitle(f"{self.title}; published in grey", size=10)
+        panels[0].invert_yaxis()  # bars start at the bottom, tables at the top
+        figure.suptitle(f"{self.title}; published in gray", size=10)
         figure.tight_layout()
-        try:
-            with atomic_file(path) as partial:
-                # matplotlib would take the format from the temporary name.
-                figure.savefig(partial, format=path.suffix.removeprefix("."))
-        except ValueError as error:
-            raise ArmdError(
-                f"the picture's format must be one that matplotlib knows (got {path}: {error}): "
-                "name a file such as table.svg"
-            ) from error
+        # Drawn in memory, so that a failing disk leaves no half-written file.
+        image = io.BytesIO()
+        figure.savefig(image, format=path.suffix.removeprefix("."))
+        atomic_write_bytes(path, image.getvalue())
 
 
-def zero_shot(ours: Sequence[Row]) -> Table:
-    """Perplexity per token on texts that nobody trained on; columns are BENCHMARKS."""
-    rows = [
-        Row(label, dict(zip(BENCHMARKS, figures, strict=True)), published=True)
+def require_image_suffix(path: Path | None, option: str) -> None:
+    """Check, before any long work, that a file's suffix names an image format.
+
+    Args:
+        path: the output file; None if the user did not ask for it.
+        option: command-line option that names the file, for the message.
+
+    Raises:
+        ArmdError: matplotlib cannot write such a file.
+    """
+    if path is None:
+        return
+    from matplotlib.figure import Figure
+
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise ArmdError(
+            f"{option} must end in one of {', '.join(f'.{name}' for name in sorted(formats))} (got "
+            f"{path}): name a file such as table.svg"
+        )
+
+
+def zero_shot_table(rows: Sequence[Row]) -> Table:
+    """Perplexity per token on benchmark texts without training on them; columns are BENCHMARKS."""
+    published = [
+        Row(label, dict(zip(BENCHMARKS, figures, strict=True)), is_published=True)
         for label, figures in _ZERO_SHOT.items()
     ]
-    return Table("Zero-shot perplexity per token", tuple(BENCHMARKS), (*rows, *ours))
+    return Table("Zero-shot perplexity per token", tuple(BENCHMARKS), (*published, *rows))
 
 
-def generative(ours: Sequence[Row]) -> Table:
-    """Perplexity by a judge, entropy in bits per token, and variety; columns are QUALITIES."""
-    rows = [
-        Row(label, dict(zip(GENERATIVE_COLUMNS, figures, strict=False)), published=True)
+def generative_table(rows: Sequence[Row]) -> Table:
+    """Generative perplexity and diversity; columns are GENERATIVE_COLUMNS."""
+    published = [
+        # A row with fewer figures leaves its last columns empty.
+        Row(label, dict(zip(GENERATIVE_COLUMNS, figures, strict=False)), is_published=True)
         for label, figures in _GENERATIVE.items()
     ]
-    return Table("Generative perplexity and variety", GENERATIVE_COLUMNS, (*rows, *ours))
+    return Table("Generative perplexity and diversity", GENERATIVE_COLUMNS, (*published, *rows))
 
 
-def ablation(title: str, ours: Sequence[Row]) -> Table:
-    """Held-out perplexity by order of checkpoints that differ in one choice."""
-    columns = tuple(dict.fromkeys(name for row in ours for name in row.figures))
-    return Table(title, columns, tuple(ours))
+def ablation_table(title: str, rows: Sequence[Row]) -> Table:
+    """Held-out perplexity by order, for checkpoints that differ in one setting."""
+    # dict.fromkeys removes duplicates and keeps the order, which a set does not.
+    columns = tuple(dict.fromkeys(name for row in rows for name in row.figures))
+    return Table(title, columns, tuple(rows))
 
 
-def _cell(figure: float) -> str:
-    """Two places, three of what is a share of 1."""
+def _format_figure(figure: float) -> str:
+    """Two decimals, or three for fractions below 1."""
     return f"{figure:.2f}" if figure >= 1 else f"{figure:.3f}"

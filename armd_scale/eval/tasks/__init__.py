@@ -1,1 +1,1 @@
-"""Evaluation tasks other than likelihood."""
+"""Evaluation tasks: LAMBADA, infilling, generative perplexity."""

@@ -1,79 +1,76 @@
-"""Generative perplexity: what made texts cost a pretrained model, with how varied they are."""
+"""Generative perplexity of sampled texts under a pretrained model, with diversity metrics."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from armd_scale.errors import ArmdError
+from armd_scale.eval.tasks.base import read_examples
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
 from armd_scale.eval.text_metrics import Diversity, diversity
 
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A text and the tokens of it that were generated, in the vocabulary of their maker."""
+    """A sampled text."""
 
     text: str
+    """The whole text, prompt included."""
     tokens: list[int]
+    """Its generated tokens, in the vocabulary of the model that generated them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeQuality:
-    """How good made texts are: neither figure says it without the other."""
+    """Perplexity and diversity of sampled texts; only both together describe their quality."""
 
     perplexity: float
-    """exp of the judge's mean nats over the tokens of all texts together."""
+    """exp of the reference model's mean nats per token, over the tokens of all texts together."""
     num_texts: int
     num_tokens: int
-    """Tokens that the judge scored, by its own tokenizer."""
+    """Tokens scored, in the vocabulary of the reference model."""
     diversity: Diversity
     """Of the generated tokens."""
 
 
 def read_texts(path: Path) -> list[GeneratedText]:
-    """The texts of a file that `tools/generate.py --json` wrote.
+    """Read the texts of a file written by `tools/generate.py --json`.
 
     Raises:
-        ArmdError: no such file, or a line that is no such record.
+        ArmdError: the file cannot be read or is empty, or a line is not such a record.
     """
-    made = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArmdError(
-            f"{path} must be a file of tools/generate.py --json, and cannot be read ({error}): "
-            "name another file"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            made.append(GeneratedText(record["text"], record["tokens"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArmdError(
-                f"{path}, line {number} must be a record of tools/generate.py --json, got "
-                f"{line[:60]!r}: generate the file again"
-            ) from error
-    return made
+    records = read_examples(path, _parse_record, expected="a record of tools/generate.py --json")
+    return [text for _, text in records]
 
 
-def generative_perplexity(made: Sequence[GeneratedText], judge: ReferenceLM) -> GenerativeQuality:
-    """Generative perplexity and variety of some texts.
+def generative_perplexity(
+    texts: Sequence[GeneratedText], reference_lm: ReferenceLM
+) -> GenerativeQuality:
+    """Compute generative perplexity and diversity of some texts.
 
     Raises:
-        ArmdError: no text, or an empty one.
+        ArmdError: there are no texts, or one of them is empty.
     """
-    if not made or not all(one.text and one.tokens for one in made):
+    num_empty = sum(not (text.text and text.tokens) for text in texts)
+    if not texts or num_empty:
         raise ArmdError(
-            f"texts to judge must be one or more, none of them empty, got {len(made)} of which "
-            f"{sum(not (one.text and one.tokens) for one in made)} are empty: generate longer ones"
+            f"generative perplexity needs at least one text and no empty ones (got {len(texts)} "
+            f"texts, {num_empty} of them empty): generate longer texts"
         )
-    judged = judge.score([one.text for one in made])
-    tokens = sum(one.num_tokens for one in judged)
+    scores = reference_lm.score([text.text for text in texts])
+    num_tokens = sum(score.num_tokens for score in scores)
     return GenerativeQuality(
-        perplexity=math.exp(sum(one.nats for one in judged) / tokens),
-        num_texts=len(made),
-        num_tokens=tokens,
-        diversity=diversity([one.tokens for one in made]),
+        perplexity=math.exp(sum(score.nats for score in scores) / num_tokens),
+        num_texts=len(texts),
+        num_tokens=num_tokens,
+        diversity=diversity([text.tokens for text in texts]),
     )
+
+
+def _parse_record(record: Any) -> GeneratedText:
+    text, tokens = record["text"], record["tokens"]
+    if not isinstance(text, str) or not all(isinstance(token, int) for token in tokens):
+        raise ValueError("not a text and its token ids")
+    return GeneratedText(text, tokens)

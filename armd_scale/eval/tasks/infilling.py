@@ -1,24 +1,23 @@
-"""Infilling: the middle of a text from both its sides, against what stood there by ROUGE.
+"""Infilling: generate the middle of a text from both sides; compare with the original by ROUGE.
 
-As the literature does with the five-sentence stories of ROCStories (Mostafazadeh et al., 2016).
+The usual data is ROCStories (Mostafazadeh et al., 2016, arXiv 1604.01696): five-sentence stories
+with some of the middle sentences removed.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float64, Int64
-from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
-from armd_scale.eval.tasks.lambada import read_lines
+from armd_scale.eval.tasks.base import TaskOptions, read_examples
 from armd_scale.eval.text_metrics import rouge, words
 from armd_scale.generation import TO_GENERATE, GenerationSpec, Sampling, generate_from_specs
 from armd_scale.generation.text import encode_prompt
@@ -32,150 +31,162 @@ class InfillExample:
     """A text without its middle."""
 
     text: Int64[np.ndarray, " P"]
-    """From the token that opens a document on; HOLE for each token of the middle."""
+    """Tokens, starting with the one that opens a document; TO_GENERATE for each token of the
+    middle."""
     middle: str
-    """What stood there."""
+    """The original middle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfillResult:
-    """How close filled middles came to what stood there."""
+    """ROUGE of generated middles against the original ones."""
 
     task: str
     order: str
-    """SPEC of the order that the middles' tokens were generated in."""
+    """SPEC of the order in which the tokens of the middles were generated."""
     rouge_1: float
     rouge_2: float
     rouge_l: float
-    """Mean F1 over passages, 0 to 1; of words in lower case, unstemmed."""
+    """Mean F1 over passages, 0 to 1, of lower-case words without stemming."""
     rouge_1_standard_error: float | None
     rouge_2_standard_error: float | None
     rouge_l_standard_error: float | None
-    """Were the passages drawn anew; None for a single one."""
+    """Standard errors of the means over passages; None for a single passage."""
     num_passages: int
     num_tokens: int
-    """Tokens generated."""
+    """Number of generated tokens."""
 
-
-def read_examples(path: Path, tokenizer: Tokenizer, *, max_tokens: int) -> list[InfillExample]:
-    """Each passage with a hole for its middle, of as many tokens as the middle has.
-
-    Args:
-        path: JSON lines with the keys `before`, `middle` and `after`, which together are the text:
-            the blank before a middle is its own, or of what stands before it.
-        tokenizer: of the model.
-        max_tokens: most tokens of a text, the one that opens it included.
-
-    Raises:
-        ArmdError: no such file, a line that is no such object or too long, or no passage at all.
-    """
-    gaps = []
-    for number, line in enumerate(read_lines(path), start=1):
-        before, middle, after = _parts(line, f"{path}, line {number}")
-        hole, end = tokenizer.encode_batch([middle, after])
-        begin = encode_prompt(before, tokenizer)
-        text = np.concatenate((begin, np.full(len(hole), TO_GENERATE), end)).astype(np.int64)
-        if len(text) > max_tokens:
-            raise ArmdError(
-                f"{path}, line {number} must be a text of at most {max_tokens} tokens, got "
-                f"{len(text)}: shorten it, or raise --seq-length"
+    def format_line(self) -> str:
+        """The figures as one line of text."""
+        figures = []
+        for name in InfillTask.score_names:
+            error = getattr(self, f"{name}_standard_error")
+            figures.append(
+                f"{name.upper().replace('_', '-')} {getattr(self, name):.4f}"
+                + ("" if error is None else f" (standard error {error:.4f})")
             )
-        gaps.append(InfillExample(text, middle))
-    if not gaps:
-        raise ArmdError(f"{path} must hold passages, one a line, and is empty: give another file")
-    return gaps
+        return "  ".join([self.task, self.order, *figures, f"{self.num_passages} passages"])
 
 
-def run_infill(
-    network: ArmdModel,
-    gaps: Sequence[InfillExample],
-    tokenizer: Tokenizer,
-    *,
-    order: OrderPolicy,
-    sampling: Sampling,
-    micro_batch: int,
-    groups: ProcessGroupCollection,
-    on_batch: Callable[[int], None] = lambda count: None,
-) -> InfillResult:
-    """Fills all middles, shared out among the data parallel ranks, which must all call this.
+@dataclass(frozen=True)
+class InfillTask:
+    """Texts whose middles are generated."""
 
-    What fills a middle depends on the seed and the passage's number alone.
-
-    Args:
-        network: the model.
-        gaps: the passages.
-        tokenizer: of the model.
-        order: of the middles' tokens, drawn for each as for a document of its length; what is
-            around them is given.
-        sampling: how tokens are drawn; its seed is the orders' too.
-        micro_batch: passages of one batch.
-        groups: the process groups.
-        on_batch: called with the number of passages that this rank has filled.
-    """
-    device = next(network.parameters()).device
-    scores = torch.zeros(len(gaps), 3, dtype=torch.float64, device=device)
-    mine = range(groups.dp.rank(), len(gaps), groups.dp.size())
-    # Alike in length where they are filled together, which is when a batch wastes least.
-    by_length = sorted(mine, key=lambda number: len(gaps[number].text))
-    for begin in range(0, len(by_length), micro_batch):
-        numbers = by_length[begin : begin + micro_batch]
-        made = generate_from_specs(
-            network,
-            [example_spec(gaps[i].text, order, seed=sampling.seed, number=i) for i in numbers],
-            sampling=sampling,
-            sample_ids=numbers,
-        )
-        for number, sample in zip(numbers, made.samples, strict=True):
-            filled = tokenizer.decode(sample.tokens[sample.generated].tolist())
-            found = rouge(words(filled), words(gaps[number].middle))
-            scores[number] = torch.tensor([found.rouge_1, found.rouge_2, found.rouge_l])
-        on_batch(len(numbers))
-    dist.all_reduce(scores, group=groups.dp)
-    num_tokens = sum(int((gap.text == TO_GENERATE).sum()) for gap in gaps)
-    return _summary(scores, order, num_tokens=num_tokens)
-
-
-def _summary(
-    scores: Float64[Tensor, "passages 3"], order: OrderPolicy, *, num_tokens: int
-) -> InfillResult:
-    means = scores.mean(dim=0).tolist()
-    errors: list[float | None] = [None, None, None]
-    if len(scores) > 1:
-        errors = (scores.std(dim=0) / math.sqrt(len(scores))).tolist()
-    return InfillResult(
-        task="infill",
-        order=str(order),
-        rouge_1=means[0],
-        rouge_2=means[1],
-        rouge_l=means[2],
-        rouge_1_standard_error=errors[0],
-        rouge_2_standard_error=errors[1],
-        rouge_l_standard_error=errors[2],
-        num_passages=len(scores),
-        num_tokens=num_tokens,
+    name: ClassVar[str] = "infill"
+    help: ClassVar[str] = (
+        'infill {"before", "middle", "after"}: ROUGE-1, -2 and -L of the text generated between '
+        "before and after, in --order and with as many tokens as middle, against middle"
     )
+    score_names: ClassVar[tuple[str, ...]] = ("rouge_1", "rouge_2", "rouge_l")
+    needs_left_to_right: ClassVar[bool] = False
+    draws_tokens: ClassVar[bool] = True
 
+    examples: Sequence[InfillExample]
+    tokenizer: Tokenizer
+    order: OrderPolicy
+    """Order of the tokens of each middle, drawn as for a document of that length."""
+    sampling: Sampling
+    """How tokens are drawn; its seed is also the seed of order draws."""
 
-def example_spec(
-    text: Int64[np.ndarray, " P"], order: OrderPolicy, *, seed: int, number: int
-) -> GenerationSpec:
-    """The passage with its middle's tokens in the blocks of a document of their number."""
-    is_hole = text == TO_GENERATE
-    length = int(is_hole.sum()) + 1
-    block = np.zeros(len(text), dtype=np.int64)
-    block[is_hole] = sample_blocks(order, seed=seed, sample_index=number, lengths=(length,))[1:]
-    return GenerationSpec(tokens=np.where(is_hole, 0, text), block=block, known=~is_hole)
+    @classmethod
+    def read(cls, path: Path, tokenizer: Tokenizer, options: TaskOptions) -> "InfillTask":
+        """Read JSON lines with the keys `before`, `middle` and `after`.
 
+        The three concatenated are the whole text: a space between two of them must be in one.
 
-def _parts(line: str, where: str) -> tuple[str, str, str]:
-    try:
-        record = json.loads(line)
-        parts = tuple(record[key] for key in ("before", "middle", "after"))
-    except (ValueError, KeyError, TypeError):
-        parts = ()
-    if not parts or not all(isinstance(part, str) for part in parts) or not words(parts[1]):
-        raise ArmdError(
-            f'{where} must be an object with the texts "before", "middle" and "after", and a word '
-            f"in the middle, got {line.strip()[:60]!r}: mend or remove the line"
+        Raises:
+            ArmdError: the file cannot be read or is empty, or a line is invalid or too long.
+        """
+        records = read_examples(
+            path,
+            _parse_parts,
+            expected='an object with the strings "before", "middle" and "after", and at least one '
+            "word in the middle",
         )
-    return parts
+        examples = []
+        for location, (before, middle, after) in records:
+            hole, suffix = tokenizer.encode_batch([middle, after])
+            prefix = encode_prompt(before, tokenizer)
+            # The parts are tokenized separately: no token may span the border of the hole, or the
+            # context would reveal letters of the middle.
+            text = np.concatenate((prefix, np.full(len(hole), TO_GENERATE), suffix))
+            if len(text) > options.max_tokens:
+                raise ArmdError(
+                    f"{location} must have at most {options.max_tokens} tokens (got {len(text)}): "
+                    "shorten it, or raise --seq-length"
+                )
+            examples.append(InfillExample(text.astype(np.int64), middle))
+        return cls(examples[: options.max_examples], tokenizer, options.order, options.sampling)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    def run(
+        self,
+        network: ArmdModel,
+        indices: Sequence[int],
+        *,
+        micro_batch: int,
+        on_batch: Callable[[int], None],
+    ) -> Float64[Tensor, "indices 3"]:
+        """Generate the middles of some examples; each depends on the seed and its index alone."""
+        scores = torch.zeros(len(self.examples), 3, dtype=torch.float64)
+        # A batch runs until its longest text is complete: similar lengths waste the least.
+        by_length = sorted(indices, key=lambda i: len(self.examples[i].text))
+        for start in range(0, len(by_length), micro_batch):
+            batch = by_length[start : start + micro_batch]
+            output = generate_from_specs(
+                network,
+                [self.generation_spec(i) for i in batch],
+                sampling=self.sampling,
+                sample_ids=batch,
+            )
+            for i, sample in zip(batch, output.samples, strict=True):
+                generated = self.tokenizer.decode(sample.tokens[sample.generated].tolist())
+                score = rouge(words(generated), words(self.examples[i].middle))
+                scores[i] = torch.tensor(
+                    [score.rouge_1, score.rouge_2, score.rouge_l], dtype=torch.float64
+                )
+            on_batch(len(batch))
+        # Batches are sorted by length; the caller expects its own order.
+        return scores[list(indices)]
+
+    def generation_spec(self, index: int) -> GenerationSpec:
+        """Assign the middle's tokens to blocks, as those of a document of their number."""
+        text = self.examples[index].text
+        is_hole = text == TO_GENERATE
+        # A document's first token is given and gets block 0, so one token more is drawn and the
+        # first block dropped.
+        length = int(is_hole.sum()) + 1
+        block = np.zeros(len(text), dtype=np.int64)
+        block[is_hole] = sample_blocks(
+            self.order, seed=self.sampling.seed, sample_index=index, lengths=(length,)
+        )[1:]
+        return GenerationSpec(tokens=np.where(is_hole, 0, text), block=block, known=~is_hole)
+
+    def summarize(self, scores: Float64[Tensor, "examples 3"]) -> InfillResult:
+        """Compute mean ROUGE over examples, with standard errors."""
+        means = scores.mean(dim=0).tolist()
+        errors: list[float | None] = [None, None, None]
+        if len(scores) > 1:
+            errors = (scores.std(dim=0) / math.sqrt(len(scores))).tolist()
+        return InfillResult(
+            task=self.name,
+            order=str(self.order),
+            rouge_1=means[0],
+            rouge_2=means[1],
+            rouge_l=means[2],
+            rouge_1_standard_error=errors[0],
+            rouge_2_standard_error=errors[1],
+            rouge_l_standard_error=errors[2],
+            num_passages=len(scores),
+            num_tokens=sum(int((e.text == TO_GENERATE).sum()) for e in self.examples),
+        )
+
+
+def _parse_parts(record: Any) -> tuple[str, str, str]:
+    before, middle, after = (record[key] for key in ("before", "middle", "after"))
+    if not all(isinstance(part, str) for part in (before, middle, after)) or not words(middle):
+        raise ValueError("not three strings with a word in the middle")
+    return before, middle, after

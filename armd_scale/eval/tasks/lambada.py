@@ -1,116 +1,120 @@
-"""LAMBADA: the last word of each passage (Paperno et al., 2016), as lm-evaluation-harness asks."""
+"""LAMBADA: predict the last word of each passage (Paperno et al., 2016, arXiv 1606.06031).
 
-import json
+Accuracy and perplexity are defined as in lm-evaluation-harness.
+"""
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
-from megatron.core.process_groups_config import ProcessGroupCollection
+from jaxtyping import Float64
+from torch import Tensor
 
 from armd_scale.data.tokenizer import Tokenizer
-from armd_scale.errors import ArmdError
 from armd_scale.eval.loglikelihood import ContextContinuation, encode_pair, score_continuations
+from armd_scale.eval.tasks.base import TaskOptions, read_examples
 from armd_scale.generation.text import encode_prompt
 from armd_scale.model.armd_model import ArmdModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class LambadaResult:
-    """How well last words were foretold."""
+    """LAMBADA accuracy and perplexity."""
 
     task: str
     accuracy: float
-    """Share of passages whose last word greedy decoding spells exactly."""
+    """Fraction of passages whose last word is the greedy continuation, token for token."""
     accuracy_standard_error: float | None
-    """Were the passages drawn anew; None for a single one."""
+    """Standard error of the accuracy over passages; None for a single passage."""
     perplexity: float
-    """exp of the mean nats of a last word, all of its tokens together."""
+    """exp of the mean negative log-likelihood of a last word, summed over its tokens."""
     num_passages: int
 
-
-def read_passages(path: Path, tokenizer: Tokenizer) -> list[ContextContinuation]:
-    """Each passage before its last word, and that word with the blank before it.
-
-    Args:
-        path: JSON lines with the key `text`.
-        tokenizer: of the model.
-
-    Raises:
-        ArmdError: no such file, a line that is no such object, or no passage at all.
-    """
-    encode = partial(encode_prompt, tokenizer=tokenizer)
-    pairs = []
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            before, blank, word = json.loads(line)["text"].strip().rpartition(" ")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            before = blank = word = ""
-        if not before or not word:
-            raise ArmdError(
-                f'{path}, line {number} must be an object with a "text" of two words or more, got '
-                f"{line.strip()[:60]!r}: mend or remove the line"
-            )
-        pairs.append(encode_pair(before, blank + word, encode))
-    if not pairs:
-        raise ArmdError(f"{path} must hold passages, one a line, and is empty: give another file")
-    return pairs
+    def format_line(self) -> str:
+        """The figures as one line of text."""
+        error = self.accuracy_standard_error
+        return (
+            f"{self.task}  accuracy {self.accuracy:.4f}"
+            + ("" if error is None else f" (standard error {error:.4f})")
+            + f"  perplexity {self.perplexity:.2f}  {self.num_passages} passages"
+        )
 
 
-def score_last_words(
-    network: ArmdModel,
-    passages: Sequence[ContextContinuation],
-    *,
-    micro_batch: int,
-    max_tokens: int,
-    groups: ProcessGroupCollection,
-    on_batch: Callable[[int], None] = lambda count: None,
-) -> LambadaResult:
-    """Scores all passages, shared out among the data parallel ranks, which must all call this.
+@dataclass(frozen=True)
+class LambadaTask:
+    """Passages with the last word split off."""
 
-    `on_batch` is called with the number of passages that this rank has scored.
-    """
-    rank, size = groups.dp.rank(), groups.dp.size()
-    verdicts = score_continuations(
-        network,
-        passages[rank::size],
-        micro_batch=micro_batch,
-        max_tokens=max_tokens,
-        on_batch=on_batch,
-    )
-    device = next(network.parameters()).device
-    sums = torch.tensor(
-        [sum(v.is_greedy for v in verdicts), -sum(v.logprob for v in verdicts)],
-        dtype=torch.float64,
-        device=device,
-    )
-    dist.all_reduce(sums, group=groups.dp)
-    right, nats = sums.tolist()
-    count = len(passages)
-    accuracy = right / count
-    error = math.sqrt(accuracy * (1 - accuracy) / (count - 1)) if count > 1 else None
-    return LambadaResult(
-        task="lambada",
-        accuracy=accuracy,
-        accuracy_standard_error=error,
-        perplexity=torch.tensor(nats / count, dtype=torch.float64).exp().item(),
-        num_passages=count,
-    )
+    name: ClassVar[str] = "lambada"
+    help: ClassVar[str] = 'lambada {"text"}: accuracy and perplexity of the last word'
+    score_names: ClassVar[tuple[str, ...]] = ("is_greedy", "nats")
+    needs_left_to_right: ClassVar[bool] = True
+    draws_tokens: ClassVar[bool] = False
+
+    passages: Sequence[ContextContinuation]
+    max_tokens: int
+    """Longest text; longer passages are truncated on the left."""
+
+    @classmethod
+    def read(cls, path: Path, tokenizer: Tokenizer, options: TaskOptions) -> "LambadaTask":
+        """Read JSON lines with the key `text`; the last word includes the space before it.
+
+        Raises:
+            ArmdError: the file cannot be read or is empty, or a line is not a passage.
+        """
+        examples = read_examples(
+            path, _split_last_word, expected='an object with a "text" of at least two words'
+        )
+        encode = partial(encode_prompt, tokenizer=tokenizer)
+        passages = [encode_pair(context, word, encode) for _, (context, word) in examples]
+        return cls(passages[: options.max_examples], options.max_tokens)
+
+    def __len__(self) -> int:
+        """Number of passages."""
+        return len(self.passages)
+
+    def run(
+        self,
+        network: ArmdModel,
+        indices: Sequence[int],
+        *,
+        micro_batch: int,
+        on_batch: Callable[[int], None],
+    ) -> Float64[Tensor, "indices 2"]:
+        """Score the last words of some passages."""
+        # One forward pass gives both figures: the word is the greedy continuation exactly if each
+        # of its tokens is the most likely one given the true tokens before it.
+        scores = score_continuations(
+            network,
+            [self.passages[i] for i in indices],
+            micro_batch=micro_batch,
+            max_tokens=self.max_tokens,
+            on_batch=on_batch,
+        )
+        rows = [[float(score.is_greedy), -score.logprob] for score in scores]
+        # Without the reshape, a rank without passages would return shape [0] instead of [0, 2].
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
+
+    def summarize(self, scores: Float64[Tensor, "passages 2"]) -> LambadaResult:
+        """Compute accuracy, with its binomial standard error, and perplexity."""
+        accuracy, nats = scores.mean(dim=0)
+        count, a = len(scores), accuracy.item()
+        return LambadaResult(
+            task=self.name,
+            accuracy=a,
+            accuracy_standard_error=math.sqrt(a * (1 - a) / (count - 1)) if count > 1 else None,
+            perplexity=nats.exp().item(),
+            num_passages=count,
+        )
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a task's file.
-
-    Raises:
-        ArmdError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArmdError(
-            f"{path} must be a file of JSON lines in UTF-8, and cannot be read ({error}): name "
-            "another file"
-        ) from error
+def _split_last_word(record: Any) -> tuple[str, str]:
+    # Only a space separates words here, as in lm-evaluation-harness. It stays with the word: byte
+    # level tokenizers have tokens for " word", and "word" without it would be tokenized otherwise.
+    context, space, word = record["text"].strip().rpartition(" ")
+    if not context or not word:
+        raise ValueError("fewer than two words")
+    return context, space + word

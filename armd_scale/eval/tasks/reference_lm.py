@@ -1,4 +1,4 @@
-"""A pretrained model of a Hugging Face folder that judges texts; the door to transformers here."""
+"""A pretrained AR model from a Hugging Face folder that scores generated texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from armd_scale.generation.text import encode_prompt
 
 @dataclass(frozen=True)
 class TextScore:
-    """What one text costs the judge."""
+    """Negative log-likelihood of one text."""
 
     nats: float
     num_tokens: int
-    """Tokens of the judge's own, without the one that opens the text."""
+    """Tokens scored, without the one that opens the text."""
 
 
 class ReferenceLM:
     """An AR model with its tokenizer.
 
     Args:
-        folder: as `save_pretrained` of transformers leaves it, with a `tokenizer.json`.
-        device: where it runs.
+        folder: written by `save_pretrained` of transformers, with a `tokenizer.json`.
+        device: device of the model.
 
     Raises:
         ArmdError: transformers cannot load the folder.
-        TokenizerError: it holds no tokenizer.
+        TokenizerError: the folder has no tokenizer.
     """
 
     def __init__(self, folder: Path, *, device: torch.device | str = "cpu") -> None:
@@ -43,20 +43,23 @@ class ReferenceLM:
             model: Any = AutoModelForCausalLM.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ArmdError(
-                f"--judge must be a folder that transformers can load as a causal language model, "
-                f"and {folder} is not ({str(error).splitlines()[0]}): save it with save_pretrained"
+                "--eval-model must be a folder that transformers can load as a causal language "
+                f"model, but {folder} is not ({str(error).splitlines()[0]}): write it with "
+                "save_pretrained"
             ) from error
         self._model = model.to(device).eval()
+        # Families without a table of positions may not state a limit; 1024 is GPT-2's, the usual
+        # reference model.
         self._max_tokens: int = getattr(model.config, "max_position_embeddings", 1024)
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> list[TextScore]:
-        """Each text after the token that opens documents, cut at the judge's longest context."""
-        found = []
+        """Score each text after the token that opens documents, cut at the longest context."""
+        scores = []
         for text in texts:
             ids = encode_prompt(text, self._tokenizer)[: self._max_tokens]
             tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self._model.device)
             logits = self._model(tokens[None]).logits[0, :-1].float()
             logprob = logits.log_softmax(dim=-1).gather(1, tokens[1:, None])
-            found.append(TextScore(-logprob.double().sum().item(), len(ids) - 1))
-        return found
+            scores.append(TextScore(-logprob.double().sum().item(), len(ids) - 1))
+        return scores

@@ -1,4 +1,4 @@
-"""The harness's requests against direct computations."""
+"""Requests of the harness against direct computations."""
 
 import dataclasses
 from functools import partial
@@ -25,22 +25,22 @@ def model(groups, tmp_path_factory):
     return network, load_tokenizer(folder)
 
 
-def ask_all(model, kind, *requests, **options):
-    asked = [Instance(request_type=kind, doc={}, arguments=given, idx=0) for given in requests]
-    return getattr(ArmdHarness(*model, **{"max_length": 39, **options}), kind)(asked)
+def request_all(model, kind, *requests, **options):
+    instances = [Instance(request_type=kind, doc={}, arguments=args, idx=0) for args in requests]
+    return getattr(ArmdHarness(*model, **{"max_length": 39, **options}), kind)(instances)
 
 
-def ask(model, kind, *arguments):
-    (found,) = ask_all(model, kind, arguments)
-    return found
+def request(model, kind, *arguments):
+    (response,) = request_all(model, kind, arguments)
+    return response
 
 
-def by_hand(network, text, start):
-    (found,) = log_probs_by_position(network, batch_of(text[None], np.arange(len(text))[None]))
-    return sum(found[p].item() for p in range(start, len(text)))
+def compute_by_hand(network, text, start):
+    (logprob,) = log_probs_by_position(network, batch_of(text[None], np.arange(len(text))[None]))
+    return sum(logprob[p].item() for p in range(start, len(text)))
 
 
-def test_it_is_registered():
+def test_the_model_is_registered():
     assert get_model("armd_scale") is ArmdHarness
 
 
@@ -48,71 +48,74 @@ def test_loglikelihood(model):
     encode = partial(encode_prompt, tokenizer=model[1])
     pair = encode_pair("the quick", " fox", encode)
     text = np.concatenate((pair.context, pair.continuation))
-    found, is_greedy = ask(model, "loglikelihood", "the quick", " fox")
-    assert found == pytest.approx(by_hand(model[0], text, len(pair.context)), rel=1e-5)
+    logprob, is_greedy = request(model, "loglikelihood", "the quick", " fox")
+    assert logprob == pytest.approx(compute_by_hand(model[0], text, len(pair.context)), rel=1e-5)
     assert not is_greedy
 
 
-def test_rolling(model):
+def test_rolling_loglikelihood(model):
     words = "the quick brown fox"
     tokens = encode_prompt(words, model[1])
-    found = ask(model, "loglikelihood_rolling", words)
-    assert found == pytest.approx(by_hand(model[0], tokens, 1), rel=1e-5)
-    assert ask(model, "loglikelihood_rolling", "") == 0
+    logprob = request(model, "loglikelihood_rolling", words)
+    assert logprob == pytest.approx(compute_by_hand(model[0], tokens, 1), rel=1e-5)
+    assert request(model, "loglikelihood_rolling", "") == 0
 
 
-def test_rolling_in_windows_that_are_full_but_score_a_token_once(model):
-    """Ten tokens in windows of four: 1-4, 5-8, and 9-10 after 7-8, whatever goes with them."""
+def test_rolling_windows_are_full_and_score_each_token_once(model):
+    """Ten tokens in windows of four: 1-4, 5-8, and 9-10 after 7-8, in any batch."""
     tokens = encode_prompt("the quick brown fox jumps", model[1])[:11]
     words = model[1].decode(tokens[1:].tolist())
     windows = [(tokens[:5], 1), (tokens[4:9], 1), (tokens[6:11], 3)]
-    expected = sum(by_hand(model[0], window, start) for window, start in windows)
+    expected = sum(compute_by_hand(model[0], window, start) for window, start in windows)
     requests = [("the",), (words,), ("",), (words,)]
-    found = ask_all(model, "loglikelihood_rolling", *requests, max_length=4, micro_batch=3)
-    assert found[1::2] == pytest.approx([expected, expected], rel=1e-5)
-    assert found[0] == pytest.approx(ask(model, "loglikelihood_rolling", "the"), rel=1e-5)
-    assert found[2] == 0
+    logprobs = request_all(model, "loglikelihood_rolling", *requests, max_length=4, micro_batch=3)
+    assert logprobs[1::2] == pytest.approx([expected, expected], rel=1e-5)
+    assert logprobs[0] == pytest.approx(request(model, "loglikelihood_rolling", "the"), rel=1e-5)
+    assert logprobs[2] == 0
 
 
 def test_generate_until(model):
     network, tokenizer = model
     prompt = encode_prompt("the fox", tokenizer)
-    how = Sampling(temperature=0.0)
-    (made,) = generate_tokens(
-        network, [prompt], num_tokens=9, sampling=how, eos_id=tokenizer.eod
+    (sample,) = generate_tokens(
+        network,
+        [prompt],
+        num_tokens=9,
+        sampling=Sampling(temperature=0.0),
+        eos_id=tokenizer.eod,
     ).samples
-    whole = tokenizer.decode(made.tokens[1:].tolist())[len("the fox") :]
-    assert ask(model, "generate_until", "the fox", {"max_gen_toks": 9}) == whole
+    whole = tokenizer.decode(sample.tokens[1:].tolist())[len("the fox") :]
+    assert request(model, "generate_until", "the fox", {"max_gen_toks": 9}) == whole
     stop = whole[len(whole) // 2]
-    found = ask(model, "generate_until", "the fox", {"max_gen_toks": 9, "until": [stop]})
-    assert found == whole[: whole.index(stop)]
+    text = request(model, "generate_until", "the fox", {"max_gen_toks": 9, "until": [stop]})
+    assert text == whole[: whole.index(stop)]
 
 
-def test_texts_do_not_depend_on_what_is_generated_beside_them(model):
-    """Requests of three settings, shuffled: each text is that of its request asked alone."""
-    drawn = {"max_gen_toks": 9, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
+def test_texts_do_not_depend_on_the_batch(model):
+    """Mixed requests with three settings: each text equals that of its request alone."""
+    sampled = {"max_gen_toks": 9, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
     requests = [
-        ("the fox jumps", drawn),
+        ("the fox jumps", sampled),
         ("the", {"max_gen_toks": 9}),
-        ("a quick", drawn),
+        ("a quick", sampled),
         ("the quick brown fox", {"max_gen_toks": 5}),
-        ("the", drawn),
+        ("the", sampled),
         ("fox", {"max_gen_toks": 9}),
     ]
-    together = ask_all(model, "generate_until", *requests, micro_batch=2)
-    assert together == ask_all(model, "generate_until", *requests, micro_batch=1)
-    assert together[1] == ask(model, "generate_until", *requests[1])
-    repeated = ask_all(model, "generate_until", *[("the", drawn)] * 3)
-    assert len(set(repeated)) > 1  # repeats of a drawn request are draws
+    together = request_all(model, "generate_until", *requests, micro_batch=2)
+    assert together == request_all(model, "generate_until", *requests, micro_batch=1)
+    assert together[1] == request(model, "generate_until", *requests[1])
+    repeated = request_all(model, "generate_until", *[("the", sampled)] * 3)
+    assert len(set(repeated)) > 1  # repeated requests get different random numbers
 
 
-def test_what_cannot_be_generated(model):
-    with pytest.raises(ArmdError, match=r"must be among until, .* got num_beams: leave it out"):
-        ask(model, "generate_until", "the", {"num_beams": 2})
-    with pytest.raises(ArmdError, match=r"max_gen_toks must leave room .* 39 tokens, got 39"):
-        ask(model, "generate_until", "the", {"max_gen_toks": 39})
+def test_invalid_generation_settings_are_refused(model):
+    with pytest.raises(ArmdError, match=r"must be among until, .* \(got num_beams\): leave it out"):
+        request(model, "generate_until", "the", {"num_beams": 2})
+    with pytest.raises(ArmdError, match=r"max_gen_toks must leave room .* 39 tokens \(got 39\)"):
+        request(model, "generate_until", "the", {"max_gen_toks": 39})
 
 
-def test_one_model_at_a_time(model):
-    with pytest.raises(ArmdError, match="one armd_scale model may live in a process at a time"):
+def test_a_second_model_in_the_same_process_is_refused(model):
+    with pytest.raises(ArmdError, match="a process can have only one armd_scale model at a time"):
         ArmdHarness.create_from_arg_string("checkpoint=run", {"batch_size": 1, "device": None})

@@ -1,4 +1,4 @@
-"""A judge made by transformers itself, and figures against its own loss."""
+"""Generative perplexity against the reference model's own loss, and files of texts."""
 
 import json
 import math
@@ -18,12 +18,16 @@ from armd_scale.eval.tasks.generative_perplexity import (
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
 from armd_scale.eval.text_metrics import diversity
 
-MADE = [GeneratedText("the quick brown fox", [3, 4, 5, 6]), GeneratedText("fox the fox", [6, 3, 6])]
+TEXTS = [
+    GeneratedText("the quick brown fox", [3, 4, 5, 6]),
+    GeneratedText("fox the fox", [6, 3, 6]),
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("judge")
+    """A small GPT-2 of transformers with 12 positions, fewer than the longer text has tokens."""
+    folder = tmp_path_factory.mktemp("reference")
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder)
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=280, n_positions=12, n_embd=16, n_layer=1, n_head=2)
@@ -31,25 +35,25 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_perplexity_is_that_of_the_judges_own_loss(folder):
+def test_perplexity_equals_the_loss_of_transformers(folder):
     tokenizer = load_tokenizer(folder)
     model = GPT2LMHeadModel.from_pretrained(folder).eval()
-    nats = tokens = 0
-    for one in MADE:
-        ids = torch.tensor([[tokenizer.eod, *tokenizer.encode_batch([one.text])[0].tolist()]])
+    nats = num_tokens = 0
+    for text in TEXTS:
+        ids = torch.tensor([[tokenizer.eod, *tokenizer.encode_batch([text.text])[0].tolist()]])
         ids = ids[:, :12]
         nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
-        tokens += ids.shape[1] - 1
-    found = generative_perplexity(MADE, ReferenceLM(folder))
-    assert found.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
-    assert (found.num_texts, found.num_tokens) == (2, tokens)
-    assert found.diversity == diversity([[3, 4, 5, 6], [6, 3, 6]])
+        num_tokens += ids.shape[1] - 1
+    quality = generative_perplexity(TEXTS, ReferenceLM(folder))
+    assert quality.perplexity == pytest.approx(math.exp(nats / num_tokens), rel=1e-5)
+    assert (quality.num_texts, quality.num_tokens) == (2, num_tokens)
+    assert quality.diversity == diversity([[3, 4, 5, 6], [6, 3, 6]])
 
 
-def test_texts_of_a_file(tmp_path):
-    path = tmp_path / "made.jsonl"
-    path.write_text("".join(json.dumps({**vars(one), "rounds": 3}) + "\n" for one in MADE))
-    assert read_texts(path) == MADE
+def test_texts_are_read_from_a_file_of_the_generate_command(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({**vars(text), "rounds": 3}) + "\n" for text in TEXTS))
+    assert read_texts(path) == TEXTS
     path.write_text('{"text": "a"}\n')
     with pytest.raises(ArmdError, match=r"line 1 must be a record of tools/generate.py --json"):
         read_texts(path)
@@ -57,9 +61,12 @@ def test_texts_of_a_file(tmp_path):
         read_texts(tmp_path / "none")
 
 
-def test_what_cannot_be_judged(folder, tmp_path):
-    with pytest.raises(ArmdError, match="got 1 of which 1 are empty"):
+def test_empty_texts_are_refused(folder):
+    with pytest.raises(ArmdError, match=r"no empty ones \(got 1 texts, 1 of them empty\)"):
         generative_perplexity([GeneratedText("", [])], ReferenceLM(folder))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(tmp_path)
-    with pytest.raises(ArmdError, match="--judge must be a folder that transformers can load"):
+    with pytest.raises(ArmdError, match="--eval-model must be a folder that transformers can load"):
         ReferenceLM(tmp_path)

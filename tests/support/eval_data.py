@@ -1,4 +1,4 @@
-"""Shards with a manifest and a checkpoint, as small as they can be."""
+"""Minimal shards with a manifest, and a checkpoint that fits them."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.windows import VOCAB
 
 
 def write_documents(prefix: Path, lengths: tuple[int, ...] = (30, 3, 70, 12, 60)) -> str:
-    """A pair of random tokens without a manifest; returns the prefix."""
+    """Write a .bin/.idx pair of random tokens without a manifest; returns the prefix."""
     rng = np.random.default_rng(5)
     return write_pair(prefix, [rng.integers(0, VOCAB, size=length).tolist() for length in lengths])
 
@@ -25,7 +25,7 @@ def write_documents(prefix: Path, lengths: tuple[int, ...] = (30, 3, 70, 12, 60)
 def write_manifest(
     prefix: str, *, tokens: int, text_bytes: int, vocab_size: int = VOCAB, fingerprint: str = "f"
 ) -> None:
-    """A manifest beside a pair, true in what evaluation reads of it."""
+    """Write a manifest beside a pair; only the fields that evaluation reads are correct."""
     Manifest(
         documents=5,
         tokens=tokens,
@@ -45,22 +45,22 @@ def write_manifest(
     ).save(manifest_path(prefix))
 
 
-def recipe_of(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
-    """A recipe of 16 targets a window and micro-batches of 2, with changes as `section__key`."""
+def make_recipe(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
+    """A recipe with 16 targets per window, micro-batches of 2 and changes `section__key=value`."""
     recipe = dataclasses.replace(SMALL, model=model)
     changes = {"data__seq_length": 16, "train__micro_batch": 2, **changes}
     return bend(recipe, {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def write_place(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = VOCAB) -> Path:
-    """`run`, with one checkpoint, beside `valid`, the data of its tokenizer."""
+def write_run(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = VOCAB) -> Path:
+    """Write `run` with one checkpoint, its `tokenizer`, and shards `valid`; returns `folder`."""
     model = dataclasses.replace(LLAMA, vocab_size=vocab_size, max_positions=17)
     train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
     CheckpointSave(
         folder / "run" / "checkpoints",
         step=3,
         network=build(model, groups),
-        recipe=recipe_of(model),
+        recipe=make_recipe(model),
         state={},
         optimizer={},
         tokenizer=folder / "tokenizer",
