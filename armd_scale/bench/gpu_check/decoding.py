@@ -11,7 +11,7 @@ from armd_scale.bench.gpu_check.steps import TINY
 from armd_scale.bench.suites.decode import PROMPT
 from armd_scale.bench.suites.step import WORKLOADS, Workload, build_model
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.generation import Strategy
+from armd_scale.generation import Strategy, generate_tokens
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
