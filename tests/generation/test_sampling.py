@@ -137,7 +137,7 @@ def test_uniform_numbers_differ_from_those_of_training_orders():
     ("arguments", "message"),
     [
         ({"temperature": -0.1}, "temperature must be 0 \\(greedy\\) or more .got -0.1"),
-        ({"temperature": float("nan")}, "temperature must be 0 .* got nan"),
+        ({"temperature": float("nan")}, "temperature must be 0 .* \\(got nan\\)"),
         ({"top_k": 0}, "top-k must be at least 1 .got 0"),
         ({"top_p": 0.0}, "top-p must be above 0 and at most 1 .got 0.0"),
         ({"min_p": -0.1}, "min-p must be between 0 and 1 .got -0.1"),

@@ -63,7 +63,7 @@ def test_confidence_schedules_are_parsed(rule):
 
 @pytest.mark.parametrize("text", ["confidence", "best:2", "entropy:x", "margin:", ":3"])
 def test_invalid_confidence_schedules_are_refused(text):
-    with pytest.raises(GenerationError, match=f"confidence:k, entropy:k.* got '{text}'"):
+    with pytest.raises(GenerationError, match=f"confidence:k, entropy:k.* \\(got '{text}'\\)"):
         ConfidenceSchedule.parse(text)
 
 

@@ -1,6 +1,6 @@
 """A recipe that holds every rule, to be bent by tests."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from armd_scale.config.resolve import ResolvedRecipe, resolve
@@ -53,8 +53,11 @@ log: {every_steps: 10}
 
 def bend(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """The recipe with other values at `section.key` or `section`; it stays resolved if it was."""
+    is_resolved = isinstance(recipe, ResolvedRecipe)
+    if is_resolved:  # a changed section may be given unresolved
+        recipe = Recipe(**{field.name: getattr(recipe, field.name) for field in fields(recipe)})
     for path, value in changes.items():
         section, _, key = path.partition(".")
         whole = replace(getattr(recipe, section), **{key: value}) if key else value
         recipe = replace(recipe, **{section: whole})
-    return resolve(recipe) if isinstance(recipe, ResolvedRecipe) else recipe
+    return resolve(recipe) if is_resolved else recipe

@@ -50,7 +50,7 @@ def test_weights_come_from_a_checkpoint_or_from_the_seed(
         ({"two_stream_layers": 4, "upper_visibility": "self"}, []),
         ({"two_stream_layers": 0}, []),
         ({"max_anchor_gap": 7}, ["query_start.gap.weight"]),
-        ({"query": "learned"}, ["query_start.query_embedding"]),
+        ({"query": "learned"}, ["query_start.vector"]),
         (
             {"query": "anchor+prefix", "prefix_width": 5},
             ["query_start.prefix.position_embedding", "query_start.prefix.scale"],

@@ -46,11 +46,16 @@ def recipes(
     text = write_text(folder / "text")
     train = TrainConfig(steps=40, micro_batch=1, global_batch=4, precision="fp32")
     optim = OptimConfig(warmup_steps=2, schedule="constant", lr=3e-3)
-    base = replace(
-        bend(SMALL_RESOLVED, {"data.train": text, "data.valid": None, "data.seq_length": 16}),
-        train=train,
-        optim=optim,
-        checkpoint=CheckpointConfig(every_steps=1000),
+    base = bend(
+        SMALL_RESOLVED,
+        {
+            "data.train": text,
+            "data.valid": None,
+            "data.seq_length": 16,
+            "train": train,
+            "optim": optim,
+            "checkpoint": CheckpointConfig(every_steps=1000),
+        },
     )
     recipes = {}
     for order, tied, dropout in CASES:
@@ -58,8 +63,12 @@ def recipes(
         model = replace(MODEL, tie_embeddings=tied, query=query, qk_norm=qk_norm)
         start = folder / f"start {tied}"
         recipe = bend(
-            replace(base, model=resolve_model(model, max_positions=17)),
-            {"eval.every_steps": 0, "data.workers": 0},
+            base,
+            {
+                "model": resolve_model(model, max_positions=17),
+                "eval.every_steps": 0,
+                "data.workers": 0,
+            },
         )
         if not start.exists():
             CheckpointSave(
@@ -68,7 +77,14 @@ def recipes(
             ).wait()  # fmt: skip
         model = replace(model, init_from=str(start), dropout=dropout)
         run = replace(recipe.run, folder=str(folder / f"{order} {tied} {dropout}"))
-        recipes[order, tied, dropout] = replace(recipe, model=model, order=ORDERS[order], run=run)
+        recipes[order, tied, dropout] = bend(
+            recipe,
+            {
+                "model": resolve_model(model, max_positions=17),
+                "order": ORDERS[order],
+                "run": run,
+            },
+        )
     return recipes
 
 

@@ -243,7 +243,7 @@ ARMD_TENSORS = {
     "query_start.gap.weight": "armd.gap_embedding.weight",
     PREFIX_POSITIONS: "armd.prefix.position_embedding.weight",
     PREFIX_SCALE: "armd.prefix.scale",
-    "query_start.query_embedding": "armd.query_embedding",
+    "query_start.vector": "armd.query_embedding",
 }
 """Name in an interchange folder of each tensor of the query initialization."""
 
