@@ -1,6 +1,6 @@
 """Generate the key reference of recipes/README.md from the schema and the order policies.
 
-python -m armd_scale.config.reference recipes/README.md      rewrites the page's last section
+`python -m armd_scale.config.reference recipes/README.md` rewrites the page's last section.
 """
 
 import ast

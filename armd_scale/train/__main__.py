@@ -50,7 +50,7 @@ def train_recipe(path: str, overrides: Sequence[str]) -> int:
         stopped_by = trainer.fit(stop)
         if stopped_by is None:
             return 0
-        get_logger(__name__).info(
+        get_logger("armd_scale.train").info(
             "stopped by signal %d; run the same command to resume", stopped_by
         )
         return 128 + stopped_by

@@ -131,6 +131,7 @@ def tied_embeddings(groups, models):
     results = []
     for model in models:
         parallel = ParallelConfig(pipeline=2, virtual_pipeline=2)
+        model = resolve_model(model, max_positions=64)
         stages = stages_of_rank(model, parallel, seq_length=N, rank=groups.pp.rank())
         chunks = build_chunks(model, groups, stages)
         results.append((chunks.tied_across_stages, EMBEDDING in chunks.parameters_by_name()))
