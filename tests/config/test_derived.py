@@ -105,4 +105,6 @@ def test_batch_sizes() -> None:
 def test_gradients_are_reduced_every_micro_batch_from_zero_2_on_without_a_pipeline(
     changes: dict[str, Any], expected: bool
 ) -> None:
-    assert derive.reduces_every_micro_batch(bend(SMALL, changes)) is expected
+    recipe = bend(SMALL, changes)
+    reduces = derive.reduces_every_micro_batch(recipe.optim, pipeline_size=recipe.parallel.pipeline)
+    assert reduces is expected
