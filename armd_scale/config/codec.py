@@ -64,7 +64,9 @@ class DataclassDecoder:
         # Not isinstance: true is an int in Python, but it is not a number of layers.
         if type(value) is not kind:
             quotable = kind is str and not isinstance(value, Mapping | list | None)
-            raise self._type_error(kind, value, path, "; put it in quotes" if quotable else "")
+            raise self._type_error(
+                kind, cast(object, value), path, "; put it in quotes" if quotable else ""
+            )
         return value
 
     def _error(self, path: str, problem: str) -> RecipeError:

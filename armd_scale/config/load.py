@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -91,7 +91,7 @@ def _read_file(path: Path) -> RecipeSource:
         raise RecipeError(
             f"{path}: a recipe must be a mapping of sections (got {format_value(values)})"
         )
-    return RecipeSource(values=values or {}, origins=origins)
+    return RecipeSource(values=cast(dict[Any, Any], values or {}), origins=origins)
 
 
 def _apply_override(document: RecipeSource, override: str) -> None:
@@ -121,7 +121,8 @@ class _Parser:
     def parse(self) -> tuple[Any, dict[str, str]]:
         """Return the values, and a mapping from each dotted path to `source:line`."""
         try:
-            self._loader = yaml.SafeLoader(self._text)
+            # Any, because the stubs of PyYAML leave the parameter of construct_object untyped.
+            self._loader: Any = yaml.SafeLoader(self._text)
             node = self._loader.get_single_node()
             values = None if node is None else self._build(node, "", ())
         except yaml.MarkedYAMLError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from armd_scale.config.messages import format_value, join
 from armd_scale.errors import RecipeError
@@ -49,7 +49,8 @@ class RecipeSource:
         for depth, key in enumerate(parents):
             container = self._get_or_create(container, key, ".".join(parents[:depth]), source)
         parent = ".".join(parents)
-        key = _index(container, last, parent) if isinstance(container, list) else last
+        is_list = isinstance(container, list)
+        key = _index(cast(list[Any], container), last, parent) if is_list else last
         if not isinstance(container, dict | list):
             raise RecipeError(
                 f"{path} cannot be set, because {parent} is {format_value(container)}"
@@ -60,10 +61,11 @@ class RecipeSource:
         self, container: Any, parent: str, key: Any, value: object, origins: Mapping[str, str]
     ) -> None:
         path = join(parent, key)
-        old = container.get(key) if isinstance(container, dict) else container[key]
+        is_mapping = isinstance(container, dict)
+        old: Any = cast(dict[Any, Any], container).get(key) if is_mapping else container[key]
         merged = path.split(".")[0] not in NON_MERGED_SECTIONS
         if merged and isinstance(old, dict) and isinstance(value, dict):
-            for inner_key, item in value.items():
+            for inner_key, item in cast(dict[Any, Any], value).items():
                 self._put(old, path, inner_key, item, origins)
             return
         container[key] = value
@@ -76,13 +78,15 @@ class RecipeSource:
         """Return the value at `key`, a new mapping if there is none."""
         inner = join(path, key)
         if isinstance(container, list):
-            return container[_index(container, key, path)]
+            items = cast(list[Any], container)
+            return items[_index(items, key, path)]
         if not isinstance(container, dict):
             raise RecipeError(f"{inner} cannot be set, because {path} is {format_value(container)}")
-        if container.get(key) is None:
-            container[key] = {}
+        mapping = cast(dict[Any, Any], container)
+        if mapping.get(key) is None:
+            mapping[key] = {}
             self.origins[inner] = source
-        return container[key]
+        return mapping[key]
 
 
 def _is_within(path: str, outer: str) -> bool:

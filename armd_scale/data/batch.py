@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -178,7 +178,7 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(value)
     if not isinstance(value, ArmdBatch | KeySpans):
         return value  # flags and the lengths of documents
-    return type(value)(
+    return cast(Any, type(value))(
         **{
             field.name: _map_tensors(getattr(value, field.name), function)
             for field in fields(value)

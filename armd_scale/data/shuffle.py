@@ -42,8 +42,10 @@ def _permute(cell: int, keys: tuple[int, ...], num_windows: int) -> int:
     columns = -(-num_windows // rows)
     row, column = cell // columns, cell % columns
     for row_key, column_key in zip(keys[::2], keys[1::2], strict=True):
-        row = (row + splitmix64(column, row_key) % rows) % rows
-        column = (column + splitmix64(row, column_key) % columns) % columns
+        row_hash: int = splitmix64(column, row_key)
+        row = (row + row_hash % rows) % rows
+        column_hash: int = splitmix64(row, column_key)
+        column = (column + column_hash % columns) % columns
     return row * columns + column
 
 

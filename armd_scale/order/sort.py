@@ -64,6 +64,8 @@ def sort_by_block(
     Raises:
         OrderError: a negative block, or a document whose first token is not given.
     """
+    num_windows: int
+    num_slots: int
     num_windows, num_slots = block.shape
     document_start = _document_starts(lengths, num_windows, num_slots)
     _require_given_starts(block, document_start)
@@ -108,7 +110,7 @@ def find_anchors(
     using minima over 2^k positions: by 2^k where no block in that range is earlier than its own.
     Every search ends after log2(P) comparisons, whatever the order.
     """
-    num_slots = block.shape[1]
+    num_slots: int = block.shape[1]
     # A search cannot leave its document, whose first token is block 0 and so earlier than any
     # target. Windows start with a document, so all windows are searched as one flat array.
     flat_block = block.reshape(-1)

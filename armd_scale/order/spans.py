@@ -68,7 +68,7 @@ def find_runs(
     key: Int64[np.ndarray, "b P"],
 ) -> tuple[Int64[np.ndarray, "b P"], Int64[np.ndarray, "b P"]]:
     """Return start and stop of the run of equal keys around each slot of sorted rows."""
-    num_slots = key.shape[1]
+    num_slots: int = key.shape[1]
     slot = np.arange(num_slots)
     changes = key[:, 1:] != key[:, :-1]
     start = np.zeros_like(key)
@@ -106,7 +106,8 @@ def is_causal(
     spans: KeySpans[np.ndarray], start: Int64[np.ndarray, "b N"] | int
 ) -> Bool[np.ndarray, "b N"]:
     """Return which rows see exactly the rows from `start` to themselves."""
-    row = np.arange(spans.stop.shape[1])
+    num_rows: int = spans.stop.shape[1]
+    row = np.arange(num_rows)
     return (spans.start == start) & (spans.stop == row + 1)
 
 
@@ -114,7 +115,8 @@ def _make_target_spans(
     runs: BlockRuns, start: np.ndarray, stop: np.ndarray
 ) -> KeySpans[np.ndarray]:
     """Return the spans of rows with a target, and [i, i + 1) for the rows without one."""
-    row = np.arange(runs.is_target.shape[1])
+    num_rows: int = runs.is_target.shape[1]
+    row = np.arange(num_rows)
     return _make_spans(
         np.where(runs.is_target, start, row), np.where(runs.is_target, stop, row + 1)
     )

@@ -10,8 +10,8 @@ from armd_scale.errors import CorpusError, refuse_renamed_options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all options of tools/preprocess.py to a parser."""
-    _add_input_arguments(parser.add_argument_group("input"))
-    _add_output_arguments(parser.add_argument_group("output"))
+    _add_input_arguments(parser)
+    _add_output_arguments(parser)
     other = parser.add_argument_group("instead of reading --input")
     other.add_argument(
         "--merge", nargs="+", metavar="PREFIX", help="join the shards of --shard into --output"
@@ -43,8 +43,8 @@ def read_options(args: argparse.Namespace) -> PreprocessOptions:
     )
 
 
-def _add_input_arguments(group: "argparse._ArgumentGroup") -> None:
-    add, defaults = group.add_argument, ReaderOptions()
+def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    add, defaults = parser.add_argument_group("input").add_argument, ReaderOptions()
     add(
         "--input",
         nargs="+",
@@ -79,8 +79,8 @@ def _add_input_arguments(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _add_output_arguments(group: "argparse._ArgumentGroup") -> None:
-    add = group.add_argument
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("output").add_argument
     add("--output", metavar="PREFIX", help="prefix of the files to write")
     add(
         "--tokenizer",

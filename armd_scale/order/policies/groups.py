@@ -48,7 +48,10 @@ class _GroupPolicy(OrderPolicy):
     @classmethod
     def spec_forms(cls) -> tuple[SpecForm, ...]:
         """Return `POLICY:s[,s..]`."""
-        build = lambda sizes: cls(sizes=sizes)  # noqa: E731
+
+        def build(sizes: tuple[int, ...]) -> OrderPolicy:
+            return cls(sizes=sizes)
+
         return (SpecForm(name=cls.policy, build=build, arity="many", letter="s"),)
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from armd_scale.checkpoint.hf.config import differences, hf_config_from_model, model_config_from_hf
 from armd_scale.checkpoint.hf.families import FAMILIES, UNSUPPORTED
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, RopeScaling
 from armd_scale.errors import CheckpointError
 from tests.support.hf_folders import CONFIGS
@@ -57,7 +58,7 @@ def test_a_model_section_is_exported_as_its_own_family(name):
         {"model_type": model_type, **values}, max_positions=64 if "gpt2" in name else 24
     )
     assert model.max_positions is not None
-    written = hf_config_from_model(model, max_positions=model.max_positions)
+    written = hf_config_from_model(resolve_model(model), max_positions=model.max_positions)
     is_llama = model_type == "mistral"  # without its window Mistral is a Llama
     assert written["model_type"] == ("llama" if is_llama else model_type)
     assert not differences(section(written, max_positions=model.max_positions), model)
@@ -69,7 +70,7 @@ def test_the_error_names_the_nearest_family_and_what_it_lacks():
     with pytest.raises(
         CheckpointError, match=r"llama, does not have model\.parallel_residual=True"
     ):
-        hf_config_from_model(odd, max_positions=64)
+        hf_config_from_model(resolve_model(odd), max_positions=64)
 
 
 def test_no_family_is_both_supported_and_unsupported():
