@@ -312,7 +312,8 @@ def use_one_thread() -> None:
     For worker processes, of which there is one per core. The library has no other switch than this
     variable, which it reads from the process environment at each call.
     """
-    # putenv, not os.environ: only the library has to see it, not child processes started later.
+    # putenv: only the library in this process has to see it; Python passes child processes its own
+    # copy of the environment, which this does not change.
     os.putenv("TOKENIZERS_PARALLELISM", "false")
 
 

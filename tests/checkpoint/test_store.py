@@ -183,7 +183,9 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(
     for folder in later:
         (folder / "weights" / "a.bin").write_text("cut")
     assert latest_valid(tmp_path) == first
-    assert [str(later[1]) in r.getMessage() for r in caplog.records] == [True, False]
+    # Once each: a handler that another test added to the logger may repeat every record.
+    messages = list(dict.fromkeys(record.getMessage() for record in caplog.records))
+    assert [str(later[1]) in message for message in messages] == [True, False]
     assert "falling back to the previous checkpoint" in caplog.text
     (first / "state.json").unlink()
     assert latest_valid(tmp_path) is None

@@ -11,6 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config import derived as derive
+from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import DistillationConfig, OptimConfig, Recipe, TrainConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.data.sample_stream import collate
@@ -118,7 +119,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollect
             folder / name, step=0, network=build(MODEL, groups, seed=seed, max_positions=17),
             recipe=base, state={}, optimizer={}, tokenizer=None,
         ).wait()  # fmt: skip
-    base = bend(base, {"model.init_from": str(folder / "start")})
+    base = bend(resolve(base), {"model.init_from": str(folder / "start")})
     return with_teacher(base, str(folder / "teacher"), 0.7)
 
 
