@@ -11,6 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, load_optimizer, load_weights, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
+from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
@@ -69,7 +70,7 @@ def test_a_network_round_trips_bit_exactly(
     for path in (folder, folder.parent, tmp_path):
         checkpoint = open_checkpoint(path)
         assert checkpoint.folder == folder
-    assert checkpoint.recipe == recipe_of()
+    assert checkpoint.recipe == resolve(recipe_of())
     assert checkpoint.state == {"step": 3, "consumed_samples": 12}
     assert checkpoint.tokenizer_folder is not None
     assert (checkpoint.tokenizer_folder / "tokenizer.model").read_text() == "pieces"
