@@ -67,7 +67,7 @@ def _run(
     groups: ProcessGroupCollection, engine: ZeroEngine, micro_batches: list[TrainMicroBatch]
 ) -> None:
     run_micro_batches(
-        make_schedule_chunks(engine),
+        make_schedule_chunks(engine.network, engine),
         micro_batches,
         loss_fn=lambda outputs, _: (outputs[0], None),
         groups=groups,
