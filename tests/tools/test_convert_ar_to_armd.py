@@ -69,7 +69,7 @@ def test_source_checkpoint_and_export_have_the_same_likelihood(place, tmp_path):
     ("words", "sentence"),
     [
         (("--hf", "nothing"), "a Hugging Face folder must contain a config.json (nothing/config"),
-        (("--tp", "4"), "model.kv_heads must be a multiple of parallel.tensor (4)"),
+        (("--tp", "4"), "model.kv_heads must be a multiple of parallel.tensor = 4"),
         (
             ("--text", "nothing"),
             "--text must name a UTF-8 text file (nothing cannot be read",

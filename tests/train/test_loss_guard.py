@@ -99,7 +99,7 @@ def poisoned(text: str, tmp_path: Path, groups: ProcessGroupCollection) -> Calla
     """Make runs from weights in which the embedding of POISON is NaN: so are losses with it."""
     (tmp_path / "parent").mkdir()
     recipe = tiny_recipe(tmp_path / "parent", text, train__steps=1, optim__warmup_steps=0,
-                         model__tie_embeddings=False, model__gap_rows=8)  # fmt: skip
+                         model__tie_embeddings=False, model__max_anchor_gap=8)  # fmt: skip
     train(recipe, tmp_path / "parent")
     parent = open_checkpoint(recipe.run.folder)
     network = load_network(parent, groups=groups)
