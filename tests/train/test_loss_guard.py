@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
+from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import LossGuardConfig, Recipe
 from armd_scale.errors import TrainingError
 from armd_scale.order.policies import LeftToRight
@@ -124,7 +125,7 @@ def poisoned(text: str, tmp_path: Path, groups: ProcessGroupCollection) -> Calla
 
 def bad_steps(recipe: Recipe) -> list[int]:
     """The steps, counted from 1, with POISON in a sample."""
-    stream = open_samples(recipe)
+    stream = open_samples(resolve(recipe, vocab_size=recipe.model.vocab_size))
     steps = range(recipe.train.steps)
     return [
         step + 1
@@ -219,7 +220,7 @@ def test_a_step_with_a_spike_is_skipped(tmp_path: Path) -> None:
     lines = train(recipe, tmp_path)
     spikes = [line for line in lines if "skipped" in line]
     assert spikes
-    stream = open_samples(recipe)
+    stream = open_samples(resolve(recipe, vocab_size=recipe.model.vocab_size))
     for line in spikes:
         tokens = stream.sample(line["sample_range"][0], step=line["step"] - 1).tokens
         assert (tokens[1:] != (5 * tokens[:-1] + 3) % POISON).sum() > 4
