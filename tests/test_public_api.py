@@ -1,6 +1,7 @@
 """The public API: lazy imports, and the library example of README.md, run as it stands there."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import armd_scale
 from tests.support.cli import ROOT, Command, run
 
 SOURCE = Path(armd_scale.__file__).read_text(encoding="utf-8")
-CORPUS = "def main():\n    value = 1 + 2\n    return value\n\n\n"
+DOCUMENT = "def main():\n    value = {number} + 2\n    return value\n\n\n"
 
 
 def test_names_are_the_objects_of_their_modules():
@@ -48,8 +49,9 @@ def test_import_is_fast_because_it_is_lazy():
 def test_readme_example_runs(tmp_path):
     """With a tiny model in runs/demo, and shards where the demo puts them."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    corpus, data = tmp_path / "corpus.txt", tmp_path / "runs/demo/data"
-    corpus.write_text(CORPUS * 400)
+    corpus, data = tmp_path / "corpus.jsonl", tmp_path / "runs/demo/data"
+    documents = [{"text": DOCUMENT.format(number=number)} for number in range(400)]
+    corpus.write_text("".join(f"{json.dumps(document)}\n" for document in documents))
     data.mkdir(parents=True)
     prepared = run(
         "tools/preprocess.py",

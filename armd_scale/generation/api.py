@@ -3,7 +3,7 @@
 `generation.batch` has the same functions for batches of token sequences.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.generation.batch import (
@@ -23,6 +23,7 @@ from armd_scale.generation.text import (
 from armd_scale.model.armd_model import ArmdModel
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """A network and its tokenizer, as `armd_scale.load_model` returns them."""
 

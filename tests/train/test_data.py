@@ -83,7 +83,7 @@ def test_eval_data_are_opened_only_if_the_recipe_evaluates(recipe: Recipe) -> No
     evaluating = bend(recipe, {"eval.every_steps": 1, "eval.orders": ("l2r", "strided-ar:2")})
     eval_data = open_eval_data(evaluating)
     assert eval_data is not None
-    assert eval_data.orders == (LeftToRight(), Strided((2,), joint=False))
+    assert eval_data.orders == (LeftToRight(), Strided(streams=(2,), joint=False))
     assert eval_data.windows.num_windows > 0
     with pytest.raises(OrderError):
         open_eval_data(bend(evaluating, {"eval.orders": ("sideways",)}))

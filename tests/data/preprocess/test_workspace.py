@@ -47,7 +47,7 @@ def test_a_folder_of_the_user_is_never_deleted(options: MakeOptions, tmp_path: P
 def test_only_one_process_may_write_a_prefix(options: MakeOptions, tmp_path: Path):
     with pytest.raises(CorpusError):
         preprocess(options(on_error="fail"))
-    with (tmp_path / "out.work" / "guard").open() as lock:
+    with (tmp_path / "out.work" / "key").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for changes in ({}, {"split": SPLIT}, {"split": SPLIT, "overwrite": True}):
             with pytest.raises(ShardError, match="out is being written by another process"):
