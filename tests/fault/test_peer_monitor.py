@@ -2,7 +2,6 @@
 
 import ctypes
 import dataclasses
-import multiprocessing
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from armd_scale.errors import TrainingError
 from armd_scale.fault.peer_monitor import EXIT_PEER_LOST, FailureTimeouts, monitor_peers
 from armd_scale.fault.watchdog import Watchdog
 from armd_scale.parallel.environment import DistributedEnv
+from tests.support.processes import FORKSERVER
 
 SHORT = FailureTimeouts(
     keepalive_timeout_seconds=3,
@@ -45,16 +45,13 @@ class Job:
     """Processes that run `work(rank, size)` inside `monitor_peers`, with their stderr in files."""
 
     def __init__(self, work, size, folder, *, timeouts=SHORT, hang_timeout_seconds=0):
-        # Processes forked from a server with everything imported start in a tenth of a second.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.support.preload"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.folder = folder
         settings = (port, folder, timeouts, hang_timeout_seconds)
         jobs = [(work, rank, size, *settings) for rank in range(size)]
-        self.processes = [context.Process(target=run, args=job) for job in jobs]
+        self.processes = [FORKSERVER.Process(target=run, args=job) for job in jobs]
         for process in self.processes:
             process.start()
 

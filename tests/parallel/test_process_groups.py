@@ -1,6 +1,5 @@
 """Process groups of a layout."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from armd_scale.config.schema import ParallelConfig
 from armd_scale.loss import sum_over_targets
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
+from tests.support.processes import FORKSERVER
 from tests.support.spawn import run_on_ranks
 
 
@@ -44,8 +44,7 @@ def join_twice(file: Path) -> None:
 
 
 def test_process_groups_can_be_created_again_after_the_block(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=join_twice, args=(tmp_path / "done",))
+    process = FORKSERVER.Process(target=join_twice, args=(tmp_path / "done",))
     process.start()
     process.join(60)
     assert (tmp_path / "done").read_text() == "done"

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from armd_scale.parallel.pipeline.partition import PipelineStage, stages_of_rank
 from armd_scale.parallel.process_groups import model_parallel_groups
 from armd_scale.parallel.tensor.partition import TensorPartition, tensor_partition
 from tests.support.networks import batch_of
+from tests.support.processes import FORKSERVER
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 # Number of GPUs and a vocabulary.
@@ -184,7 +184,7 @@ def without_values(batch):
 @pytest.fixture(scope="module")
 def other_process() -> Iterator[ProcessPoolExecutor]:
     """A process of its own, since this one belongs to a job already."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
         yield pool
 
 

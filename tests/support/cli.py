@@ -1,7 +1,7 @@
 """Whole commands on a tiny model: text, recipe, and the real command in a process of its own.
 
-A fresh Python needs seconds to import torch, megatron-core and DeepSpeed. So a server imports them
-once and forks a process for each command, which then differs from a typed one in nothing else.
+Each command runs in a process forked by the server of `tests.support.processes`, which has its
+imports done; that is the only difference from a command typed in a shell.
 """
 
 import json
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import torch
 
@@ -30,6 +31,7 @@ from armd_scale.config.schema import (
     WandbConfig,
 )
 from armd_scale.order.policies import Progressive
+from tests.support.processes import FORKSERVER
 from tests.support.recipes import SMALL, bend
 from tests.support.shards import write_pair
 
@@ -40,9 +42,6 @@ TIMING = {
 }  # fmt: skip
 TRAIN = "armd_scale.train"
 ROOT = Path(__file__).parents[2]
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.support.preload"])
 
 
 def write_text(prefix: Path, *, num_documents: int = 120, seed: int = 0) -> str:
@@ -144,7 +143,7 @@ class Command:
         self._files = [folder / "stdout.txt", folder / "stderr.txt"]
         words = [str(argument) for argument in arguments]
         job = (entry, words, self._files, file_bytes, dict(variables or {}))
-        self._process = _SERVER.Process(target=_be_command, args=job)
+        self._process = FORKSERVER.Process(target=_be_command, args=job)
         self._process.start()
 
     @property
@@ -255,6 +254,7 @@ def _be_command(
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     torch.set_num_threads(1)
+    jaxtyping.config.update("jaxtyping_disable", True)  # no checks, as in a command that is typed
     sys.argv = [entry, *arguments]
     if entry.endswith(".py"):
         runpy.run_path(str(ROOT / entry), run_name="__main__")

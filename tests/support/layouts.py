@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import jaxtyping
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.rules.check import check
@@ -55,7 +56,16 @@ def curves(
         steps: number of steps of each.
         save_at: save a checkpoint after this step.
     """
-    return [_curve(groups, recipe, steps, save_at) for recipe in recipes]
+    results = []
+    for index, recipe in enumerate(recipes):
+        # Shape checks double the time of a small step. The first recipe's steps get them, with one
+        # stream and with two; the others call the same functions.
+        jaxtyping.config.update("jaxtyping_disable", index > 0)
+        try:
+            results.append(_curve(groups, recipe, steps, save_at))
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+    return results
 
 
 def _curve(

@@ -15,6 +15,7 @@ from armd_scale.config.schema import (
     Recipe,
     RunConfig,
     TrainConfig,
+    WandbConfig,
 )
 from armd_scale.order.policies import LeftToRight
 
@@ -28,7 +29,8 @@ SMALL = Recipe(
     train=TrainConfig(steps=100, micro_batch=2, global_batch=16, precision="fp32"),
     checkpoint=CheckpointConfig(every_steps=50),
     eval=EvalConfig(every_steps=50, orders=("l2r",), samples=8),
-    log=LogConfig(every_steps=10),
+    # wandb.init takes over a second; tests of wandb turn it on.
+    log=LogConfig(every_steps=10, wandb=WandbConfig(mode="disabled")),
 )
 
 SMALL_RESOLVED = resolve(SMALL, vocab_size=101)
@@ -47,7 +49,7 @@ optim: {warmup_steps: 10, schedule: cosine}
 train: {steps: 100, micro_batch: 2, global_batch: 16, precision: fp32}
 checkpoint: {every_steps: 50}
 eval: {every_steps: 50, orders: [l2r], samples: 8}
-log: {every_steps: 10}
+log: {every_steps: 10, wandb: {mode: disabled}}
 """
 
 

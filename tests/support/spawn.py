@@ -9,11 +9,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import install_import_hook
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
+from tests.support.processes import FORKSERVER
 
 
 def run_on_ranks(
@@ -47,18 +47,11 @@ def run_on_ranks(
 
 @cache
 def _rank_pool(size: int) -> ProcessPoolExecutor:
-    """Return a pool with one process per rank, kept for later tests: starting them takes seconds.
+    """Return a pool with one process per rank, kept for later tests.
 
     A rank blocks until all others have joined the job, so each process runs exactly one rank.
     """
-    return ProcessPoolExecutor(
-        size,
-        mp_context=multiprocessing.get_context("spawn"),
-        # Checks the shapes in annotations on ranks too, like --jaxtyping-packages in this process.
-        # It must run before armd_scale is imported, which the first task does by being unpickled.
-        initializer=install_import_hook,
-        initargs=("armd_scale", "beartype.beartype"),
-    )
+    return ProcessPoolExecutor(size, mp_context=FORKSERVER)
 
 
 def _run_rank(

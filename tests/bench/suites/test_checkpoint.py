@@ -1,19 +1,19 @@
 """The checkpoint benchmark times both kinds of saves, loads and dd."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from armd_scale.bench.suites.checkpoint import compare_saves, table
 from armd_scale.config.schema import ModelConfig
+from tests.support.processes import FORKSERVER
 
 TINY = ModelConfig(layers=2, hidden=16, ffn_hidden=24, heads=2, vocab_size=64)
 
 
 def test_both_kinds_of_saves_are_timed(tmp_path: Path) -> None:
     # In a new process, because it forms a job of its own.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with FORKSERVER.Pool(1) as pool:
         result = pool.apply(compare_saves, kwds={"saves": 2, "model": TINY, "folder": tmp_path})
     stalls = result["stall_seconds"]
     assert stalls.keys() == result["first_stall_seconds"].keys() == {"synchronous", "asynchronous"}
