@@ -91,6 +91,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     130 for Ctrl-C, and 141 if the reader of the output has closed the pipe, as shells report it.
     """
     try:
+        # 2 is also argparse's status for a wrong option. 130 and 141 are 128 plus the number of the
+        # signal, SIGINT (2) and SIGPIPE (13).
         status = main() or 0
     except ArmdError as error:
         print(f"error: {error}", file=sys.stderr)

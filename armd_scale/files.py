@@ -116,6 +116,8 @@ def atomic_directory(path: Path, *, error_class: type[ArmdError] = ArmdError) ->
 
 def _replace_directory(new: Path, path: Path) -> None:
     # A rename cannot overwrite a folder that is not empty, so the old folder moves away first.
+    # Between the two renames there is no folder at `path`. A process that is killed there leaves
+    # the old one complete, as `.NAME.replaced`.
     replaced = path.with_name(f".{path.name}.replaced")
     had_old = path.exists()
     if had_old:
@@ -172,6 +174,7 @@ def require_writable(
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "is a directory")
+        # The temporary name, so that an existing output file is not touched.
         partial.touch()
         partial.unlink()
     except OSError as error:

@@ -30,6 +30,7 @@ def configure(*, level: int = logging.INFO, prefix: str = "") -> None:
     root = logging.getLogger("armd_scale")
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # A library that configures the root logger would otherwise print every line a second time.
     root.propagate = False
 
 

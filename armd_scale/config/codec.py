@@ -63,6 +63,7 @@ class DataclassDecoder:
             return self._decode_float(value, path)
         # Not isinstance: true is an int in Python, but it is not a number of layers.
         if type(value) is not kind:
+            # `name: 7` and `name: no` are a number and a boolean in YAML; quotes make them text.
             quotable = kind is str and not isinstance(value, Mapping | list | None)
             raise self._type_error(
                 kind, cast(object, value), path, "; put it in quotes" if quotable else ""
@@ -101,6 +102,7 @@ class DataclassDecoder:
             raise self._type_error(kind, value, path)
         items = cast("list[object]", value)
         kinds = typing.get_args(kind)
+        # `tuple[X, ...]` is a list of any length; `tuple[X, Y]`, such as `betas`, has a fixed one.
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(items)
         if len(kinds) != len(items):
@@ -181,6 +183,9 @@ class DataclassDecoder:
             renamed = present_key(key, known)
             if renamed is not None:
                 raise self._error(join(path, key), f"is now called {renamed}: rename it")
+            # The key may belong to another section, as in `optim.micro_batch`. Its last part is
+            # then right, so the hint names the nearest path, `train.micro_batch`, however little
+            # the two texts resemble each other (cutoff 0).
             elsewhere = [p for p in key_paths(self._root) if p.split(".")[-1] == key]
             hint = did_you_mean(key, known) or did_you_mean(key, elsewhere, cutoff=0.0)
             hint = hint or f"; known here: {', '.join(known)}"
@@ -205,6 +210,7 @@ def key_paths(kind: Any, path: str = "") -> list[str]:
     """
     paths: list[str] = []
     for name, hint in typing.get_type_hints(kind).items():
+        # Type hints include class variables, which are no keys.
         if typing.get_origin(hint) is typing.ClassVar:
             continue
         paths.append(join(path, name))

@@ -39,6 +39,8 @@ def layer_flops(model: ResolvedModel, seq_length: int) -> tuple[int, ...]:
     only as input of the next two-stream layer, so not in the last one.
     """
     row = row_flops(model, seq_length)
+    # With 12 layers, 6 of them two-stream, content rows run through 5 layers: 17 layer outputs per
+    # target against 12 in an AR model.
     content_outputs = max(0, model.two_stream_layers - 1)
     return tuple(
         row.keys_values + row.output * (2 if layer < content_outputs else 1)

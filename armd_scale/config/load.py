@@ -95,6 +95,7 @@ def _read_file(path: Path) -> RecipeSource:
 
 
 def _apply_override(document: RecipeSource, override: str) -> None:
+    # Split at the first `=` only: a value may contain more of them.
     path, equals, text = override.partition("=")
     source = f"override {override}"
     if not equals or not all(path.split(".")):
@@ -141,6 +142,9 @@ class _Parser:
             raise RecipeError(
                 f"{origin}: {path} contains itself: write the value out instead of an alias"
             )
+        # For list items and the whole file. A mapping's value keeps the line of its key, which was
+        # entered before: an alias would point to the line of its anchor, and a block starts one
+        # below.
         self._origins.setdefault(path, origin)
         parents = (*parents, node)
         if isinstance(node, yaml.MappingNode):

@@ -46,6 +46,7 @@ def update_page(page: Path) -> None:
 def field_docs(kind: type) -> dict[str, str]:
     """Return the string under each field of a dataclass, those of its base classes included."""
     docs: dict[str, str] = {}
+    # Base classes first, so that a subclass may replace the text of an inherited field.
     for owner in reversed(kind.__mro__):
         if dataclasses.is_dataclass(owner):
             # A string under a field is an expression that Python discards, so it is read from the
@@ -99,6 +100,7 @@ def _rows(kind: Any, prefix: str) -> list[str]:
 
 def _describe(hint: Any) -> str:
     sections = _sections_in(hint)
+    # The keys of a section have rows of their own: `a mapping of path, weight` becomes `a mapping`.
     return describe_type(hint) if not sections else describe_type(hint).split(" of ")[0]
 
 

@@ -91,6 +91,7 @@ def resolve_model(
         "vocab_size": vocab_size if model.vocab_size is None else model.vocab_size,
         "max_positions": model.max_positions,
     }
+    # Rotary positions need no table, so there an open limit stays open (None: no limit).
     if model.has_position_table and model.max_positions is None:
         sizes["max_positions"] = max_positions
     for name, value in sizes.items():

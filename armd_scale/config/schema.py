@@ -13,6 +13,10 @@ from armd_scale.order.policies.base import OrderPolicy
 
 QueryKind: TypeAlias = Literal["anchor", "prefix", "learned", "anchor+prefix"]
 
+# All classes are `frozen` and `kw_only`. Frozen makes them hashable: one may be the default of a
+# field or a key of functools.cache. Keyword-only lets a required field follow an optional one, so
+# that related fields stay together (`seq_length` after `valid`).
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -143,6 +147,7 @@ class ModelConfig:
     @property
     def has_position_table(self) -> bool:
         """Whether positions are rows of a table, which limits the text length; rotary do not."""
+        # A substring test: `prefix` and `anchor+prefix` both have the table of the prefix query.
         return self.position_embedding == "learned_absolute" or "prefix" in self.query
 
 

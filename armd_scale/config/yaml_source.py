@@ -69,6 +69,8 @@ class RecipeSource:
                 self._put(old, path, inner_key, item, origins)
             return
         container[key] = value
+        # Origins below `path` belong to the value that was replaced; keeping them would make an
+        # error name a line that no longer has an effect.
         self.origins = {
             **{at: origin for at, origin in self.origins.items() if not _is_within(at, path)},
             **{at: origin for at, origin in origins.items() if _is_within(at, path)},
@@ -83,6 +85,7 @@ class RecipeSource:
         if not isinstance(container, dict):
             raise RecipeError(f"{inner} cannot be set, because {path} is {format_value(container)}")
         mapping = cast(dict[Any, Any], container)
+        # Also for a section that is written but empty, which YAML reads as null.
         if mapping.get(key) is None:
             mapping[key] = {}
             self.origins[inner] = source

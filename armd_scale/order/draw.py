@@ -30,6 +30,8 @@ def sample_blocks(
     order = order.choose(rng)
     block = np.zeros(sum(lengths), dtype=np.int32)
     start = 0
+    # Documents take random numbers from one stream in turn, so the draw of a document depends on
+    # the lengths of those before it in the window.
     for length in lengths:
         if length > 1:
             block[start + 1 : start + length] = order.blocks(length - 1, rng)

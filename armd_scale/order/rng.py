@@ -30,6 +30,7 @@ _PART_SHIFT = 64
 class RngStream(IntEnum):
     """What random numbers of a sample are used for; each purpose has a stream of its own."""
 
+    # The numbers are part of the counter: a change of one changes what all its users draw.
     TRAINING_ORDER = 0
     TOKEN = 1
     ACCEPTANCE = 2
@@ -60,6 +61,8 @@ class KeyedRng:
 
     def randint(self, bound: int) -> int:
         """Return a uniform integer in 0..bound - 1, biased by less than bound / 2^64."""
+        # The high half of a 128-bit product (Lemire, arXiv 1805.10941). Unlike rejection sampling
+        # it takes exactly one number from the stream, whatever the bound.
         return int(self.next_uint64(1)[0]) * bound >> 64
 
 

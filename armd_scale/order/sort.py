@@ -120,6 +120,8 @@ def find_anchors(
     if len(unresolved) == 0:
         return anchor
     # minima[k][i] is the smallest of the 2^k blocks that end at i.
+    # Jumps of 1, 2, .., 2^K, with 2^K < P <= 2^(K+1), add up to 2^(K+1) - 1 >= P - 1: the search
+    # can reach every position of a window.
     minima = [flat_block]
     while (width := 1 << len(minima)) < num_slots:
         wider = minima[-1].copy()

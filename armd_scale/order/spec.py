@@ -99,6 +99,7 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 
 def _unknown_spec(spec: str, name: str) -> OrderError:
+    # A cutoff of 0 always finds one, so the message never lacks a suggestion.
     nearest = difflib.get_close_matches(name, SPEC_SYNTAX, n=1, cutoff=0.0)[0]
     return OrderError(
         f"an order must be one of {', '.join(SPEC_SYNTAX.values())} (got '{spec}'): "

@@ -25,16 +25,20 @@ MODEL = ModelConfig(
 )  # fmt: skip
 ORDERS = {
     # One stream for left to right, then two: the number of rows changes during the run.
-    "progressive": Progressive(ar_steps=3, ramp_end=8, rho=8),
+    "progressive": Progressive(ar_steps=2, ramp_end=5, rho=8),
     "strided": Strided(streams=(1, 2, 4), joint=True),
     "random": RandomPermutation(),
 }
 DROPOUT = 0.1
-# Dropout must be the same on every layout, with one stream and with two.
-CASES = [(order, tied, 0.0) for order in ORDERS for tied in (True, False)]
-CASES.append(("progressive", True, DROPOUT))
 Case = tuple[str, bool, float]
-NUM_STEPS = 10
+CASES: list[Case] = [
+    # Dropout must be the same on every layout, with one stream and with two.
+    ("progressive", True, DROPOUT),
+    ("progressive", False, 0.0),
+    ("strided", True, 0.0),
+    ("random", False, 0.0),
+]
+NUM_STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +107,15 @@ def run(layout: Layout, recipes: list[Recipe], *arguments: object) -> list:
 
 @pytest.fixture(scope="module")
 def one_process(recipes: dict[Case, Recipe]) -> list:
-    return run(LAYOUTS["1"], list(recipes.values()), NUM_STEPS)
+    return run(LAYOUTS["1"], list(recipes.values()), NUM_STEPS, None, False)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "1"])
 def test_every_layout_has_the_curve_of_one_process(
     recipes: dict[Case, Recipe], one_process: list, name: str
 ) -> None:
-    layout_curves = run(LAYOUTS[name], list(recipes.values()), NUM_STEPS)
+    # The runs of `saved` check shapes, on five layouts.
+    layout_curves = run(LAYOUTS[name], list(recipes.values()), NUM_STEPS, None, False)
     for case, curve, reference in zip(CASES, layout_curves, one_process, strict=True):
         for step, (values, expected) in enumerate(zip(curve, reference, strict=True)):
             assert values == pytest.approx(expected, rel=1e-5), (case, step)
@@ -131,7 +136,7 @@ def saved(resumable: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict:
     for name in RESUMED:
         folder = str(tmp_path_factory.mktemp("saved"))
         recipe = bend(resumable, {"run.folder": folder})
-        (curve,) = run(LAYOUTS[name], [recipe], 9, 4)
+        (curve,) = run(LAYOUTS[name], [recipe], 7, 4)
         saved[name] = (checkpoints_of(recipe), curve[4:])
     return saved
 
@@ -147,7 +152,7 @@ def test_a_checkpoint_of_any_layout_resumes_on_any_other(
 ) -> None:
     checkpoints, uninterrupted = saved[writer]
     changes = {"run.folder": str(tmp_path), "checkpoint.resume": str(checkpoints)}
-    (curve,) = run(LAYOUTS[resumed], [bend(resumable, changes)], 5)
+    (curve,) = run(LAYOUTS[resumed], [bend(resumable, changes)], 3, None, False)
     if writer == resumed:
         assert curve == uninterrupted
     for values, expected in zip(curve, uninterrupted, strict=True):

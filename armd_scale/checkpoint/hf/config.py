@@ -132,6 +132,7 @@ def _max_positions(hf_config: Any, family: Family, path: Path, requested: int | 
             f"--max-positions must be {configured}, the rows of the position table of {path} (got "
             f"{positions}): leave it out"
         )
+    # Without layer_types (Mistral) the window, if there is one, is that of all layers.
     kinds = set(getattr(hf_config, "layer_types", None) or ("sliding_attention",))
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise CheckpointError(_unsupported(path, f"layers of type {', '.join(sorted(unknown))}"))
@@ -225,6 +226,8 @@ def differences(first: ModelConfig, second: ModelConfig) -> list[str]:
         | {"head_dim": resolve_head_dim(model), "kv_heads": resolve_kv_heads(model)}
         for model in (first, second)
     )
+    # Only what changes the logits of left-to-right text counts: not the query stream, how far
+    # positions reach, or how the weights were first set.
     irrelevant = {*ARMD_FIELDS.values(), "max_positions", "init_std", "init_from"}
     if first.position_embedding == second.position_embedding == "learned_absolute":
         irrelevant |= {"rope_theta", "rope_scaling", "partial_rotary_factor"}
@@ -242,6 +245,8 @@ def _to_hf_config(
         positions_key: max_positions,
         **{name: getattr(model, key) for key, name in family.config_keys.items()},
     }
+    # An activation that the family lacks is replaced by its usual one. `hf_config_from_model` reads
+    # the config back and then finds the difference.
     names = [name for name, own in family.activations.items() if own == model.activation]
     config[family.activation_key] = (names or [next(iter(family.activations))])[0]
     if family.has_rotary:

@@ -103,6 +103,7 @@ def export(
         targets += armd_tensors(source_pieces)
         config[ARMD] = {key: getattr(model, field) for key, field in ARMD_FIELDS.items()}
     with atomic_directory(output, error_class=CheckpointError) as folder:
+        # The weights first: their type goes into config.json.
         dtype = _write_weights(folder, targets, sources, weights, shard_bytes)
         # transformers 5 writes `dtype`, version 4 wrote `torch_dtype`; keep the key of the source.
         for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:

@@ -12,6 +12,7 @@ from typing import Any
 from armd_scale.checkpoint.hf.packing import Layout, PackedTensor, Shape
 
 GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu"}
+# The last three are the same tanh approximation, in three implementations of transformers.
 PLAIN_ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",

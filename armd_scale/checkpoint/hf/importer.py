@@ -205,6 +205,7 @@ def _write_small_files(folder: Path, recipe: Recipe, hf: Path) -> None:
     for name in (WEIGHTS, OPTIMIZER):
         (folder / name).mkdir()
     _copy(hf, SOURCE_FILES, folder / SOURCE)
+    # `load_tokenizer` needs one of the first two files: the others alone are no use to it.
     if any((hf / name).is_file() for name in TOKENIZER_FILES[:2]):
         _copy(hf, TOKENIZER_FILES, folder / TOKENIZER)
     else:

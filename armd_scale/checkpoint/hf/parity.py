@@ -32,6 +32,8 @@ from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.pipeline.partition import PipelineStage, single_stage
 
+# For the largest difference of a logit and for that of the mean NLL in nats. A converted
+# SmolLM2-135M (30 layers) differs from transformers by 6e-5 in logits and 1.5e-7 in the NLL.
 TOLERANCE = 1e-4
 MAX_PARITY_TOKENS = 256
 PARITY_TEXT = """\

@@ -14,6 +14,8 @@ from armd_scale.checkpoint.hf.config import ARMD, read_config
 from armd_scale.checkpoint.hf.families import FAMILIES, Family
 from armd_scale.checkpoint.hf.tensors import HfTensors
 
+# The shortest prefix that ends in a number: `model.layers.3` of
+# `model.layers.3.mlp.up_proj.weight`.
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 
 
@@ -50,6 +52,8 @@ def layerwise_logits(
     files, family = HfTensors(folder), FAMILIES[config["model_type"]]
     # A unit is loaded and dropped as a whole: a layer, or a module outside of the layers.
     units: dict[str, list[str]] = defaultdict(list)
+    # With duplicates: a tied head shares its parameter with the embedding, but it is a unit of its
+    # own, whose weight must be loaded when it runs.
     for name, _ in model.named_parameters(remove_duplicate=False):
         layer = _LAYER.match(name)
         units[layer[1] if layer else name.rpartition(".")[0]].append(name)

@@ -98,6 +98,8 @@ class HfCheckpoint:
                 f"{self.path / CONFIG} must have the keys {', '.join(ARMD_FIELDS)} under {ARMD} "
                 f"(got {', '.join(armd)}): export the folder again"
             )
+        # getattr needs a default: not every field of the `armd` section (such as max_anchor_gap)
+        # is a setting.
         overrides = {
             field: getattr(self.settings, field)
             for field in ARMD_FIELDS.values()

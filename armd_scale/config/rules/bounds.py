@@ -14,7 +14,9 @@ AT_LEAST = {
     "model.heads": 1,
     "model.kv_heads": 1,
     "model.head_dim": 1,
+    # With a single token every prediction is certain and every loss 0.
     "model.vocab_size": 2,
+    # Row 0 of the gap table is fixed at zero, so K = 0 would leave nothing to learn.
     "model.max_anchor_gap": 1,
     "model.prefix_width": 1,
     "parallel.tensor": 1,
@@ -29,6 +31,7 @@ AT_LEAST = {
     "train.steps": 1,
     "train.micro_batch": 1,
     "train.global_batch": 1,
+    # The median of no losses does not exist.
     "train.loss_guard.window_steps": 1,
     "train.loss_guard.max_consecutive_bad_steps": 1,
     "train.loss_guard.max_rollbacks": 0,
@@ -39,6 +42,9 @@ AT_LEAST = {
     "eval.samples": 1,
     "log.every_steps": 0,
 }
+# With eps = 0 AdamW computes 0 / 0 for a weight whose gradient is always 0, such as row 0 of the
+# gap table; with norm_eps = 0 a norm does the same on a row of zeros. With init_std = 0 all
+# matrices are 0 and none of them ever gets a gradient.
 ABOVE_ZERO = (
     "model.rope_theta",
     "model.norm_eps",
@@ -53,6 +59,7 @@ def check_lower_bounds(recipe: Recipe) -> None:
     """Counts and rates are not below their least meaningful value."""
     for key, bound in AT_LEAST.items():
         value = operator.attrgetter(key)(recipe)
+        # null is no number to compare: `resolve` fills it in from keys that are checked themselves.
         if value is not None and value < bound:
             raise_rule_error(key, value, requirement=f"be >= {bound}")
     for key in ABOVE_ZERO:

@@ -12,6 +12,8 @@ from armd_scale.config.rules.optim import OPTIM_RULES
 from armd_scale.config.rules.order import ORDER_RULES
 from armd_scale.config.schema import Recipe
 
+# In this order: rules may rely on those before them. `check_rotary` reads the width of a head,
+# which only `check_head_dim` has shown to be a whole number.
 RULES = (
     *BOUND_RULES,
     *DATA_RULES,

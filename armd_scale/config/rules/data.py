@@ -17,6 +17,7 @@ def check_blend_weights(recipe: Recipe) -> None:
             hint="add a mapping of path and weight",
         )
     for index, source in enumerate(sources):
+        # `data.blending` divides by the weights: a source produces a sample every 1 / weight.
         if source.weight <= 0:
             key, hint = f"data.train.{index}.weight", "remove the source to leave it out"
             raise_rule_error(key, source.weight, requirement="be > 0", hint=hint)

@@ -16,6 +16,7 @@ def check_teacher(recipe: Recipe) -> None:
             requirement="not be blank",
             hint="name a checkpoint, or remove train.distillation",
         )
+    # A negative weight would train the model away from its teacher.
     if distillation.weight < 0:
         key, hint = "train.distillation.weight", "0 only reports the divergence"
         raise_rule_error(key, distillation.weight, requirement="be >= 0", hint=hint)

@@ -9,6 +9,8 @@ from armd_scale.config.schema import Recipe
 def check_tensor_parallel_divides(recipe: Recipe) -> None:
     """Tensor parallelism splits heads and MLP into equal shares."""
     model, tensor = recipe.model, recipe.parallel.tensor
+    # The vocabulary is not listed, because the embedding is padded to equal shares. Nor is the
+    # width of the residual stream, which every rank holds whole.
     sizes = {
         "heads": model.heads,
         "kv_heads": resolve_kv_heads(model),
@@ -28,6 +30,8 @@ def check_sequence_parallel(recipe: Recipe) -> None:
     if parallel.tensor == 1:
         requirement, hint = "be > 1 with parallel.sequence", "or set parallel.sequence=false"
         raise_rule_error("parallel.tensor", parallel.tensor, requirement=requirement, hint=hint)
+    # Lower layers split the 2N rows of both streams, upper layers N rows: N = 5 on 2 ranks would
+    # fit the former and fail in the latter.
     if seq_length % parallel.tensor:
         requirement = f"be a multiple of parallel.tensor = {parallel.tensor} with parallel.sequence"
         raise_rule_error("data.seq_length", seq_length, requirement=requirement)
@@ -45,6 +49,7 @@ def check_enough_layers_for_pipeline(recipe: Recipe) -> None:
 def check_virtual_pipeline(recipe: Recipe) -> None:
     """Interleaving needs several pipeline stages."""
     parallel = recipe.parallel
+    # With one stage megatron-core selects its schedule without pipelining, which takes one chunk.
     if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
         key, requirement = "parallel.virtual_pipeline", "be 1 when parallel.pipeline is 1"
         raise_rule_error(key, parallel.virtual_pipeline, requirement=requirement)
@@ -62,6 +67,7 @@ def check_context_parallel_unsupported(recipe: Recipe) -> None:
 def check_zero_with_pipeline(recipe: Recipe) -> None:
     """ZeRO 3 gathers weights in every micro-batch, which stages reach at different times."""
     stage, pipeline = recipe.optim.zero_stage, recipe.parallel.pipeline
+    # Without this rule such a job would hang instead of failing.
     if stage == 3 and pipeline > 1:
         requirement = f"be <= 2 with parallel.pipeline = {pipeline}"
         raise_rule_error("optim.zero_stage", stage, requirement=requirement)
@@ -69,6 +75,8 @@ def check_zero_with_pipeline(recipe: Recipe) -> None:
 
 def check_zero_for_bf16_and_offload(recipe: Recipe) -> None:
     """Only ZeRO's optimizers keep fp32 copies of bf16 weights, and only they can be offloaded."""
+    # bf16 has 8 significant bits: added to a bf16 weight, an update below 1/512 of it is rounded
+    # away.
     for key, value, required in (
         ("train.precision", recipe.train.precision, "fp32"),
         ("optim.offload", recipe.optim.offload, "none"),
@@ -102,6 +110,8 @@ def check_interleaved_micro_batches(recipe: Recipe, world_size: int) -> None:
     parallel = recipe.parallel
     replicas = derive.data_parallel_size(parallel, world_size)
     num_micro_batches = derive.accumulation_steps(recipe.train, replicas)
+    # megatron-core groups micro-batches by the number of stages, and fails at the first step if the
+    # last group is incomplete.
     if parallel.virtual_pipeline > 1 and num_micro_batches % parallel.pipeline:
         key = "train.global_batch / (train.micro_batch x data parallel size)"
         requirement = f"be a multiple of parallel.pipeline = {parallel.pipeline} when interleaved"
@@ -118,4 +128,6 @@ LAYOUT_RULES = (
     check_zero_with_pipeline,
     check_zero_for_bf16_and_offload,
 )
+# In this order: with fewer processes than one copy of the model needs there would be 0 replicas,
+# and the second rule would divide by zero.
 WORLD_RULES = (check_world_size, check_global_batch_divides, check_interleaved_micro_batches)

@@ -49,6 +49,7 @@ def check_rotary(recipe: Recipe) -> None:
     if fraction == 1 and head_dim % 2:
         requirement = "be even with rotary positions"
         raise_rule_error("model.head_dim", head_dim, requirement=requirement)
+    # Rounded down as in transformers (GPT-NeoX, Phi-3), so that converted models rotate the same.
     num_rotated = int(head_dim * fraction)
     if num_rotated == 0 or num_rotated % 2:
         requirement = f"rotate an even number of a head's {head_dim} channels"
@@ -71,6 +72,7 @@ def check_rope_scaling(recipe: Recipe) -> None:
     bounds = _SCALING_BOUNDS[scaling.rope_type]
     if bounds:
         low, high = (getattr(scaling, name) for name in bounds)
+        # The ramp of llama3 divides by high - low, and that of YaRN takes the logarithm of both.
         if not 0 < low < high:
             requirement = f"be between 0 and {bounds[1]} = {high}"
             raise_rule_error(f"model.rope_scaling.{bounds[0]}", low, requirement=requirement)
@@ -128,6 +130,7 @@ def check_qk_norm_type(recipe: Recipe) -> None:
 def check_dropout(recipe: Recipe) -> None:
     """Dropout is a probability, and cannot drop everything."""
     dropout = recipe.model.dropout
+    # The channels that stay are divided by 1 - dropout.
     if not 0 <= dropout < 1:
         raise_rule_error("model.dropout", dropout, requirement="be >= 0 and < 1")
 

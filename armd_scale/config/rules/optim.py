@@ -34,6 +34,7 @@ def check_lr_schedule_length(recipe: Recipe) -> None:
 def check_betas_and_ema(recipe: Recipe) -> None:
     """Decay rates of running averages are between 0 and 1."""
     for index, beta in enumerate(recipe.optim.betas):
+        # AdamW divides by 1 - beta^t, which is 0 for beta = 1.
         if not 0 <= beta < 1:
             key, requirement = f"optim.betas.{index}", "be >= 0 and < 1"
             raise_rule_error(key, beta, requirement=requirement, hint="try 0.9 and 0.95")
@@ -54,6 +55,7 @@ def check_global_batch(recipe: Recipe) -> None:
 def check_spike_factor(recipe: Recipe) -> None:
     """A spike is above the median loss."""
     factor = recipe.train.loss_guard.spike_factor
+    # Half of all losses are above their median: a factor of 1 would skip every other step.
     if factor != 0 and factor <= 1:
         hint = "try 2, or 0 for no detection"
         raise_rule_error(

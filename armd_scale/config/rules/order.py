@@ -26,6 +26,7 @@ def check_ar_model_order(recipe: Recipe) -> None:
     if resolve_two_stream_layers(recipe.model) > 0:
         return
     for path, policy in _policies(recipe.order, "order"):
+        # Mixtures and stages have no order of their own; what they consist of is checked instead.
         is_leaf = next(policy.children(), None) is None
         if is_leaf and not isinstance(policy, LeftToRight):
             requirement = "be l2r when model.two_stream_layers is 0"

@@ -62,6 +62,7 @@ def generative_perplexity(
     scores = reference_lm.score([text.text for text in texts])
     num_tokens = sum(score.num_tokens for score in scores)
     return GenerativeQuality(
+        # Every token weighs the same. A mean over texts would let short texts dominate.
         perplexity=math.exp(sum(score.nats for score in scores) / num_tokens),
         num_texts=len(texts),
         num_tokens=num_tokens,

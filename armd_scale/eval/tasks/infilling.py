@@ -163,6 +163,8 @@ class InfillTask:
         block[is_hole] = sample_blocks(
             self.order, seed=self.sampling.seed, sample_index=index, lengths=(length,)
         )[1:]
+        # TO_GENERATE is -1, which is no row of the embedding. Any token serves as long as it is not
+        # known.
         return GenerationSpec(tokens=np.where(is_hole, 0, text), block=block, known=~is_hole)
 
     def summarize(self, scores: Float64[Tensor, "examples 3"]) -> InfillResult:

@@ -101,6 +101,7 @@ class LambadaTask:
     def summarize(self, scores: Float64[Tensor, "passages 2"]) -> LambadaResult:
         """Compute accuracy, with its binomial standard error, and perplexity."""
         accuracy, nats = scores.mean(dim=0)
+        # a (1 - a) / (n - 1) is the sample variance of n scores of 0 or 1, divided by n.
         count, a = len(scores), accuracy.item()
         return LambadaResult(
             task=self.name,

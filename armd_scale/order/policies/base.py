@@ -121,6 +121,7 @@ def format_numbers(numbers: tuple[int, ...]) -> str:
 
 def choose_one(numbers: tuple[int, ...], rng: KeyedRng) -> tuple[int]:
     """Draw one of several numbers uniformly; a single one costs no random number."""
+    # A tuple again, so that the chosen order is a policy with the same keys: `streams: (2,)`.
     return (numbers[rng.randint(len(numbers)) if len(numbers) > 1 else 0],)
 
 
@@ -128,6 +129,8 @@ def size_violations(key: str, sizes: tuple[int, ...], seq_length: int) -> Iterat
     """Yield what is wrong with a list of stream or group sizes: each must be in 1..seq_length."""
     if not sizes:
         yield Violation(key=key, value=sizes, requirement="hold at least one number")
+    # The bound is the window's length also with packed documents: in a shorter document, streams
+    # are reduced to its number of targets, and a group ends with it.
     for index, size in enumerate(sizes):
         if not 1 <= size <= seq_length:
             requirement = f"be between 1 and data.seq_length = {seq_length}"

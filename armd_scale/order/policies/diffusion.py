@@ -54,5 +54,7 @@ def diffusion_blocks(
     """
     # Multiply-shift on the upper 32 bits: exact integer arithmetic, biased by less than T / 2^32.
     time = ((random_bits >> np.uint64(32)) * np.uint64(num_timesteps)) >> np.uint64(32)
+    # The index among the times that were drawn, which closes the gaps of the others. Reversed,
+    # since the latest time is block 1: times 0, 3, 1, 0, 3 become blocks 3, 1, 2, 3, 1.
     _, rank = np.unique(time, return_inverse=True)
     return rank.max() + 1 - rank

@@ -31,6 +31,8 @@ class _GroupPolicy(OrderPolicy):
         """Return all sizes, for a draw per sample; or the size whose span of the ramp is `step`."""
         if self.ramp_end == 0:
             return self
+        # Sizes 1, 2, 4 with ramp_end 300: size 1 in steps 0-99, 2 in 100-199, and 4 from 200 on.
+        # The `min` is for the steps after the ramp.
         span = min(step * len(self.sizes) // self.ramp_end, len(self.sizes) - 1)
         return replace(self, sizes=(self.sizes[span],), ramp_end=0)
 
@@ -108,5 +110,7 @@ def permuted_group_blocks(
         size: tokens per group; the last group may be smaller.
     """
     block = np.empty(len(random_bits), dtype=np.int64)
+    # Ranks 1 and 2 are group 1, and so on: bits 50, 10, 40, 20, 30 with size 2 give blocks 3, 1, 2,
+    # 1, 2.
     block[np.argsort(random_bits, kind="stable")] = group_blocks(len(random_bits), size)
     return block

@@ -71,6 +71,8 @@ class Stages(OrderPolicy):
             )
         previous_end = 0
         for index, stage in enumerate(ending):
+            # A stage without an end would hide all that follow it; one that ends no later than the
+            # stage before would never run.
             if stage.until_step is None or stage.until_step <= previous_end:
                 yield Violation(
                     key=f"stages.{index}.until_step",

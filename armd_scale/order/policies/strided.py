@@ -90,6 +90,8 @@ def strided_blocks(num_targets: int, streams: int, *, joint: bool) -> Int[np.nda
     Example: n = 8, streams = 2: heads 1 and 5, then {2, 6}, {3, 7}, {4, 8}.
     """
     target = np.arange(num_targets)
+    # Rounded up. 7 targets in 3 streams: segments of 3, 3 and 1, blocks 1 4 5 | 2 4 5 | 3. 5
+    # targets in 4 streams: segments of 2, 2 and 1, blocks 1 4 | 2 4 | 3.
     length = -(-num_targets // min(streams, num_targets))
     num_segments = -(-num_targets // length)
     segment, offset = target // length, target % length
@@ -98,6 +100,7 @@ def strided_blocks(num_targets: int, streams: int, *, joint: bool) -> Int[np.nda
         return np.where(offset == 0, segment, num_segments + offset - 1) + 1
     # Tokens generated before those at offset o: o of each full segment, and of the last one no more
     # than it has. Within an offset, segments follow one another.
+    # The same 7 targets without joint blocks: 1 4 6 | 2 5 7 | 3.
     last_length = num_targets - (num_segments - 1) * length
     num_before = (num_segments - 1) * offset + np.minimum(offset, last_length)
     return num_before + segment + 1

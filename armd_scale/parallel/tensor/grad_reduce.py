@@ -39,6 +39,8 @@ def all_reduce_partial_grads(
         for parameter in parameters.values():
             if getattr(parameter, "sequence_parallel", False):
                 dist.all_reduce(_grad(parameter), group=groups.tp)
+    # Stages between the first and the last hold no copy, and are not members of the embedding
+    # group.
     if tied is not None and tied in parameters:
         dist.all_reduce(_grad(parameters[tied]), group=groups.embd)
 

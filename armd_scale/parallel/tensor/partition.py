@@ -49,6 +49,8 @@ class TensorPartition:
 def tensor_partition(parameter: Any, group: dist.ProcessGroup) -> TensorPartition:
     """Read the partition of a parameter over `group` from megatron-core's marks on it."""
     is_split = getattr(parameter, "tensor_model_parallel", False)
+    # A parameter that is not split counts as one of a group of size 1, so that `full_shape` and
+    # `local_part` leave it as it is.
     return TensorPartition(
         dim=parameter.partition_dim if is_split else None,
         stride=parameter.partition_stride if is_split else 1,

@@ -90,6 +90,7 @@ class Checkpointer:
             return
         self._context.watchdog.set_phase("checkpoint", state.step)
         try:
+            # After every step: a background save starts its next phase only here.
             self.poll()
             if is_due(state.step, self._context.recipe.checkpoint.every_steps):
                 self.save(state)
@@ -139,6 +140,8 @@ class Checkpointer:
         self.poll(wait=True)
         start = time.perf_counter()
         save = self._start_save(state)
+        # The constructor copies the state to host memory and plans who writes what. Training has
+        # waited for that even if the rest runs in the background.
         self._pending = _PendingSave(save, state.step, start, time.perf_counter() - start)
         if wait or not self._is_async:
             self.poll(wait=True)
@@ -217,6 +220,7 @@ class Checkpointer:
         Raises:
             CheckpointError: all failed, and so did those of the intervals before.
         """
+        # The error is raised on all ranks alike, so all of them sleep and save again together.
         for delay in RETRY_DELAYS_SECONDS:
             self._context.events.write("save_failed", state.step, reason=str(error))
             get_logger(__name__).warning("%s; retrying in %g s", error, delay)

@@ -138,6 +138,7 @@ class PipelineEvaluator(nn.Module):
         if outputs:
             nll = outputs[0]
         else:  # not the last stage
+            # The shape and type that the last stage has: the loss is float32 in both precisions.
             nll = batch.labels.new_empty(batch.labels.shape, dtype=torch.float32)
         nll = nll.contiguous()  # gloo and NCCL read the buffer as it lies in memory
         dist.broadcast(nll, group=groups.pp, group_src=num_stages - 1)

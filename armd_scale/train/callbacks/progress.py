@@ -69,6 +69,7 @@ class ProgressLogger:
         # On the first step, so that the bar is not drawn while the run is still being built.
         if self._bar is None:
             run, steps = self._context.recipe.run, self._context.recipe.train.steps
+            # The steps that are left, this one included: a resumed run starts a new bar.
             bar = ProgressBar(run.name, steps - (state.step - 1), unit="steps")
             self._bar = self._stack.enter_context(bar)
         return self._bar
@@ -119,6 +120,7 @@ class ProgressLogger:
 
     def _report_skipped_step(self, state: TrainState, reason: str) -> None:
         """Name the samples of a skipped step, so that the user can look at them."""
+        # With a global batch of 64, step 3 has consumed 192 samples: its own are 128 to 191.
         last = state.consumed_samples - 1
         first = last + 1 - self._context.recipe.train.global_batch
         get_logger(__name__).warning(
