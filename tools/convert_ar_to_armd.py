@@ -28,6 +28,7 @@ def main() -> int:
     configure()
     # Handle SIGTERM, which schedulers send, like Ctrl-C: the exception removes partial output.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The layout is that of later training. Any number of processes may convert.
     request = ConversionRequest(
         **{name: getattr(args, name) for name in ("hf", "output", "dtype", "overwrite")},
         settings=ArmdSettings(
@@ -36,6 +37,7 @@ def main() -> int:
         parallel=ParallelConfig(tensor=args.tp, pipeline=args.pp),
     )
     check = ParityCheck(mode=args.check, text=args.text, json=args.json)
+    # Without a comparison (--check none) the status is 0.
     return int(not convert_and_check(request, check, read_environment()))
 
 

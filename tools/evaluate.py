@@ -21,6 +21,7 @@ _EXAMPLE = """examples:
 
 def main() -> None:
     """Evaluate, write the requested files, and print one line."""
+    # Every option has the name of a field; a new option needs both.
     request = EvalRequest(**vars(_parser().parse_args()))
     configure()
     environment = read_environment()
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="PREFIX", help="held-out shards PREFIX.bin and PREFIX.idx")
     add("--text", type=Path, metavar="FILE", help="a text file instead, scored as a whole")
     add("--detokenizer", default="none", metavar="NAME", help=" | ".join(DETOKENIZERS))
+    # From the registry, so that a new task needs no change here.
     tasks = "; ".join(task.help for task in TASKS.values())
     add("--task", nargs=2, metavar=("NAME", "FILE"), help=f"JSON lines instead: {tasks}")
     add("--order", required=True, metavar="SPEC", help=" | ".join(SPEC_SYNTAX.values()))
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive_int(text: str) -> int:
+    # isdecimal also rejects signs, spaces and underscores, which int() alone accepts.
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1 (got {text!r})")
     return int(text)

@@ -10,18 +10,13 @@ import torch
 
 from armd_scale.checkpoint.pretrained import open_model
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.errors import GenerationError, refuse_renamed_options, run_command
-from armd_scale.files import require_parent_dir
-from armd_scale.generation import ConfidenceSchedule, Sampling, Strategy, generate_from_specs
-from armd_scale.generation.cli import build_specs, check_num_processes, print_and_write
-from armd_scale.generation.live_view import live_progress
+from armd_scale.errors import refuse_renamed_options, run_command
+from armd_scale.generation.cli import GenerateRequest, generate_requested, print_and_write
 from armd_scale.generation.text import JSON_HELP
 from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-STRATEGY = ("streams", "group", "random_order", "dynamic", "speculative")
 RENAMED = {
     "--lossless": "--speculative",
     "--stop-at-end": "--stop-at-eos",
@@ -31,29 +26,22 @@ RENAMED = {
 
 def main() -> None:
     """Generate samples, write the requested files, and print the texts."""
-    args = _parser().parse_args()
+    options = vars(_parser().parse_args())
     env = read_environment()
     configure()
-    args.dynamic = args.dynamic and ConfidenceSchedule.parse(args.dynamic)
-    strategy = Strategy(**{name: getattr(args, name) for name in STRATEGY})
-    sampling = Sampling(**{name: getattr(args, name) for name in SAMPLING})
-    check_num_processes(args.tp, env.world_size)
-    require_parent_dir(args.json, "--json", error_class=GenerationError)
-    require_parent_dir(args.replay_html, "--replay-html", error_class=GenerationError)
-    model = open_model(args.checkpoint or args.hf)
-    tokenizer = model.tokenizer
-    decoding = {"strategy": strategy, "sampling": sampling}
-    text = {"prompt": args.prompt, "infill": args.infill, "num_tokens": args.tokens}
-    specs = build_specs(**text, **decoding, num_samples=args.num_samples, tokenizer=tokenizer)
-    eos_id = tokenizer.eod if tokenizer is not None and args.stop_at_eos else None
-    with process_groups(env, ParallelConfig(tensor=args.tp)) as groups:
+    source, hf = options.pop("checkpoint"), options.pop("hf")
+    request = GenerateRequest(**options)
+    # Everything that can be refused is checked first: loading the weights of a large model takes
+    # minutes.
+    request.check(env.world_size)
+    model = open_model(source or hf)
+    specs = request.build_specs(model.tokenizer)
+    with process_groups(env, ParallelConfig(tensor=request.tp)) as groups:
+        # float32 whatever the model was trained in: bf16 rounding would change sampled tokens.
         network = model.load_network(groups=groups, device=env.device, dtype=torch.float32)
-        with live_progress(specs, tokenizer, is_rank0=env.is_rank0) as on_round:
-            output = generate_from_specs(
-                network, specs, **decoding, eos_id=eos_id, on_round=on_round
-            )
+        output = generate_requested(request, network, specs, model.tokenizer, is_rank0=env.is_rank0)
     if env.is_rank0:
-        print_and_write(output, tokenizer, json_file=args.json, replay_file=args.replay_html)
+        print_and_write(request, output, model.tokenizer)
 
 
 def _parser() -> argparse.ArgumentParser:

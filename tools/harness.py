@@ -17,6 +17,7 @@ def main() -> None:
         # The harness prints its own help next and exits.
         print(__doc__)
     try:
+        # Imported here, because lm-evaluation-harness is optional: the extra `eval`.
         from armd_scale.eval.harness.model import run_harness
     except ModuleNotFoundError as error:
         raise ArmdError(

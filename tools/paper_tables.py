@@ -2,13 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
-from armd_scale.errors import ArmdError, refuse_renamed_options, run_command
-from armd_scale.eval.paper import rows, tables
-from armd_scale.eval.tasks.reference_lm import ReferenceLM
-from armd_scale.files import atomic_write_text, require_parent_dir
+from armd_scale.errors import refuse_renamed_options, run_command
+from armd_scale.eval.paper.cli import PaperTableRequest, TableName, run_paper_table
 from armd_scale.log import configure
-from armd_scale.parallel.environment import DistributedEnv, read_environment
+from armd_scale.parallel.environment import read_environment
 
 _EXAMPLE = """examples:
   python tools/paper_tables.py zero-shot --checkpoint runs/a --text PTB=ptb.test.txt --plot t1.svg
@@ -19,40 +18,9 @@ _EXAMPLE = """examples:
 
 def main() -> None:
     """Measure, print the table, and write the requested files."""
-    args = _parser().parse_args()
+    request = PaperTableRequest(**vars(_parser().parse_args()))
     configure()
-    require_parent_dir(args.markdown, "--markdown")
-    require_parent_dir(args.plot, "--plot")
-    tables.require_image_suffix(args.plot, "--plot")
-    table = args.measure(args, read_environment())
-    if args.markdown is not None:
-        atomic_write_text(args.markdown, table.markdown())
-    if args.plot is not None:
-        table.plot(args.plot)
-    print(table.markdown(), end="")
-
-
-def _zero_shot(args: argparse.Namespace, here: DistributedEnv) -> tables.Table:
-    texts = rows.parse_benchmark_texts(args.text)
-    return tables.zero_shot_table([rows.zero_shot_row(c, texts, here) for c in args.checkpoint])
-
-
-def _generative(args: argparse.Namespace, here: DistributedEnv) -> tables.Table:
-    if not args.checkpoint and not args.texts:
-        raise ArmdError("the generative table needs --checkpoint or --texts: give at least one")
-    reference_lm = ReferenceLM(args.eval_model, device=here.device)
-    measured = [rows.texts_row(path, reference_lm) for path in args.texts]
-    for checkpoint in args.checkpoint:
-        measured += rows.generative_rows(
-            checkpoint, reference_lm, here, num_samples=args.samples or 16, num_tokens=args.tokens
-        )
-    return tables.generative_table(measured)
-
-
-def _ablation(args: argparse.Namespace, here: DistributedEnv) -> tables.Table:
-    options = {"samples": args.samples, "ablation": args.table}
-    measured = [rows.ablation_row(c, args.data, here, **options) for c in args.checkpoint]
-    return tables.ablation_table(f"Held-out perplexity, {args.table}", measured)
+    run_paper_table(request, read_environment())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,11 +28,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(dest="table", required=True)
-    measures = {"zero-shot": _zero_shot, "generative": _generative}
-    measures |= {"ablation-two-stream": _ablation, "ablation-rho": _ablation}
-    for name, measure in measures.items():
+    # Fields of PaperTableRequest that a table has no option for keep their defaults.
+    for name in get_args(TableName):
         subparser = subparsers.add_parser(name)
-        subparser.set_defaults(measure=measure)
         add = subparser.add_argument
         add("--checkpoint", nargs="+", required=name != "generative", default=[],
             help="checkpoints or run folders")  # fmt: skip
@@ -73,18 +39,23 @@ def _parser() -> argparse.ArgumentParser:
         refuse_renamed_options(subparser, {"--picture": "--plot"})
         if name == "zero-shot":
             add("--text", nargs="+", required=True, metavar="NAME=FILE", help="benchmark texts")
-            continue
-        add("--samples", type=int, metavar="N", help="number of texts (16) or of windows (all)")
-        if name == "generative":
-            add("--texts", nargs="+", type=Path, default=[], metavar="FILE",
-                help="texts that tools/generate.py --json wrote: one row per file")  # fmt: skip
-            add("--eval-model", type=Path, required=True, metavar="FOLDER",
-                help="Hugging Face folder of the AR model that scores the texts")  # fmt: skip
-            add("--tokens", type=int, default=256, metavar="N", help="length of texts (256)")
-            refuse_renamed_options(subparser, {"--judge": "--eval-model"})
         else:
-            add("--data", required=True, metavar="PREFIX", help="held-out shards")
+            _add_sample_options(subparser, is_generative=name == "generative")
     return parser
+
+
+def _add_sample_options(subparser: argparse.ArgumentParser, *, is_generative: bool) -> None:
+    add = subparser.add_argument
+    add("--samples", type=int, metavar="N", help="number of texts (16) or of windows (all)")
+    if not is_generative:
+        add("--data", required=True, metavar="PREFIX", help="held-out shards")
+        return
+    add("--texts", nargs="+", type=Path, default=[], metavar="FILE",
+        help="texts that tools/generate.py --json wrote: one row per file")  # fmt: skip
+    add("--eval-model", type=Path, required=True, metavar="FOLDER",
+        help="Hugging Face folder of the AR model that scores the texts")  # fmt: skip
+    add("--tokens", type=int, default=256, metavar="N", help="length of texts (256)")
+    refuse_renamed_options(subparser, {"--judge": "--eval-model"})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ _EXAMPLE = """examples:
 
 def main() -> None:
     """Print tables; exit with status 2 and one sentence if the recipe cannot run."""
+    # Intermixed: overrides may come before and after options, where parse_args would refuse those
+    # that follow an option.
     arguments = _parser().parse_intermixed_args()
     arguments.overrides = tuple(arguments.overrides)
     run_plan(PlanRequest(**vars(arguments)))
@@ -48,6 +50,7 @@ def _positive_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
+        # Leads to the message below, as do nan, inf and numbers that are not positive.
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0 (got {text!r})")

@@ -43,6 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.verify:
         _verify(args.verify)
+    # Not `required=True`: which options are needed depends on what is done. --verify takes none.
     elif not args.output:
         parser.error("--output is required")
     elif args.merge:

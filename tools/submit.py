@@ -34,12 +34,14 @@ def main() -> None:
     wants_status, wants_cancel = args.pop("status"), args.pop("cancel")
     overrides = [argument for argument in arguments if _is_override(argument)]
     recipes = [argument for argument in arguments if not _is_override(argument)]
+    # Recipes are loaded here, so that an invalid one fails now and not hours later in the queue.
     specs = [_job(recipe, overrides, chosen) for chosen in sweep(sweeps) for recipe in recipes]
     if wants_status or wants_cancel:
         jobs = [job for spec in specs for job in jobs_of(spec.folder)]
     else:
         jobs = submit(specs, Resources(**args), sequential=len(recipes) > 1)
     for job in jobs:
+        # First, so that the printed state is read after the request to cancel.
         if wants_cancel:
             cancel(job)
         print(f"{job.job_id} {state(job)} {job.paths.stderr}", flush=True)
@@ -48,6 +50,7 @@ def main() -> None:
 
 
 def _is_override(argument: str) -> bool:
+    # A path is none: it has a `/`, or no `=` after the dotted name.
     return re.match(r"\w+(\.\w+)+=", argument) is not None
 
 
@@ -56,6 +59,7 @@ def _job(recipe: str, overrides: list[str], chosen: tuple[str, ...]) -> JobSpec:
     run = load_recipe(recipe, [*overrides, *chosen]).run
     folder = "-".join([run.folder, *chosen])
     arguments = [*overrides, *chosen, f"run.folder={folder}"]
+    # A partial of a module-level function, because submitit pickles it.
     return JobSpec(partial(train_recipe, recipe, arguments), run.name, Path(folder))
 
 

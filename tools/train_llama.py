@@ -32,6 +32,7 @@ def main() -> None:
     configure()
     if not args.tokenizer.exists():
         write_byte_tokenizer(args.tokenizer)
+    # The first of two calls: preprocessing needs the tokenizer, and training the shards.
     if args.recipe is None:
         return
     if args.output is None:

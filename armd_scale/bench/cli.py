@@ -45,6 +45,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         ArmdError: the JSON file cannot be written, or the benchmark refuses its options.
     """
     options = vars(args).copy()
+    # Without these two, the options are the keyword arguments of the benchmark's function.
     benchmark, file = BENCHMARKS[options.pop("benchmark")], options.pop("json")
     # A benchmark takes minutes, so the file is checked before it starts.
     require_writable(file, "--json")
@@ -75,6 +76,7 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def _positive_int(text: str) -> int:
+    # isdecimal also rejects signs, spaces and underscores, which int() alone accepts.
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1 (got {text!r})")
     return int(text)
@@ -99,6 +101,7 @@ def _int_option(default: int, summary: str) -> dict[str, Any]:
 
 def _int_list_option(*default: int, summary: str) -> dict[str, Any]:
     help_text = f"{summary} (default: {' '.join(map(str, default))})"
+    # The default stays a tuple; values from the command line arrive as a list.
     return {**_int_option(1, summary), "nargs": "+", "default": default, "help": help_text}
 
 
@@ -121,6 +124,7 @@ _STORAGE_FOLDER = _path_option(
     _existing_folder, "FOLDER", "folder on the storage to measure (default: temporary)"
 )
 _PROFILE = {"action": "store_true", "help": "add the time shares of matmul and attention"}
+# Odd numbers, so that a median is one of the measured times.
 _REPEATS = {"--repeats": _int_option(7, "timed repeats of each case")}
 _FIVE_REPEATS = {"--repeats": _int_option(5, "timed repeats of each case")}
 

@@ -48,11 +48,15 @@ class Disk:
         if dist.get_rank() == 0:
             self._writes.append(dd_write(self._file, self.checkpoint_bytes))
             self._reads.append(dd_read(self._file))
+            # Before the load, so that the disk needs room for one file of dd only while dd runs.
             self._file.unlink()
+            # The processes of a machine share its page cache, so one of them drops it for all. In a
+            # job of several machines only that of rank 0's machine is dropped.
             drop_page_cache(files_in(checkpoint))
         # The load starts on all ranks together, from storage.
         dist.barrier()
         with reading(self.checkpoint_bytes) as transfer:
+            # Timed until the slowest rank has its part, as a resumed run waits for all ranks.
             load(checkpoint)
             dist.barrier()
         self._loads.append(transfer)
@@ -94,6 +98,7 @@ def dd_write(file: Path, num_bytes: int) -> float:
     """
     file.unlink(missing_ok=True)
     count = f"count={_whole_mib(num_bytes)}"
+    # Without conv=fsync dd returns when the bytes are in the page cache, not on the storage.
     return _timed(["dd", "if=/dev/zero", f"of={file}", "bs=1M", count, "conv=fsync"])
 
 
@@ -105,6 +110,7 @@ def dd_read(file: Path) -> Transfer:
     """
     drop_page_cache([file])
     with reading(file.stat().st_size, of=resource.RUSAGE_CHILDREN) as transfer:
+        # A child counts in RUSAGE_CHILDREN once it has been waited for, as subprocess.run does.
         _timed(["dd", f"if={file}", "of=/dev/null", "bs=1M"])
     return transfer
 
@@ -129,6 +135,7 @@ def drop_page_cache(files: Sequence[Path]) -> None:
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
+            # Offset 0 and length 0 mean the whole file.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

@@ -20,6 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 MATMUL, ATTENTION, OTHER = "matmul", "attention", "other"
 GROUPS = (MATMUL, ATTENTION, OTHER)
+# `aten::linear` and `aten::matmul` are left out: they only call one of these, and what remains of
+# their own time is dispatch.
 _MATMUL_OPERATORS = frozenset(
     f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation")
 ) | {"mkldnn::_linear_pointwise", "aten::mkldnn_linear"}
@@ -42,6 +44,7 @@ def profile_operators(
     call: Callable[[], object], *, repeats: int, device: torch.device
 ) -> list[Operator]:
     """Profile `repeats` calls, after one that warms up."""
+    # The first call also pays for compiling kernels, choosing algorithms and allocating memory.
     call()
     profiler = new_profiler(device)
     with profiler:
@@ -79,6 +82,8 @@ def operators_of(
     on_cuda = device.type == "cuda"
     attention = _attention_events(events)
     for event in events:
+        # Events of the device are kernels. Their time is in the operators that launched them too,
+        # as `self_device_time_total`: counting both would count it twice.
         if event.device_type != DeviceType.CPU or not _is_inside(event, inside):
             continue
         key = (event.name, ATTENTION if event.id in attention else _group(event.name))

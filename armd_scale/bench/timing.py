@@ -42,6 +42,8 @@ def time_interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, call in cases.items():
+            # Before the start, so that no work of the case before counts here; and after the call,
+            # because CUDA calls return when their kernels are queued, not when they are done.
             synchronize()
             start = time.perf_counter()
             call()
@@ -58,5 +60,6 @@ def synchronize() -> None:
 
 def ratio(timings: Mapping[str, Timings], case: str, baseline: str) -> float:
     """Return the time of `case` over that of `baseline`: the median of ratios within a turn."""
+    # Not the ratio of the medians: they may come from different turns, with different load.
     turns = zip(timings[case].seconds, timings[baseline].seconds, strict=True)
     return statistics.median(seconds / baseline_seconds for seconds, baseline_seconds in turns)

@@ -1,20 +1,142 @@
-"""What tools/generate.py needs besides generation: checks of its options, and its output."""
+"""What tools/generate.py needs besides generation: its options, its progress, and its output."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
-from armd_scale.generation.batch import continuation_specs, infill_specs
+from armd_scale.files import require_parent_dir
+from armd_scale.generation.batch import continuation_specs, generate_from_specs, infill_specs
+from armd_scale.generation.live_view import live_progress
 from armd_scale.generation.replay import write_replay
 from armd_scale.generation.result import GenerationOutput
 from armd_scale.generation.sampling import Sampling
-from armd_scale.generation.strategy import GenerationSpec, Strategy
+from armd_scale.generation.strategy import ConfidenceSchedule, GenerationSpec, Strategy
 from armd_scale.generation.text import (
     encode_infill_template,
     encode_prompt,
     text_records,
     write_records,
 )
+from armd_scale.model.armd_model import ArmdModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """Options of the generate command, except for the model."""
+
+    prompt: str | None
+    """Text to continue; None: start a document."""
+    infill: str | None
+    """Text with holes ({{n}}), in place of a prompt."""
+    tokens: int
+    """Number of tokens to continue by; holes have their own."""
+    num_samples: int
+    stop_at_eos: bool
+    """Cut each sample before its first end-of-document token."""
+
+    streams: int
+    group: int | None
+    random_order: bool
+    dynamic: str | None
+    """`RULE:k`, see `ConfidenceSchedule.parse`."""
+    speculative: int | None
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    """Seed of the sampled tokens and of random orders."""
+
+    tp: int
+    """Tensor-parallel size."""
+    json: Path | None
+    """Output file for the texts and their figures."""
+    replay_html: Path | None
+    """Output file for a page that replays the order."""
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """Order of generation.
+
+        Raises:
+            GenerationError: a number is invalid, or two strategies exclude each other.
+        """
+        return Strategy(
+            streams=self.streams,
+            group=self.group,
+            random_order=self.random_order,
+            dynamic=None if self.dynamic is None else ConfidenceSchedule.parse(self.dynamic),
+            speculative=self.speculative,
+        )
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn.
+
+        Raises:
+            GenerationError: a number is invalid.
+        """
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+        )
+
+    def check(self, world_size: int) -> None:
+        """Check all that does not depend on the model, before its folder is opened.
+
+        Args:
+            world_size: number of processes of the command.
+
+        Raises:
+            GenerationError: an option is invalid, or the folder of an output file does not exist.
+        """
+        # Both are built on first access, and raise then.
+        _ = self.strategy, self.sampling
+        check_num_processes(self.tp, world_size)
+        require_parent_dir(self.json, "--json", error_class=GenerationError)
+        require_parent_dir(self.replay_html, "--replay-html", error_class=GenerationError)
+
+    def build_specs(self, tokenizer: Tokenizer | None) -> list[GenerationSpec]:
+        """Return the specs of samples that continue the prompt, or that fill the holes of a text.
+
+        Args:
+            tokenizer: the model's.
+
+        Raises:
+            GenerationError: both texts are set, or the text cannot be encoded.
+        """
+        # The index of a sample keys its random numbers: n samples begin with those of a smaller n.
+        sample_ids = range(self.num_samples)
+        if self.infill is None:
+            prompts = [encode_prompt(self.prompt, tokenizer)] * self.num_samples
+            return continuation_specs(
+                prompts,
+                sample_ids,
+                num_tokens=self.tokens,
+                strategy=self.strategy,
+                sampling=self.sampling,
+            )
+        if self.prompt is not None:
+            raise GenerationError(
+                "a text can be continued or infilled, not both (got --prompt and --infill): write "
+                "the prompt into the text with holes"
+            )
+        template = encode_infill_template(self.infill, tokenizer)
+        return infill_specs(
+            [template] * self.num_samples,
+            sample_ids,
+            strategy=self.strategy,
+            sampling=self.sampling,
+        )
 
 
 def check_num_processes(tensor_parallel: int, world_size: int) -> None:
@@ -30,56 +152,40 @@ def check_num_processes(tensor_parallel: int, world_size: int) -> None:
         )
 
 
-def build_specs(
-    *,
-    prompt: str | None,
-    infill: str | None,
-    num_tokens: int,
-    num_samples: int,
-    strategy: Strategy,
-    sampling: Sampling,
+def generate_requested(
+    request: GenerateRequest,
+    network: ArmdModel,
+    specs: Sequence[GenerationSpec],
     tokenizer: Tokenizer | None,
-) -> list[GenerationSpec]:
-    """Return the specs of samples that continue a prompt, or that fill the holes of a text.
+    *,
+    is_rank0: bool,
+) -> GenerationOutput:
+    """Generate the texts, with a live view on a terminal; every rank must call it.
 
     Args:
-        prompt: text to continue; None: start a document.
-        infill: text with holes ({{n}}), in place of a prompt.
-        num_tokens: number of tokens to continue by; holes have their own.
-        num_samples: number of samples.
-        strategy: order of generation.
-        sampling: its seed draws random orders.
-        tokenizer: the model's.
+        request: the options.
+        network: the model, in evaluation mode.
+        specs: what `request.build_specs` returned.
+        tokenizer: the model's; without one, nothing ends a text early.
+        is_rank0: whether this process shows the live view.
 
     Raises:
-        GenerationError: both texts are set, or the text cannot be encoded.
+        GenerationError: the model cannot serve the request.
     """
-    # The index of a sample keys its random numbers: n samples begin with those of a smaller n.
-    sample_ids = range(num_samples)
-    if infill is None:
-        start = encode_prompt(prompt, tokenizer)
-        return continuation_specs(
-            [start] * num_samples,
-            sample_ids,
-            num_tokens=num_tokens,
-            strategy=strategy,
-            sampling=sampling,
+    eos_id = tokenizer.eod if tokenizer is not None and request.stop_at_eos else None
+    with live_progress(specs, tokenizer, is_rank0=is_rank0) as on_round:
+        return generate_from_specs(
+            network,
+            specs,
+            strategy=request.strategy,
+            sampling=request.sampling,
+            eos_id=eos_id,
+            on_round=on_round,
         )
-    if prompt is not None:
-        raise GenerationError(
-            "a text can be continued or infilled, not both (got --prompt and --infill): write the "
-            "prompt into the text with holes"
-        )
-    template = encode_infill_template(infill, tokenizer)
-    return infill_specs([template] * num_samples, sample_ids, strategy=strategy, sampling=sampling)
 
 
 def print_and_write(
-    output: GenerationOutput,
-    tokenizer: Tokenizer | None,
-    *,
-    json_file: Path | None,
-    replay_file: Path | None,
+    request: GenerateRequest, output: GenerationOutput, tokenizer: Tokenizer | None
 ) -> None:
     """Write the requested files, then print the texts and a line of figures.
 
@@ -88,10 +194,10 @@ def print_and_write(
     """
     records = text_records(output, tokenizer)
     # Files first: a closed pipe behind the printed text must not lose them.
-    if json_file is not None:
-        write_records(json_file, records)
-    if replay_file is not None:
-        write_replay(replay_file, output, tokenizer)
+    if request.json is not None:
+        write_records(request.json, records)
+    if request.replay_html is not None:
+        write_replay(request.replay_html, output, tokenizer)
     for record in records:
         print(f"{record.text}\n[unigram entropy {record.entropy_bits:.2f} bits]\n")
     # The rate is None unless drafts were verified, and the line then says nothing of drafts.

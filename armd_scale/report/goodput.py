@@ -29,6 +29,7 @@ class Goodput:
 
 def goodput_of(run: Run) -> Goodput | None:
     """Split the wall-clock time of a run; None if its files have no times or no steps."""
+    # A duration needs two times; metrics.jsonl has none, so events or a log must exist.
     if len(run.times) < 2 or not run.steps:
         return None
     total = (run.times[-1] - run.times[0]).total_seconds()
@@ -44,6 +45,7 @@ def goodput_of(run: Run) -> Goodput | None:
         checkpoints=checkpoints,
         evaluations=evaluations,
         downtime=downtime,
+        # Steps are timed by another clock than the total, so the parts may exceed it by a little.
         other=max(0.0, total - steps - checkpoints - evaluations - downtime),
     )
 
@@ -63,6 +65,8 @@ def _sum_over_events(run: Run, kind: str, key: str) -> float:
 
 def _downtime_seconds(run: Run) -> float:
     """Time between each start but the first and the sign of life before it."""
+    # A process writes `start` before its first line in log.txt, so the time before it is downtime:
+    # the job waited, Python started, and the data were opened.
     starts = {event.time for event in run.events_of("start")}
     gaps = [(time - previous) for previous, time in pairwise(run.times) if time in starts]
     return float(sum(gap.total_seconds() for gap in gaps))

@@ -13,6 +13,7 @@ from armd_scale.report.run_folder import Event, Run, differences
 from armd_scale.report.summary import format_duration, summarize
 
 MAX_POINTS = 2000
+# page.css has the classes c0 to c7; a ninth run gets the color of the first.
 NUM_COLORS = 8
 _CURVES = (
     "step",
@@ -51,6 +52,7 @@ def render(runs: Sequence[Run]) -> str:
         _recipes(runs),
         _samples(runs),
     ]
+    # NaN is not JSON. Reading has replaced it by None, so an error here is a bug.
     data = json.dumps([_data(run) for run in runs], separators=(",", ":"), allow_nan=False)
     values = {
         "title": escape(title),
@@ -206,6 +208,7 @@ def _events(runs: Sequence[Run]) -> str:
         for event in run.events
         if event.kind not in _ROUTINE_EVENTS
     ]
+    # Times in ISO format sort as text.
     titles = ("time", "run", "event", "step", "details")
     table = _table(titles, sorted(rows)) if rows else "<p>No resume, skipped step or stop.</p>"
     saves = ", ".join(f"{run.name} {len(run.events_of('save'))}" for run in runs)

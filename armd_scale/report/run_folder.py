@@ -15,6 +15,8 @@ from armd_scale.errors import ArmdError, TrainingError
 from armd_scale.metrics.events import EVENTS_FILE
 
 MAX_SAMPLE_CHARACTERS = 4000
+# The format of `logging` for times: local like those of events.jsonl, with a comma before the
+# milliseconds.
 _LOG_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")
 
 
@@ -94,6 +96,7 @@ def _read_recipe(run: Run) -> bool:
         return False
     try:
         recipe = load_recipe(path)
+    # Curves need no recipe: one that this version refuses, such as an old one, is a warning.
     except ArmdError as error:
         run.warnings.append(f"The recipe cannot be read: {error}.")
         return True
@@ -171,6 +174,7 @@ def _read_log_times(run: Run) -> bool:
 
 def _read_lines(run: Run, path: Path) -> list[dict[str, Any]]:
     """The lines that are JSON objects with a step; others are counted in a warning."""
+    # A crash may cut a character in half; `replace` turns that into one unreadable line.
     lines, num_unreadable = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         values = _parse(line)

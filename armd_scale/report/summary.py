@@ -18,6 +18,7 @@ def summarize(run: Run) -> dict[str, str]:
         "tokens": _abbreviate(last.get("tokens")),
         "loss": _format(last.get("loss"), ".4f"),
         "best NLL by order": ", ".join(f"{order} {nll:.4f}" for order, nll in best.items()) or "–",
+        # Medians, so that slow steps, such as the first one of each start, hardly count.
         "tokens/s": _abbreviate(_median(run, "tokens_per_second")),
         "MFU": _percent(_median(run, "mfu")),
         "HFU": _percent(_median(run, "hfu")),
@@ -61,6 +62,7 @@ def _abbreviate(value: int | float | None) -> str:
     """Format with three digits and a letter, e.g. 1.25 M."""
     if value is None:
         return "–"
+    # B, not G, for 10^9: the field counts tokens in billions.
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= size:
             return f"{value / size:.3g} {letter}"

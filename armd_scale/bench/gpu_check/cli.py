@@ -85,6 +85,7 @@ def run_sections(
     for section in sections:
         print(f"\n== {section.name}: {section.summary}", flush=True)
         section_start = time.perf_counter()
+        # The budget is for all sections: a slow one takes time from those after it.
         left = budget_seconds - (section_start - start)
         recorder = Recorder(section.name, file)
         if left < MIN_SECONDS:
@@ -107,6 +108,7 @@ def _run_in_process(
 ) -> None:
     """Run a section in a new process; a crash or a timeout becomes a failed result."""
     limit = min(limit, section.limit_seconds * (DRY_LIMIT_FACTOR if dry else 1))
+    # The same command with --only, so that a section starts without any state of another one.
     command = [sys.executable, "-m", "armd_scale.bench.gpu_check"]
     command += ["--only", section.name, "--output", str(folder), *(["--dry"] if dry else [])]
     try:
@@ -123,6 +125,7 @@ def _run_here(name: str, *, dry: bool, folder: Path) -> int:
     section = next(section for section in SECTIONS if section.name == name)
     run = resolve_name(section.function)
     run(Recorder(name, _results_file(folder)), dry=dry, folder=folder)
+    # A failed check is in the results file already; another status than 0 means a crash.
     return 0
 
 
@@ -131,6 +134,7 @@ def _results_file(folder: Path) -> Path:
 
 
 def _require_cuda() -> None:
+    # Imported here, because it takes seconds that --help and invalid options need not wait for.
     import torch
 
     if not torch.cuda.is_available():
@@ -149,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = [section.name for section in SECTIONS]
     chosen = f"sections to run (default: all of {' '.join(names)})"
+    # Some versions of argparse look for the empty list of `nargs="*"` among the choices too.
     parser.add_argument("sections", nargs="*", choices=[*names, []], metavar="SECTION", help=chosen)
     parser.add_argument("--dry", action="store_true", help="tiny sizes on CPU; no GPU needed")
     folder = "folder for results.jsonl and logs (default: %(default)s)"

@@ -66,6 +66,8 @@ def _time_rounds(
         decode = partial(
             generate_tokens, network, [PROMPT], num_tokens=num_tokens, strategy=strategy
         )
+        # The clock of `generate_tokens` needs no synchronize: it stops after the tokens have been
+        # copied to the host. Prompt and first round are included, loading the model is not.
         decode()  # warms up
         output = decode()
         milliseconds = 1e3 * output.seconds / output.rounds
@@ -75,4 +77,5 @@ def _time_rounds(
             recorder.check(milliseconds < MAX_ROUND_MS, name, value, f"< {MAX_ROUND_MS} ms")
         else:
             recorder.info(name, value)
+    # Torch's default again, for what runs after this in the process.
     torch.backends.cuda.enable_cudnn_sdp(True)

@@ -98,6 +98,7 @@ def _reference(inputs: list[Tensor], mask: IntervalMask) -> Tensor:
     """Attention written out as a softmax over all keys, in the type of the inputs."""
     q, k, v = inputs
     group = q.shape[2] // k.shape[1]
+    # Grouped-query attention: `group` neighboring query heads share a key/value head.
     k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
     scores = torch.einsum("rbhd,bhkd->bhrk", q, k) * q.shape[-1] ** -0.5
     weights = scores.masked_fill(~mask.dense, -torch.inf).softmax(-1)
@@ -130,6 +131,8 @@ def _check_masked_attention(recorder: Recorder, sizes: Sizes, device: torch.devi
 def _compare(recorder: Recorder, name: str, inputs: list[Tensor], mask: IntervalMask) -> None:
     # bfloat16 has 8 bits of mantissa: outputs around 1 differ by a few 2^-8.
     max_error, max_gradient_error = (3e-2, 2e-2) if inputs[0].is_cuda else (1e-5, 1e-5)
+    # The same numbers in float32: rounding of the inputs is not an error of the kernel. Gradients
+    # of `inputs` are those that the caller's backward pass has left.
     exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
     expected = _reference(exact, mask)
     expected.sum().backward()
@@ -137,6 +140,7 @@ def _compare(recorder: Recorder, name: str, inputs: list[Tensor], mask: Interval
         error = (
             (masked_attention(inputs[0], inputs[1], inputs[2], mask) - expected).abs().max().item()
         )
+    # Relative to the whole gradient, because single entries near 0 have large relative errors.
     gradient_error = max(
         ((_gradient(tensor) - _gradient(other)).norm() / _gradient(other).norm()).item()
         for tensor, other in zip(inputs, exact, strict=True)
@@ -164,6 +168,7 @@ def _count_graphs(recorder: Recorder, sizes: Sizes, device: torch.device) -> Non
             for mask in (getattr(masks, name) for name in MASK_NAMES):
                 inputs = _random_inputs(sizes, mask.start.shape[1], device)
                 masked_attention(inputs[0], inputs[1], inputs[2], mask).sum().backward()
+    # Counts all graphs of this process, those of _check_masked_attention included.
     graphs = counters["stats"]["unique_graphs"]
     name = "FlexAttention: graphs over new masks"
     recorder.check(graphs <= MAX_GRAPHS, name, graphs, f"<= {MAX_GRAPHS}")
@@ -181,6 +186,8 @@ def _with_backward(inputs: list[Tensor], forward: Callable[[], Tensor]) -> Calla
 
 def _milliseconds(call: Callable[[], object], *, repeats: int = 10, warm_up: int = 3) -> float:
     """Return the mean time of a call in a row of calls, as training launches kernels."""
+    # Warm-up compiles kernels. No synchronize inside the timed loop: the host may queue kernels
+    # ahead of the device, so the launch of one call overlaps the kernels of the one before.
     for _ in range(warm_up):
         call()
     synchronize()
@@ -214,6 +221,8 @@ def _time_attention(recorder: Recorder, sizes: Sizes, device: torch.device) -> N
         recorder.skip("FlexAttention over the folded causal call")
         return
     recorder.check(rate > 350, name, value, "> 350 TFLOP/s")
+    # The causal call does not know the documents: it also computes the scores between them, which
+    # the masked call skips tile by tile.
     ratio = masked / causal
     value = f"{masked:.2f} ms, ratio {ratio:.2f}"
     recorder.check(ratio < 1.3, "FlexAttention over the folded causal call", value, "< 1.3")
@@ -231,10 +240,12 @@ def _time_varlen(recorder: Recorder, sizes: Sizes, device: torch.device) -> None
         values = torch.randn(num_rows, heads, sizes.head_dim, device=device, dtype=torch.bfloat16)
         return values.requires_grad_()
 
+    # Both streams as query heads, as in the folded call; all samples in one dimension of rows.
     inputs = [tensor(2 * sizes.heads), tensor(sizes.kv_heads), tensor(sizes.kv_heads)]
     flash = torch.ops.aten._flash_attention_forward
 
     def forward() -> Tensor:
+        # Offsets and longest document of queries and of keys; no dropout, causal, no debug mask.
         return flash(*inputs, offsets, offsets, longest, longest, 0.0, True, False)[0]
 
     milliseconds = _milliseconds(_with_backward(inputs, forward))
@@ -257,6 +268,7 @@ def _time_growing_keys(recorder: Recorder, sizes: Sizes, device: torch.device) -
     with torch.no_grad():
         for cudnn in (True, False):
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
+            # The first call loads libraries; the sizes of the timed calls are all new to cuDNN.
             call(199)
             synchronize()
             start = time.perf_counter()

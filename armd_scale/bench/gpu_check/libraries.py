@@ -31,6 +31,7 @@ def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
         _check_import(recorder, name)
     _check_collectives(recorder, environment)
     if on_cuda:
+        # Of the whole device: memory of other processes on it counts too.
         free, total = torch.cuda.mem_get_info()
         recorder.info("memory of context and communicators", f"{(total - free) / 2**30:.2f} GiB")
     else:

@@ -47,6 +47,7 @@ def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
             (folder / f"step_{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
             for row in rows:
                 _record(recorder, name, row, is_h100=on_cuda and "H100" in _device_name())
+            # Gives the memory of these networks back, so that larger ones start unfragmented.
             if on_cuda:
                 torch.cuda.empty_cache()
 
@@ -67,6 +68,7 @@ def _record(recorder: Recorder, workload: str, row: Row, *, is_h100: bool) -> No
         recorder.info(name, value)
         return
     over = milliseconds / roofline
+    # The AR step is compared with itself (ratio 1), so only its roofline can fail.
     ok = over < MAX_OVER_ROOFLINE and ratio < 1.08 * flops_ratio + 0.02
     bound = f"< {MAX_OVER_ROOFLINE} x roofline, ratio within 8 % of FLOPs"
     recorder.check(ok, name, f"{value}, {over:.2f} x roofline", bound)

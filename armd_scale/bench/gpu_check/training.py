@@ -95,9 +95,10 @@ class Runner:
                 while stop_if is not None and process.poll() is None and not stop_if(metrics):
                     time.sleep(0.1)
                 if stop_if is not None:
+                    # Does nothing if the run has ended by itself; its status is then 0, not 143.
                     process.terminate()
                 process.wait()
-            finally:  # when this section is killed, its run must not stay on the GPU
+            finally:  # after an exception or Ctrl-C the run must not stay on the GPU
                 process.kill()
         lines = _read_lines(metrics)
         steps = {int(line["step"]): line for line in lines if "loss" in line}
@@ -124,7 +125,9 @@ def write_shards(prefix: Path) -> str:
     rng = np.random.default_rng(0)
     starts = rng.integers(0, VOCAB_SIZE, 3000)
     documents = [
-        (5 * start + 3 * np.arange(rng.integers(20, 400))) % VOCAB_SIZE for start in starts
+        # Every token is the one before plus 3, modulo VOCAB_SIZE: a few steps learn some of it.
+        (5 * start + 3 * np.arange(rng.integers(20, 400))) % VOCAB_SIZE
+        for start in starts
     ]
     lengths = np.array([len(document) for document in documents], dtype=np.int32)
     tokens_file, lengths_file = prefix.with_suffix(".tokens"), prefix.with_suffix(".lengths")
@@ -161,12 +164,14 @@ def _check_resume(recorder: Recorder, runner: Runner, whole: Outcome) -> None:
     common = resumed.steps.keys() & whole.steps.keys()
     # bfloat16 kernels without determinism add in any order, so losses agree to rounding only.
     equal = [s for s in common if abs(resumed.steps[s]["loss"] - whole.steps[s]["loss"]) < 2e-3]
+    # 143 is 128 + SIGTERM; 0 if the run ended before the signal arrived.
     ok = stopped.status in (0, 143) and resumed.status == 0 and len(equal) == len(common) == 24
     value = f"status {stopped.status} and {resumed.status}, {len(equal)} of {len(common)} steps"
     recorder.check(ok, "SIGTERM saves, and the same command continues equally", value)
 
 
 def _check_determinism(recorder: Recorder, runner: Runner, *, num_steps: int) -> None:
+    # Neither run saves a checkpoint, so both compute every step from the same initial weights.
     changes = ("train.deterministic=true", f"train.steps={num_steps}", "eval.every_steps=0")
     changes += ("optim.warmup_steps=1", "optim.decay_steps=1", "checkpoint.every_steps=0")
     first, second = (runner.train(name, *changes) for name in ("exact", "exact_again"))

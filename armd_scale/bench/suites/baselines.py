@@ -36,10 +36,13 @@ def llama_step(
         "attn_implementation": "sdpa",
     }
     network: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    # Weights in the compute type, without autocast, as in our network.
     network = network.to(device=device, dtype=dtype)
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
+        # The labels of a left-to-right batch are the next tokens already. `labels=` of transformers
+        # would shift them once more.
         logits = network(batch.tokens, use_cache=False).logits
         F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten()).backward()
 
@@ -55,6 +58,8 @@ def megatron_step(
     config.use_te_activation_func = False
     length = batch.labels.shape[1]
     with _without_cuda_rng():
+        # The local layers compute attention as two batched products around a softmax, and hold all
+        # scores: no fused kernel.
         network = GPTModel(
             config,
             get_gpt_layer_local_spec(normalization="RMSNorm"),
@@ -64,6 +69,7 @@ def megatron_step(
             share_embeddings_and_output_weights=model.tie_embeddings,
         ).to(device)
         for parameter in network.parameters():
+            # Norm weights too, as only a benchmark may: the time does not depend on values.
             torch.nn.init.normal_(parameter, std=model.init_std)
     positions = torch.arange(length, device=device).expand_as(batch.labels)
     # megatron-core masks what is True: keys after the row.

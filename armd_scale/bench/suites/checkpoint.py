@@ -44,11 +44,14 @@ from armd_scale.train.callbacks.checkpointer import Checkpointer
 from armd_scale.train.context import TrainingContext
 from armd_scale.train.step import StepRunner
 
+# 69M weights: a checkpoint of 1.1 GB, with 4 bytes for each weight, its master copy and its two
+# moments.
 MODEL = resolve_model(
     ModelConfig(
         layers=8, hidden=768, ffn_hidden=2048, heads=12, vocab_size=16384, two_stream_layers=2
     )
 )
+# Short, so that steps are quick: they are there to be measured beside a write.
 SEQ_LENGTH = 64
 Stage = Literal[0, 1, 2, 3]
 
@@ -84,6 +87,7 @@ def compare_saves(
         kinds = {"synchronous": job.checkpointer(False), "asynchronous": job.checkpointer(True)}
         first = {name: job.save(saver) for name, saver in kinds.items()}
         disk = Disk(place / "dd", _newest(place / "synchronous"))
+        # In turn, so that a change in the load of the storage affects both kinds and dd alike.
         timed: dict[str, list[_Save]] = {name: [] for name in kinds}
         for _ in range(saves):
             for name, saver in kinds.items():
@@ -122,6 +126,7 @@ def table(result: dict[str, Any]) -> list[Row]:
         "load, hashes checked": (result["load_seconds"], "dd_read"),
         "dd read": (result["dd_read_seconds"], "dd_read"),
     }
+    # MB/s of the stall of a background save is the rate of the copy to host memory, not of storage.
     return [
         {
             "case": case,
@@ -131,6 +136,7 @@ def table(result: dict[str, Any]) -> list[Row]:
             "max s": summary["max"],
             "MB/s": 1000 * gigabytes / summary["median"],
             "dd time ratio": summary["median"] / result[f"{dd}_seconds"]["median"],
+            # Only reads have a share; their keys are what precedes the comma in the case.
             "from storage share": shares.get(case.split(",")[0], ""),
         }
         for case, (summary, dd) in cases.items()
@@ -148,6 +154,8 @@ def _summary(synchronous: "list[_Save]", asynchronous: "list[_Save]") -> dict[st
         "stall_seconds": stalls,
         "asynchronous_to_synchronous": stalls["asynchronous"]["median"]
         / stalls["synchronous"]["median"],
+        # From the end of the stall until a poll finds the save complete, up to one step late. The
+        # stall is not included.
         "background_seconds": summarize([save.background_seconds for save in asynchronous]),
         "step_seconds": summarize(quiet),
         "step_seconds_beside_a_write": summarize(during) if during else None,
@@ -191,6 +199,7 @@ class _Job:
         network = build_model(recipe, None, groups=groups, device=environment.device)
         self._engine, _, self._state = build_optimizer(recipe, network, None)
         self._step_runner = StepRunner(self._engine)
+        # A second network, because loading into the first one would change what is trained.
         self._load_target = build_model(recipe, None, groups=groups, device=environment.device)
         self._batches = [_batch(recipe).to(environment.device)]
         self._lines = _Lines()
@@ -217,6 +226,8 @@ class _Job:
         num_lines = len(self._lines.lines)
         checkpointer.save(self._state)
         beside_seconds = []
+        # `poll` is collective and reports at the same call on every rank, so that all ranks leave
+        # the loop after the same number of steps.
         while len(self._lines.lines) == num_lines:  # the line is written when the save is complete
             beside_seconds.append(self._step())
             checkpointer.poll()
@@ -229,6 +240,7 @@ class _Job:
         network, groups = self._load_target, self._context.groups
         checkpoint = open_checkpoint(folder, with_optimizer=True)
         load_weights(checkpoint, network, groups=groups)
+        # What a resumed run reads: this rank's part of each tensor. The optimizer is not updated.
         load_optimizer(checkpoint, ["master", *MOMENTS], network=network, groups=groups)
 
     def _step(self) -> float:
@@ -242,6 +254,8 @@ class _Job:
 def _recipe(
     folder: Path, model: ResolvedModel, parallel: ParallelConfig, *, zero_stage: Stage, size: int
 ) -> ResolvedRecipe:
+    # No shards are read, as `_batch` makes the tokens. One sample per rank and step; and one
+    # checkpoint of each kind, so that the folder does not grow with the number of saves.
     recipe = Recipe(
         run=RunConfig(name="saves", folder=str(folder)),
         data=DataConfig(train="none", seq_length=SEQ_LENGTH),
@@ -274,5 +288,7 @@ def _shared_folder(parent: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=parent) as own:
         shared = [own]
         dist.broadcast_object_list(shared)
+        # The folders of the other ranks stay empty.
         yield Path(shared[0])
+        # Rank 0 removes the folder when it leaves; by then no rank may still use it.
         dist.barrier()

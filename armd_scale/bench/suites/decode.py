@@ -81,6 +81,7 @@ def compare_decoding(
     sampling = sampling or Sampling(temperature=0.8, top_p=0.95)
     rates: dict[str, list[float]] = {name: [] for name in strategies}
     result: dict[str, Any] = {}
+    # Rates are of the whole call: prompt and sampling count, loading the model does not.
     hf_rates = []
     hf_model = None if hf_folder is None else _hf_model(hf_folder)
     for _ in range(repeats + 1):  # the first repeat warms up
@@ -93,6 +94,7 @@ def compare_decoding(
         if hf_model is not None:
             hf_rates.append(_hf_tokens_per_second(hf_model, num_tokens))
     for name, values in rates.items():
+        # Without the first repeat.
         result[name]["tokens_per_second"] = statistics.median(values[1:])
     if hf_rates:
         rate = statistics.median(hf_rates[1:])
@@ -111,6 +113,8 @@ def _hf_model(folder: Path) -> Any:
 @torch.no_grad()
 def _hf_tokens_per_second(model: Any, num_tokens: int) -> float:
     start = time.perf_counter()
+    # Equal minimum and maximum, so that no end-of-document token makes the text shorter. Sampled as
+    # `compare_decoding` does by default, whatever its argument is.
     model.generate(
         torch.from_numpy(PROMPT)[None],
         attention_mask=torch.ones(1, 1, dtype=torch.int64),

@@ -73,10 +73,13 @@ def measure(
     inputs = random_inputs(shape, device)
     calls = {name: partial(_with_fresh_gradients, step, inputs) for name, step in cases.items()}
     timings = time_interleaved(calls, repeats=repeats)
+    # 4 bytes: the loss is computed in float32, also from bfloat16 weights.
     chunk_bytes = 4 * shape.chunk_rows(device) * shape.vocab_size
+    # The gradients of rows and weight have the sizes and types of these two.
     gradients = sum(tensor.nbytes for tensor in inputs[:2])
     rows: list[Row] = []
     for name, call in calls.items():
+        # Gradients of the repeat before would be freed inside the call and hide part of its peak.
         _clear_gradients(inputs)
         peak = peak_bytes(call, device)
         rows.append(
@@ -115,6 +118,7 @@ def chunked_step(rows: Tensor, weight: Tensor, labels: Tensor) -> None:
     size = HeadShape(*rows.shape, vocab_size=len(weight)).chunk_rows(rows.device)
     chunks = zip(rows.split(size), labels.split(size), strict=True)
     sums = [
+        # Without checkpoint autograd would keep the logits of all chunks for the backward pass.
         checkpoint(_dense_nll, chunk_rows, weight, chunk_labels, use_reentrant=False)
         for chunk_rows, chunk_labels in chunks
     ]
@@ -154,6 +158,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     as oneDNN allocate themselves are not counted.
     """
     if device.type == "cuda":
+        # The peak counter starts at what is allocated now, which `before` subtracts again.
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()

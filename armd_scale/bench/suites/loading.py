@@ -45,11 +45,13 @@ def compare_loading(*, recipe: Path, seconds: float = 2, repeats: int = 5) -> li
     )
     targets = workload.num_targets
     stream = open_samples(resolved)
+    # A global batch of one micro-batch: this process is the only reader.
     share = DataParallelShare(micro_batch=train.micro_batch, global_batch=train.micro_batch)
     batches = MicroBatchLoader(stream, share, workers=data.workers)
     prefetched = data.workers * PREFETCH_FACTOR
     rates = [batches_per_second(batches, seconds, prefetched=prefetched) for _ in range(repeats)]
     loader_rate = statistics.median(rates)
+    # The loader has stopped its workers by now, so the two do not compete for cores.
     training_rate = 1 / _step_seconds(workload, repeats)
     return [
         {

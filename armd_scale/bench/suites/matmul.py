@@ -27,6 +27,7 @@ def measure_matmul(*, repeats: int = 7, sizes: tuple[int, ...] | None = None) ->
     """
     device = read_environment().device
     dtype = compute_dtype(device)
+    # One large size: 8192 on a GPU, 1024 on CPU.
     peak = peak_flops(device, dtype)
     matrices = {
         str(size): torch.randn(size, size, device=device, dtype=dtype)

@@ -67,6 +67,8 @@ def paper_bytes(weights: int, *, stage: int, ranks: int, precision: str) -> Memo
         precision: "bf16" or "fp32".
     """
     width = 2 if precision == "bf16" else 4
+    # Two moments of 4 bytes, and with bf16 weights their fp32 master copy. At stage 0 in fp32 the
+    # weights are their own master copy.
     state = 8 if (stage, precision) == (0, "fp32") else 12
     return MemoryBreakdown(
         weights=width * weights / (ranks if stage >= 3 else 1),
@@ -135,12 +137,15 @@ def _measure(
     stage: ZeroStage,
 ) -> MemoryBreakdown:
     batch = _batch(model, seed=environment.rank).to(environment.device)
+    # What is alive before the engine (the batch, leftovers of the stage before) is not part of it.
     existing = _storages(_live_tensors()).keys()
     engine = _build_engine(environment, groups, model, stage)
     # DeepSpeed allocates some of its buffers in the first step, so the second one is measured.
     with engine.accumulate():
         engine(batch).mean().backward()
     engine.step(1e-3)
+    # Taken inside the context, after the last backward pass: the exit reduces the gradients, which
+    # changes what is held.
     with engine.accumulate():
         for _ in range(MICRO_BATCHES):
             engine(batch).mean().backward()
@@ -157,6 +162,7 @@ def _breakdown(engine: ZeroEngine, existing: Set[int]) -> MemoryBreakdown:
     return MemoryBreakdown(
         weights=sum(weights.values()),
         gradients=sum(everything[storage] for storage in gradients),
+        # Stage 0 updates the weights themselves, which count as weights and not again here.
         optimizer=sum(state[storage] for storage in state.keys() - weights.keys()),
         buffers=sum(buffers.values()),
     )
@@ -164,6 +170,8 @@ def _breakdown(engine: ZeroEngine, existing: Set[int]) -> MemoryBreakdown:
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Return the bytes of the storages of tensors by address; shared storages appear once."""
+    # By storage, because under stages 1 and 2 DeepSpeed makes the parameters views of one flat
+    # tensor: every view has the storage of all.
     storages = (tensor.untyped_storage() for tensor in tensors)
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes() > 0}
 

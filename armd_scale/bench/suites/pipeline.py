@@ -46,6 +46,7 @@ def scheduled_step(
     init_weights(chunk, seed=0)
     network = ModelChunks([chunk]).to(device)
     batch = random_batch("random", workload).to(device)
+    # The schedule adds up the losses of the micro-batches, so each gets its share of the mean.
     micro_batch = TrainMicroBatch(batch, mean_loss_spec(batch).weights / micro_batches)
 
     def loss_of(output: tuple[Tensor, Tensor], micro_batch: TrainMicroBatch) -> tuple[Tensor, None]:
@@ -54,6 +55,7 @@ def scheduled_step(
     def step() -> None:
         network.zero_grad(set_to_none=True)
         run_micro_batches(
+            # The network itself, not an engine: no optimizer, and gradients are not reduced.
             make_schedule_chunks(network, network),
             [micro_batch] * micro_batches,
             loss_fn=loss_of,
@@ -101,6 +103,7 @@ def table(seconds: Mapping[int, float], *, micro_batches: int, flops: int) -> li
         A row for each; the worst residual is over those whose processes have a core each.
     """
     shortest = min(seconds)
+    # The share of one stage is 1; if it was not measured, the shortest pipeline implies its time.
     one_process = seconds[shortest] / _time_share(shortest, micro_batches)
     expected = {stages: one_process * _time_share(stages, micro_batches) for stages in seconds}
     cores = num_devices()
@@ -142,12 +145,15 @@ def time_on_rank(
     repeats: int,
 ) -> float:
     """Return the median seconds of a step, from a barrier before it to a barrier after it."""
+    # With more threads a single process would use all cores, and stages could not be faster.
     torch.set_num_threads(1)
     step = scheduled_step(workload, groups, micro_batches=micro_batches, device=environment.device)
+    # Warm-up: allocates memory, and sets up the connections between stages.
     step()
     seconds = []
     for _ in range(repeats):
         synchronize()
+        # All ranks start together, and the time ends when the slowest one is done.
         dist.barrier()
         start = time.perf_counter()
         step()

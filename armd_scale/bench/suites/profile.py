@@ -27,6 +27,7 @@ def profile_steps(*, model_size: str = "small", steps: int = 3, top: int = 8) ->
     device = environment.device
     with process_groups(environment, ParallelConfig()) as groups:
         cases = step_functions(WORKLOADS[model_size], groups, device=device)
+        # First without the profiler, which adds time to every operator.
         timings = time_interleaved(cases, repeats=steps)
         return [
             row

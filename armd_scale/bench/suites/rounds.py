@@ -56,6 +56,8 @@ def profile_rounds(
     timers: dict[tuple[int, int], list[_RoundTimer]] = {case: [] for case in cases}
     for _ in range(repeats):
         for num_streams, tokens in cases:
+            # A round commits a token of each stream, but each stream's first one takes a round of
+            # its own: the text has S (S - 1) tokens fewer when the clock starts, 12 with 4 streams.
             timer = _RoundTimer(first=max(tokens // num_streams, 1))
             _decode(network, tokens, num_streams, timer)
             timers[num_streams, tokens].append(timer)
@@ -69,6 +71,7 @@ def _row(network: ArmdModel, streams: int, tokens: int, timers: Sequence["_Round
     _decode(network, tokens, streams, _RoundTimer(first=timers[0].first, profiler=profiler))
     operators = operators_of(profiler, repeats=NUM_ROUNDS, device=device, inside=FORWARD_RANGE)
     round_milliseconds = statistics.median(timer.milliseconds for timer in timers)
+    # Scatters of new keys and values into the cache; the profiler's groups count them as `other`.
     cache_writes = (item.milliseconds for item in operators if item.name == CACHE_WRITE)
     parts = {
         "matmul ms": total(operators, MATMUL),
@@ -99,6 +102,7 @@ class _RoundTimer:
         # Round `first` is only the start of the clock: NUM_ROUNDS rounds need one more end.
         if not 0 <= result.round - self.first <= NUM_ROUNDS:
             return
+        # No synchronize: the tokens in `result` have been copied to the host, which waits for them.
         self._round_ends.append(time.perf_counter())
         if self._profiler is not None and result.round == self.first:
             self._profiler.start()
@@ -118,6 +122,7 @@ class _RoundTimer:
                     return forward(*args, **kwargs)
             start = time.perf_counter()
             logits = forward(*args, **kwargs)
+            # A GPU only queues the forward pass; without this its time would count as sampling.
             synchronize()
             self._forward_seconds.append(time.perf_counter() - start)
             return logits

@@ -49,6 +49,7 @@ def measure_scaling(
         row for each number, with the time that 1F1B predicts.
     """
     base = WORKLOADS[model_size]
+    # For accumulation, so that a step of n micro-batches has n samples.
     one_sample = dataclasses.replace(base, micro_batch=1)
     environment = read_environment()
     device = environment.device
@@ -73,7 +74,9 @@ def measure_scaling(
 
 def _with_value(base: Workload, name: str, value: int) -> Workload:
     if name == "layers":
-        return dataclasses.replace(base, model=dataclasses.replace(base.model, layers=value))
+        # Half of the layers stay two-stream, so that FLOPs grow linearly with the layers.
+        model = dataclasses.replace(base.model, layers=value, two_stream_layers=value // 2)
+        return dataclasses.replace(base, model=model)
     return dataclasses.replace(base, **{name: value})
 
 
@@ -87,6 +90,7 @@ def time_workloads(
 ) -> list[Row]:
     """Return the rows of one varied size of the network or the micro-batch."""
     dtype = compute_dtype(device)
+    # All networks exist at once, because their steps are timed in turn.
     steps = {
         value: training_step(
             build_model(workload.model, workload, groups, dtype=dtype).to(device),
@@ -142,6 +146,7 @@ def fit_line(name: str, flops: Mapping[int, int], seconds: Sequence[float]) -> l
     # ill-conditioned.
     slope, intercept = np.polyfit(counts / counts.max(), seconds, 1)
     line = (slope * counts / counts.max() + intercept).tolist()
+    # The intercept takes up what does not grow with FLOPs, such as Python and kernel launches.
     worst = max(abs(time / expected - 1) for time, expected in zip(seconds, line, strict=True))
     return [
         {
@@ -163,6 +168,7 @@ def _time_steps(
     name: str, steps: Mapping[int, Step], flops: Sequence[int], *, repeats: int
 ) -> list[Row]:
     cases = {str(value): step for value, step in steps.items()}
+    # Medians, not minima: the line then describes a typical step.
     timings = time_interleaved(cases, repeats=repeats)
     seconds = [timing.median for timing in timings.values()]
     return fit_line(name, dict(zip(steps, flops, strict=True)), seconds)

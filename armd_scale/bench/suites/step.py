@@ -73,6 +73,7 @@ def _llama(
 
 
 # Llama-like in every respect, so that the other implementations can build the same sizes.
+# Two-stream layers are the lower half in all of them, the default.
 _SMALL = _llama(6, 384, 1536, heads=6, kv_heads=6, vocab_size=8192)
 _125M = _llama(12, 768, 2048, heads=12, kv_heads=12)
 _1B = _llama(20, 2048, 5632, heads=16, kv_heads=8)
@@ -123,6 +124,7 @@ def time_steps(
     peak = peak_flops(device, compute_dtype(device))
     steps = step_functions(workload, groups, device=device)
     timings = time_interleaved(steps, repeats=repeats)
+    # After the timing, because the profiler slows steps down.
     shares = {name: time_shares(step, device) if profile else {} for name, step in steps.items()}
     ar_flops = workload.flops_per_token(dataclasses.replace(workload.model, two_stream_layers=0))
     # All other cases compute exactly one stream, as the AR model does.
@@ -134,6 +136,7 @@ def time_steps(
             "targets/s": round(targets / timing.median),
             "time ratio": ratio(timings, name, "ar"),
             "FLOPs ratio": flops_ratios.get(name, 1.0),
+            # FLOPs that the model needs; a dense mask executes more, for scores that are hidden.
             "mfu": flops_ratios.get(name, 1.0) * ar_flops * targets / timing.median / peak,
             **shares[name],
         }
@@ -145,6 +148,7 @@ def time_shares(step: Step, device: torch.device) -> Row:
     """Return the shares of matmul and attention in the time of all operators of a step."""
     operators = profile_operators(step, repeats=1, device=device)
     groups = (MATMUL, ATTENTION)
+    # Of the time inside operators: Python between them is not counted.
     return {f"{group} share": total(operators, group) / total(operators) for group in groups}
 
 
@@ -153,6 +157,7 @@ def step_functions(
 ) -> dict[str, Step]:
     """Return a function for each case that runs forward and backward over one micro-batch."""
     dtype = compute_dtype(device)
+    # The same network without two-stream layers: the difference is the second stream alone.
     ar_model = dataclasses.replace(workload.model, two_stream_layers=0)
     ar, armd = (
         build_model(model, workload, groups, dtype=dtype).to(device)
@@ -167,6 +172,7 @@ def step_functions(
         "ar": training_step(ar, left_to_right),
         "armd": training_step(armd, shuffled),
         "armd_dense": training_step(armd, masked),
+        # Left to right both streams are equal, and the network computes one of them.
         "armd_l2r": training_step(armd, left_to_right),
         "megatron_gpt": megatron_step(ar_model, left_to_right, dtype=dtype, device=device),
         "hf_llama": llama_step(ar_model, left_to_right, dtype=dtype, device=device),
@@ -191,6 +197,7 @@ def build_model(
 def random_batch(order: str, workload: Workload) -> ArmdBatch:
     """Return one micro-batch of random tokens under an order SPEC of `tools/evaluate.py`."""
     length, count = workload.seq_length + 1, workload.micro_batch
+    # Random tokens: the time of a step does not depend on which tokens it reads.
     tokens = np.random.default_rng(0).integers(0, workload.vocab_size, size=(count, length))
     spec = parse_spec(order)
     blocks = [sample_blocks(spec, seed=0, sample_index=i, lengths=(length,)) for i in range(count)]
@@ -210,6 +217,7 @@ def training_step(network: nn.Module, batch: ArmdBatch) -> Step:
     loss_spec = mean_loss_spec(batch)
 
     def step() -> None:
+        # To None, not to zero: the backward pass then writes gradients instead of adding to zeros.
         network.zero_grad(set_to_none=True)
         loss, _ = network(batch, loss_spec)
         loss.backward()

@@ -91,6 +91,7 @@ def compute_findings(
         llama_nats: its validation nats per byte, left to right.
     """
     anchor = curves["anchor"]
+    # Points are in order of tokens, and the first one is at 0 tokens, so there is a last one.
     reached = [point for point in anchor if point.tokens <= TOKEN_FRACTION * llama_tokens][-1]
     level = reached.nats["strided-ar:4"]
     return Findings(
@@ -113,6 +114,7 @@ def tokens_to(curve: list[Point], order: str, level: float) -> float | None:
         if point.nats[order] <= level:
             if previous is None:
                 return float(point.tokens)
+            # Not 0: the previous point is above the level, and this one is not.
             fall = previous.nats[order] - point.nats[order]
             fraction = (previous.nats[order] - level) / fall
             return previous.tokens + fraction * (point.tokens - previous.tokens)
@@ -187,6 +189,8 @@ def plot(results: Results, path: Path) -> None:
         panel.set(xscale="log", title=title, xlabel="training tokens (left edge: none)")
         panel.grid(alpha=0.25)
     lowest = min(point.nats["l2r"] for curve in results.curves.values() for point in curve)
+    # Higher points, such as a learned query before training, are cut off: they would flatten the
+    # part of the curves that differs.
     panels[0].set(ylabel="validation nats per byte", ylim=(lowest - 0.08, lowest + 1.2))
     panels[0].annotate("10 % of the Llama's ", (judged, lowest - 0.05),
                        color="dimgrey", fontsize=9, ha="right")  # fmt: skip
@@ -199,6 +203,7 @@ def plot(results: Results, path: Path) -> None:
 def _curve(folder: Path, name: str) -> list[Point]:
     """Return the evaluations of a run, after those of the model that it started from."""
     per_step = tokens_per_step(load_recipe(folder / name / "recipe.yaml"))
+    # Steps times tokens per step, because lines of evaluations do not have their tokens.
     by_step: dict[int, dict[str, float]] = {}
     if name != "scratch":
         files = {order: folder / "start" / f"{name}-{order}.json" for order in ORDERS}

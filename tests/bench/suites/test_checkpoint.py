@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from armd_scale.bench.suites.checkpoint import compare_saves, table
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig
 from tests.support.processes import FORKSERVER
 
-TINY = ModelConfig(layers=2, hidden=16, ffn_hidden=24, heads=2, vocab_size=64)
+TINY = resolve_model(ModelConfig(layers=2, hidden=16, ffn_hidden=24, heads=2, vocab_size=64))
 
 
 def test_both_kinds_of_saves_are_timed(tmp_path: Path) -> None:
