@@ -5,6 +5,8 @@ CUDA context, and is killed at its time limit. The whole check keeps to a time b
 """
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -111,11 +113,18 @@ def _run_in_process(
     # The same command with --only, so that a section starts without any state of another one.
     command = [sys.executable, "-m", "armd_scale.bench.gpu_check"]
     command += ["--only", section.name, "--output", str(folder), *(["--dry"] if dry else [])]
+    # A group of its own, so that a timeout also ends the processes that the section has started,
+    # which would otherwise keep their GPU memory.
+    process = subprocess.Popen(command, start_new_session=True)
     try:
-        status = subprocess.run(command, timeout=limit, check=False).returncode
+        status = process.wait(limit)
     except subprocess.TimeoutExpired:
         recorder.check(False, "the section finishes", "killed", f"within {limit:.0f} s")
         return
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     if status != 0:
         recorder.check(False, "the section runs to its end", f"exit status {status}", "0")
 

@@ -83,7 +83,7 @@ def compare_decoding(
     result: dict[str, Any] = {}
     # Rates are of the whole call: prompt and sampling count, loading the model does not.
     hf_rates = []
-    hf_model = None if hf_folder is None else _hf_model(hf_folder)
+    hf_model = None if hf_folder is None else _hf_model(hf_folder, like=network)
     for _ in range(repeats + 1):  # the first repeat warms up
         for name, strategy in strategies.items():
             output = generate_tokens(
@@ -104,10 +104,13 @@ def compare_decoding(
     return result
 
 
-def _hf_model(folder: Path) -> Any:
+def _hf_model(folder: Path, *, like: torch.nn.Module) -> Any:
+    """Load the model of transformers with the data type and the device of ours."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+    weight = next(like.parameters())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=weight.dtype)
+    return model.eval().to(weight.device)
 
 
 @torch.no_grad()
@@ -116,8 +119,8 @@ def _hf_tokens_per_second(model: Any, num_tokens: int) -> float:
     # Equal minimum and maximum, so that no end-of-document token makes the text shorter. Sampled as
     # `compare_decoding` does by default, whatever its argument is.
     model.generate(
-        torch.from_numpy(PROMPT)[None],
-        attention_mask=torch.ones(1, 1, dtype=torch.int64),
+        torch.from_numpy(PROMPT)[None].to(model.device),
+        attention_mask=torch.ones(1, 1, dtype=torch.int64, device=model.device),
         do_sample=True,
         temperature=0.8,
         top_p=0.95,

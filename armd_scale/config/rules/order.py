@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from armd_scale.config.messages import raise_rule_error
 from armd_scale.config.resolve import resolve_two_stream_layers
 from armd_scale.config.schema import Recipe
-from armd_scale.order.policies import LeftToRight
 from armd_scale.order.policies.base import OrderPolicy
 
 
@@ -28,7 +27,7 @@ def check_ar_model_order(recipe: Recipe) -> None:
     for path, policy in _policies(recipe.order, "order"):
         # Mixtures and stages have no order of their own; what they consist of is checked instead.
         is_leaf = next(policy.children(), None) is None
-        if is_leaf and not isinstance(policy, LeftToRight):
+        if is_leaf and not policy.is_left_to_right:
             requirement = "be l2r when model.two_stream_layers is 0"
             hint = "add two-stream layers for other orders"
             raise_rule_error(f"{path}.policy", policy.policy, requirement=requirement, hint=hint)

@@ -149,7 +149,9 @@ def read_examples(
         ArmdError: the file cannot be read or is empty, or a line is invalid.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `str.splitlines`, which also splits at U+2028, which a JSON string may contain.
+        with path.open(encoding="utf-8") as file:
+            lines = file.readlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArmdError(
             f"{path} must be a UTF-8 file of JSON lines, but it cannot be read ({error}): give "

@@ -55,8 +55,8 @@ class Progressive(OrderPolicy):
 
     @property
     def can_be_left_to_right(self) -> bool:
-        """Whether there are steps of pure text order at the start."""
-        return self.ar_steps > 0
+        """Whether there are steps of pure text order at the start, or never any shuffled tokens."""
+        return self.ar_steps > 0 or self.is_left_to_right
 
     def violations(self, seq_length: int) -> Iterator[Violation]:
         """The ramp starts at or after step 0, ends at or after its start, and fits the sample."""

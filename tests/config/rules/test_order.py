@@ -98,3 +98,11 @@ def test_a_plain_stack_takes_no_other_order_than_l2r(order: OrderPolicy) -> None
     for path, whole in (("order", order), ("order.stages.1", staged)):
         with pytest.raises(RecipeError, match=f"^{path}.policy must be l2r when"):
             rules.check(bend(plain, {"order": whole}))
+
+
+def test_a_plain_stack_takes_every_order_that_is_left_to_right() -> None:
+    plain = bend(SMALL, {"model.two_stream_layers": 0})
+    for order in (Strided(streams=(1,)), Groups(sizes=(1,)), Progressive.constant(1)):
+        assert order.is_left_to_right
+        assert order.can_be_left_to_right
+        rules.check(bend(plain, {"order": order}))

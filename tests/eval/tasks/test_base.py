@@ -8,9 +8,9 @@ from armd_scale.eval.tasks.base import read_examples
 
 def test_examples_come_with_their_location(tmp_path):
     path = tmp_path / "examples.jsonl"
-    path.write_text('{"n": 1}\n{"n": 2}\n')
-    examples = read_examples(path, lambda record: record["n"], expected="a number")
-    assert examples == [(f"{path}, line 1", 1), (f"{path}, line 2", 2)]
+    path.write_text('{"n": 1}\n{"n": "line\u2028separator"}\n', encoding="utf-8")
+    examples = read_examples(path, lambda record: record["n"], expected="a value")
+    assert examples == [(f"{path}, line 1", 1), (f"{path}, line 2", "line\u2028separator")]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"m": 1}', ""])

@@ -48,7 +48,7 @@ def test_registered_policies_have_different_names_and_are_dataclasses() -> None:
     [
         (LeftToRight(), True, True),
         (Progressive(ar_steps=5, ramp_end=9, rho=4), False, True),
-        (Progressive.constant(1), True, False),
+        (Progressive.constant(1), True, True),
         (Progressive.constant(2), False, False),
         (Strided(streams=(1,)), True, True),
         (Strided(streams=(1, 2)), False, True),
