@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -23,3 +24,14 @@ def groups() -> Iterator[ProcessGroupCollection]:
     """The process groups of a job of one process."""
     with process_groups(read_environment(), ParallelConfig()) as made:
         yield made
+
+
+@pytest.fixture
+def no_shape_checks() -> Iterator[None]:
+    """No checks of annotated shapes, which make a small forward pass three times as slow.
+
+    For tests of many cases that compare values; other tests of the same functions check shapes.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import multiprocessing
 import os
 import signal
 import socket
@@ -44,7 +45,7 @@ def rank_environment(rank, size):
 class Job:
     """Processes that run `work(rank, size)` inside `monitor_peers`, with their stderr in files."""
 
-    def __init__(self, work, size, folder, *, timeouts=SHORT, hang_timeout_seconds=0):
+    def __init__(self, work, size, folder, *, timeouts=SHORT, hang_timeout_seconds=0.0):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -58,9 +59,8 @@ class Job:
     def wait_until_running(self, seconds=60):
         deadline = time.monotonic() + seconds
         while len(list(self.folder.glob("*.running"))) < len(self.processes):
-            assert time.monotonic() < deadline, [
-                self.stderr(rank) for rank in range(len(self.processes))
-            ]
+            assert time.monotonic() < deadline, self.all_stderr()
+            assert all(process.is_alive() for process in self.processes), self.all_stderr()
             time.sleep(0.02)
 
     def kill(self, rank):
@@ -84,11 +84,11 @@ class Job:
 
 
 def run(work, rank, size, port, folder, timeouts, hang_timeout_seconds):
-    watchdog = Watchdog(folder, rank=rank, hang_timeout_seconds=hang_timeout_seconds)
     torch.set_num_threads(1)
     stderr = (folder / f"{rank}.stderr").open("w")
     os.dup2(stderr.fileno(), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
+    watchdog = Watchdog(folder, rank=rank, hang_timeout_seconds=hang_timeout_seconds)
     store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     dist.init_process_group("gloo", rank=rank, world_size=size, store=store)
     try:

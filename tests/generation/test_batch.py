@@ -74,6 +74,7 @@ def shortest_prompt(kind, strategy):
     return 2 if kind == "learned" and strategy.dynamic is not None else 1
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_rescoring_agrees_and_a_batch_equals_its_items(groups, name, kind):
@@ -103,6 +104,7 @@ def test_rescoring_agrees_and_a_batch_equals_its_items(groups, name, kind):
         assert_same(alone.samples[0], sample, atol=1e-10)
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("streams", [1, 4])
 @pytest.mark.parametrize("query", ["anchor", "anchor+prefix", "learned"])
 @pytest.mark.parametrize("sampling", [Sampling(seed=5, top_p=0.9), GREEDY])
@@ -146,6 +148,7 @@ def decode_without_cache(network, prompt, strategy, block):
     return tokens, block
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random"])
 def test_cached_equals_uncached(groups, name, kind):

@@ -43,6 +43,7 @@ def assert_decodes(network, *, streams, prompt_length):
     assert_rescores(network, output)
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("prompt_length", [1, 7])
 @pytest.mark.parametrize("streams", [1, 2, 4])
 @pytest.mark.parametrize("upper", ["block", "self"])
@@ -79,6 +80,7 @@ def decode_without_cache(network, prompt, *, num_tokens, streams):
     return tokens, logprob, cached.samples[0]
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("prompt_length", [1, 6])
 @pytest.mark.parametrize("streams", [1, 3])
 @pytest.mark.parametrize("upper", ["block", "self"])
@@ -123,6 +125,7 @@ def test_each_round_is_one_forward_and_each_row_is_fed_once(
     assert sum(rows) == num_fed if streams == 1 else 2 * num_fed
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("lengths", [(20, 20), (20, 14)])

@@ -40,6 +40,7 @@ def influence(network: ArmdModel, windows: Windows) -> np.ndarray:
     return ~same.all(dim=-1).numpy().T
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)
@@ -119,6 +120,7 @@ def permute_slots(windows: Windows, *, seed: int) -> ArmdBatch:
     )
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)
@@ -151,6 +153,7 @@ def largest_change_when_queried_alone(network: ArmdModel, windows: Windows) -> f
     return float(max(changes))
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("order", ["strided:3", "permuted_groups:4", "given"])
