@@ -52,7 +52,7 @@ def test_the_metrics_show_a_rank_that_lags_and_a_stopped_rank_ends_the_job(
         time.sleep(0.04)
         ranks[1].send(signal.SIGCONT)
         time.sleep(0.02)
-    lagging = [line for line in lines() if line["slowest_rank"] == 1]
+    lagging = [line for line in metrics() if line["slowest_rank"] == 1]
     assert any(line["local_seconds_max"] > 1.3 * line["local_seconds_mean"] for line in lagging)
 
     ranks[1].send(signal.SIGSTOP)

@@ -109,7 +109,7 @@ def _hf_model(folder: Path, *, like: torch.nn.Module) -> Any:
     from transformers import AutoModelForCausalLM
 
     weight = next(like.parameters())
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=weight.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=weight.dtype)
     return model.eval().to(weight.device)
 
 

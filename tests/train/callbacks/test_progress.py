@@ -11,6 +11,7 @@ import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from armd_scale.config.resolve import resolve
 from armd_scale.metrics.events import EventLog
 from armd_scale.parallel.environment import read_environment
 from armd_scale.train.callbacks.progress import ProgressLogger, slowest_rank
@@ -18,7 +19,7 @@ from armd_scale.train.context import TrainingContext
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 from armd_scale.train.trainer import Trainer
-from tests.support.cli import tiny_recipe, write_text
+from tests.support.cli import VOCAB, tiny_recipe, write_text
 
 BATCH, TOKENS = 4, 64
 
@@ -43,7 +44,7 @@ def logger(
     lines: Lines, groups: ProcessGroupCollection, tmp_path: Path
 ) -> Iterator[ProgressLogger]:
     """Logs every second step."""
-    recipe = tiny_recipe(tmp_path, "text", log__every_steps=2)
+    recipe = resolve(tiny_recipe(tmp_path, "text", log__every_steps=2), vocab_size=VOCAB)
     events = EventLog(tmp_path)
     context = TrainingContext(recipe, read_environment(), groups, events=events)
     logger = ProgressLogger(context, [lines])
