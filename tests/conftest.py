@@ -19,6 +19,17 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first, the longest before the others, so that no worker is left with one."""
+    items.sort(key=_expected_minutes, reverse=True)
+
+
+def _expected_minutes(item: pytest.Item) -> float:
+    """The minutes of a test's file, as its marker `slow` says; 0 without the marker."""
+    marker = item.get_closest_marker("slow")
+    return 0 if marker is None else marker.kwargs.get("minutes", 1)
+
+
 @pytest.fixture(scope="session")
 def groups() -> Iterator[ProcessGroupCollection]:
     """The process groups of a job of one process."""

@@ -23,6 +23,8 @@ from tests.support.cli import (
 )
 from tests.support.eval_data import write_manifest
 
+pytestmark = pytest.mark.slow
+
 EVALUATE, GENERATE, PREPROCESS = (
     f"tools/{name}.py" for name in ("evaluate", "generate", "preprocess")
 )

@@ -18,6 +18,8 @@ from armd_scale.parallel.tensor.partition import tensor_partition
 from tests.support.networks import LLAMA, QWEN3, SHAPES, build
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def parameters(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in network.named_parameters()}

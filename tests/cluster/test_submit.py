@@ -18,6 +18,8 @@ from armd_scale.errors import TrainingError
 from tests.support.cli import ROOT, metrics, tiny_recipe, train, write_recipe, write_text
 from tests.support.slurm import Cluster, cluster, missing, wait_for
 
+pytestmark = pytest.mark.slow(minutes=2)
+
 SUBMIT = (sys.executable, str(ROOT / "tools/submit.py"))
 SMALL = ("--tasks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-task", "1")
 

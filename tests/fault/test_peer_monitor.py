@@ -22,6 +22,8 @@ from armd_scale.fault.watchdog import Watchdog
 from armd_scale.parallel.environment import DistributedEnv
 from tests.support.processes import FORKSERVER
 
+pytestmark = pytest.mark.slow(minutes=2)
+
 SHORT = FailureTimeouts(
     keepalive_timeout_seconds=3,
     diagnosis_timeout_seconds=5.0,

@@ -5,9 +5,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from armd_scale.fault.peer_monitor import EXIT_PEER_LOST
 from armd_scale.fault.watchdog import Watchdog
 from tests.support.cli import TRAIN, launch, tiny_recipe, write_recipe, write_text
+
+pytestmark = pytest.mark.slow
 
 HANG_SECONDS = 5.0
 

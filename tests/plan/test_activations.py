@@ -12,6 +12,8 @@ from tests.plan.test_memory import RECIPE
 from tests.support.recipes import bend
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = {
     "llama": {},
     "selective": {"train.recompute": "selective"},

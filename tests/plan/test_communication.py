@@ -13,6 +13,8 @@ from tests.plan.measure import data_parallel_bytes_sent, with_zero
 from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def tensor_bytes(recipe: ResolvedRecipe) -> float:
     ((chunk,),) = chunks_by_rank(recipe)

@@ -11,6 +11,8 @@ from tests.plan.measure import state_bytes, with_zero
 from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow(minutes=2)
+
 MODEL = resolve_model(
     ModelConfig(
         layers=4,

@@ -38,6 +38,8 @@ from armd_scale.parallel.tensor.partition import TensorPartition, tensor_partiti
 from tests.support.networks import batch_of
 from tests.support.processes import FORKSERVER
 
+pytestmark = pytest.mark.slow(minutes=2)
+
 FOLDER = Path(__file__).parents[2] / "recipes"
 # Number of GPUs and a vocabulary.
 PLACES = {

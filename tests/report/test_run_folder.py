@@ -9,6 +9,8 @@ from armd_scale.errors import TrainingError
 from armd_scale.report.page import render
 from armd_scale.report.run_folder import Run, differences, read_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_resumed_run_is_read_completely(run_folders: list[Path]) -> None:
     run = read_run(run_folders[0])

@@ -24,6 +24,8 @@ from tests.support.cli import (
 )
 from tests.support.slurm import Cluster, cluster, missing, wait_for
 
+pytestmark = pytest.mark.slow(minutes=4)
+
 ON_TWO_NODES = (
     "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0",
     "--oversubscribe", "--mem=0",
@@ -88,6 +90,7 @@ def process_of(job: str, rank: int) -> psutil.Process:
     raise AssertionError(f"no rank {rank} of job {job}")
 
 
+@pytest.mark.timeout(600)  # of which Slurm's own waits are two minutes
 def test_a_run_continues_through_everything_that_ends_its_job(slurm: Cluster, here: Path) -> None:
     text = write_text(here / "pair")
     (whole_recipe, whole_file), (recipe, file) = (
@@ -166,7 +169,7 @@ def test_an_array_writes_the_same_files_as_a_single_run(slurm: Cluster, here: Pa
         "--array=0-2", "--cpus-per-task=1", "--mem=0", "slurm/preprocess_array.sh",
         "parts", *options, "--tokenizer", tokenizer, folder=here,
     )  # fmt: skip
-    wait_for(lambda: not slurm.call("squeue", "-h"), seconds=150)
+    wait_for(lambda: not slurm.call("squeue", "-h"), seconds=240)
     merged = sorted(here.glob("preprocess_merge-*.log"))
     assert len(merged) == 1, (job, contents(here))
     assert merged[0].read_text().endswith("parts_train: ok\nparts_valid: ok\n")

@@ -13,6 +13,8 @@ from armd_scale.order.policies import Strided
 from tests.support.cli import run, tiny_recipe, train, write_text
 from tests.support.hf_folders import write_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_after_strided_fine_tuning_the_export_is_still_the_ar_model(

@@ -8,6 +8,8 @@ import pytest
 from armd_scale.bench.cli import BENCHMARKS
 from tests.support.cli import run, tiny_recipe, write_recipe, write_text
 
+pytestmark = pytest.mark.slow
+
 
 def test_memory_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"

@@ -12,6 +12,8 @@ from tests.support.cli import run
 from tests.support.hf_folders import VOCAB, make_model, write_folder, write_tokenizer
 from tests.support.shards import write_pair
 
+pytestmark = pytest.mark.slow
+
 CONVERT, EXPORT = "tools/convert_ar_to_armd.py", "tools/export_hf.py"
 
 

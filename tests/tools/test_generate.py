@@ -17,6 +17,8 @@ from tests.support.cli import ROOT, launch, run
 from tests.support.networks import GPT2, build
 from tests.support.recipes import SMALL, bend
 
+pytestmark = pytest.mark.slow
+
 TOOL = "tools/generate.py"
 
 

@@ -10,6 +10,8 @@ import pytest
 from armd_scale.bench.gpu_check.cli import SECTIONS, Section, run_sections
 from armd_scale.bench.gpu_check.results import Recorder, Result, read_results, summary_table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from armd_scale.config.schema import ParallelConfig
 from tests.support.cli import Finished, launch, run
 from tests.support.hf_folders import make_model, write_byte_tokenizer, write_folder
 
+pytestmark = pytest.mark.slow(minutes=4)
+
 TOOL, LM_EVAL = "tools/harness.py", "lm_eval"
 OFFLINE = {"HF_HUB_OFFLINE": 1, "HF_DATASETS_OFFLINE": 1}
 SENTENCE = "the quick brown fox jumps over the lazy dog. "

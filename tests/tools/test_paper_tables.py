@@ -18,6 +18,8 @@ from armd_scale.generation import Sampling, Strategy, generate_tokens
 from tests.support import cli
 from tests.support.eval_data import write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(groups, tmp_path_factory):

@@ -18,6 +18,8 @@ import pytest
 
 from armd_scale.data.tokenizer import train_sentencepiece
 
+pytestmark = pytest.mark.slow
+
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess.py"
 UNITS = 60
 

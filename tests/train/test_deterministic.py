@@ -13,6 +13,8 @@ from tests.support.layouts import LAYOUTS, Layout, checkpoints_of, curves
 from tests.support.recipes import bend
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:

@@ -16,6 +16,8 @@ from tests.support.networks import build
 from tests.support.recipes import SMALL_RESOLVED, bend
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow(minutes=5)
+
 # Four layers, two of them two-stream, so that four stages and two interleaved ones split them in
 # every way; and every kind of parameter that some layout treats specially.
 MODEL = ModelConfig(

@@ -27,6 +27,8 @@ from armd_scale.train.state import TrainState
 from tests.support.cli import TRAIN, VOCAB, run, tiny_recipe, train, write_recipe
 from tests.support.shards import write_pair
 
+pytestmark = pytest.mark.slow
+
 GUARD = LossGuardConfig(spike_factor=2.0, window_steps=3, max_consecutive_bad_steps=2)
 POISON = VOCAB - 1
 BATCH = 4

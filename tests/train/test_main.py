@@ -25,6 +25,8 @@ from tests.support.cli import (
 )
 from tests.support.recipes import bend
 
+pytestmark = pytest.mark.slow(minutes=3)
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:

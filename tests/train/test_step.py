@@ -20,6 +20,8 @@ from tests.support.networks import LLAMA, batch_of, build
 from tests.support.spawn import run_on_ranks
 from tests.support.windows import draw_windows
 
+pytestmark = pytest.mark.slow
+
 # Windows of 17 tokens in which 16, 14, 9 and 15 are targets.
 LENGTHS = [(17,), (8, 6, 3), (1, 2, 3, 1, 2, 3, 1, 4), (9, 8)]
 

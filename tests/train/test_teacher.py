@@ -28,6 +28,8 @@ from tests.support.recipes import bend
 from tests.support.spawn import run_on_ranks
 from tests.support.windows import draw_windows
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = (7, 1, 5)
 MODEL = dataclasses.replace(LLAMA, vocab_size=VOCAB)
 

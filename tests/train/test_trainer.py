@@ -24,6 +24,8 @@ from armd_scale.train.trainer import Trainer
 from tests.support.cli import ROOT, metrics, tiny_recipe, write_recipe, write_text
 from tests.support.recipes import bend
 
+pytestmark = pytest.mark.slow
+
 BATCH, TOKENS = 4, 64  # samples and targets of a step
 
 

@@ -9,6 +9,8 @@ from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig
 from tests.support.processes import FORKSERVER
 
+pytestmark = pytest.mark.slow
+
 TINY = resolve_model(ModelConfig(layers=2, hidden=16, ffn_hidden=24, heads=2, vocab_size=64))
 
 

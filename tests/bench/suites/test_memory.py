@@ -14,6 +14,8 @@ from armd_scale.config.schema import ModelConfig
 from armd_scale.parallel.environment import read_environment
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("weights", "gradients", "optimizer")
 # Matrices are large enough for ZeRO 3 to split them.
 SMALL = ModelConfig(

@@ -10,6 +10,8 @@ from armd_scale.parallel.pipeline.partition import all_stages, layer_costs
 from tests.bench.workloads import TINY
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def step_seconds(groups: ProcessGroupCollection) -> float:
     return time_on_rank(read_environment(), groups, workload=TINY, micro_batches=3, repeats=1)

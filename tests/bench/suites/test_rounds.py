@@ -5,6 +5,8 @@ import pytest
 from armd_scale.bench.suites.rounds import profile_rounds
 from tests.support.networks import LLAMA, build
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("matmul", "attention", "cache writes", "sampling", "rest")
 
 

@@ -20,6 +20,8 @@ from armd_scale.parallel.tensor.partition import tensor_partition
 from tests.support.networks import GPT2, LLAMA, QWEN3, SHAPES, batch_of
 from tests.support.spawn import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 N = 16
 
 

@@ -25,6 +25,8 @@ from tests.support.cli import (
 )
 from tests.support.recipes import bend
 
+pytestmark = pytest.mark.slow(minutes=3)
+
 TENSOR2 = {"parallel__tensor": 2, "optim__zero_stage": 1}
 
 
