@@ -131,6 +131,7 @@ def fused_terms_of_rank(groups, vocab_size):
     return fused_terms(shard, labels, make_shard(groups, first, vocab_size), teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab_size", [101, 64, 60])
 def test_a_vocabulary_on_two_ranks(vocab_size):
     """The second rank holds 37 tokens and padding, or padding only."""

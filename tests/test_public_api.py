@@ -46,6 +46,7 @@ def test_import_is_fast_because_it_is_lazy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_readme_example_runs(tmp_path):
     """With a tiny model in runs/demo, and shards where the demo puts them."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

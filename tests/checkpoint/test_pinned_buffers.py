@@ -1,5 +1,6 @@
 """Tests of host buffers: they keep their values while training changes the originals."""
 
+import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -36,6 +37,7 @@ def is_meta_by_rank(groups: ProcessGroupCollection) -> set[bool]:
     return {buffers.copy_to_host("weights", n, p).is_meta for n, p in network.named_parameters()}
 
 
+@pytest.mark.slow
 def test_tensors_that_another_rank_writes_are_not_copied() -> None:
     assert run_on_ranks(is_meta_by_rank, 2) == [
         {False},

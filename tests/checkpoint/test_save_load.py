@@ -159,6 +159,7 @@ def refused_save(groups: ProcessGroupCollection, folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_write_error_is_raised_on_every_rank(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     one, other = run_on_ranks(refused_save, 2, tmp_path / "file")

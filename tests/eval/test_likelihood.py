@@ -180,6 +180,7 @@ def evaluate_on_rank(groups, prefix, folder, samples):
     return dataclasses.asdict(result), len(passes), [part.first for part in scores]
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_figures_and_dump(groups, prefix, tmp_path):
     """Five windows in batches of two make three passes: the second rank's second is padding."""
     alone, passes, _ = evaluate_on_rank(groups, prefix, tmp_path, 5)

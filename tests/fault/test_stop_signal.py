@@ -49,5 +49,6 @@ def signal_rank_1(groups: ProcessGroupCollection) -> tuple[int | None, int | Non
         return before, stop.any_rank(CPU)
 
 
+@pytest.mark.slow
 def test_all_ranks_see_the_signal_that_one_received() -> None:
     assert run_on_ranks(signal_rank_1, 2) == [(None, 15), (None, 15)]

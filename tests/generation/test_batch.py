@@ -179,6 +179,7 @@ def decode_all(groups):
     return [[(s.tokens, s.block, s.logprob) for s in output.samples] for output in outputs]
 
 
+@pytest.mark.slow
 def test_tensor_parallel_ranks_generate_the_same_texts(groups):
     expected = list(itertools.chain(*decode_all(groups)))
     for results in run_on_ranks(decode_all, 2, parallel=ParallelConfig(tensor=2)):
@@ -190,6 +191,7 @@ def test_tensor_parallel_ranks_generate_the_same_texts(groups):
             np.testing.assert_allclose(result[2], logprob, atol=1e-10)
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_eos_id_stops_early_and_changes_nothing_before_it(groups, name):
     network = build(LLAMA, groups, dtype=torch.float64)

@@ -53,6 +53,7 @@ def test_rescoring_agrees(groups, query, upper, streams, prompt_length):
     assert_decodes(build(model, groups), streams=streams, prompt_length=prompt_length)
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("streams", [1, 2, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rescoring_agrees_for_other_architectures(groups, shape, streams):

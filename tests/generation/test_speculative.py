@@ -83,6 +83,7 @@ def p_value(samples, expected):
     ).item()
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize(
     ("order", "sampling", "upper"),
     [

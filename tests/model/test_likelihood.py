@@ -76,6 +76,7 @@ def assert_one_pass_equals_block_passes(network, windows, tolerance):
             torch.testing.assert_close(sum(block_nlls), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("lengths", DOCUMENTS)
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)

@@ -138,6 +138,7 @@ def tied_embeddings(groups, models):
     return results
 
 
+@pytest.mark.slow
 def test_a_pipeline_ties_the_embedding_across_stages():
     untied = dataclasses.replace(LLAMA, tie_embeddings=False)
     parallel = ParallelConfig(pipeline=2, virtual_pipeline=2)

@@ -23,6 +23,7 @@ def run(groups, kind, vocab):
 
 
 # 101 tokens on two ranks: 64, and 37 with padding. 33 tokens on four: the last has padding only.
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensor", "vocab", "kind"), [(2, 101, "logits"), (4, 33, "nll")])
 def test_padding_the_vocabulary_changes_nothing(groups, tensor, vocab, kind):
     expected = run(groups, kind, vocab)

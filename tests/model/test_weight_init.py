@@ -111,6 +111,7 @@ def local_parts(groups, models):
     ]
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_the_layout(groups):
     models = [*SHAPES.values(), WIDE]
     ranks = run_on_ranks(local_parts, 2, models, parallel=ParallelConfig(tensor=2))

@@ -28,6 +28,7 @@ def sizes_and_sum(groups: ProcessGroupCollection) -> tuple[list[int], int]:
     return [group.size() for group in (groups.tp, groups.pp, groups.dp)], int(total)
 
 
+@pytest.mark.slow
 def test_the_data_parallel_size_follows_from_the_layout() -> None:
     assert run_on_ranks(sizes_and_sum, 2) == [([1, 1, 2], 1)] * 2
     split = ParallelConfig(tensor=2)
@@ -43,6 +44,7 @@ def join_twice(file: Path) -> None:
     file.write_text("done")
 
 
+@pytest.mark.slow
 def test_process_groups_can_be_created_again_after_the_block(tmp_path: Path) -> None:
     process = FORKSERVER.Process(target=join_twice, args=(tmp_path / "done",))
     process.start()
@@ -56,6 +58,7 @@ def violate_a_shape(groups: ProcessGroupCollection) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_ranks_check_annotated_shapes() -> None:
     """Code that runs in `run_on_ranks` is checked like code in the test's own process."""
     assert run_on_ranks(violate_a_shape, 2) == [True, True]

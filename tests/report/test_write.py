@@ -11,6 +11,7 @@ from armd_scale.report.write import write_report
 from tests.support.cli import ROOT, run
 
 
+@pytest.mark.slow
 def test_the_tool_writes_into_the_run_folder_and_rejects_other_folders(
     run_folders: list[Path], tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ def nll_of(groups: ProcessGroupCollection, folder: str, names: list[str]) -> lis
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (2, 2)])
 def test_a_converted_model_computes_the_same_on_any_layout(converted, tensor, pipeline):
     names = ["llama", "qwen2", "olmo2", "gpt_neox", "gpt2"]
@@ -121,6 +122,7 @@ def convert_on(groups: ProcessGroupCollection, hf: str, output: str) -> None:
     convert(conversion(Path(hf), Path(output)), groups=groups)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_work_and_write_the_same_weights(converted, tmp_path):
     run_on_ranks(convert_on, 2, str(converted / "llama"), str(tmp_path / "two"))
     one, two = (

@@ -120,6 +120,7 @@ def run_on_rank(groups, folder, spec):
     return dataclasses.asdict(run(groups, network, examples, tokenizer, spec))
 
 
+@pytest.mark.slow
 def test_the_figures_do_not_depend_on_the_number_of_ranks(groups, folder):
     expected = run_on_rank(groups, folder, "random")
     assert expected["rouge_1"] > 0
