@@ -91,6 +91,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
             load_model(path)
 
 
+@pytest.mark.slow
 def test_plain_python_needs_no_process_groups(
     groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:

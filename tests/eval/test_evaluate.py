@@ -26,6 +26,8 @@ from tests.support import cli
 from tests.support.eval_data import make_recipe, write_run
 from tests.support.networks import batch_of, log_probs_by_position
 
+pytestmark = pytest.mark.slow
+
 INFILL = {"data": None, "task": ("infill", Path("stories"))}
 N, NUM_WINDOWS, NUM_DRAWS = 4, 24, 16
 

@@ -8,6 +8,8 @@ from armd_scale.config.schema import LogConfig, Recipe, WandbConfig
 from armd_scale.metrics.wandb import open_wandb_writer
 from tests.support.recipes import SMALL, bend
 
+pytestmark = pytest.mark.slow
+
 
 def recipe_with(mode: str, folder: Path) -> Recipe:
     log = LogConfig(every_steps=1, wandb=WandbConfig(mode=mode))  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ import pytest
 from armd_scale.report.goodput import goodput_of
 from armd_scale.report.run_folder import Event, Run, read_run
 
+pytestmark = pytest.mark.slow
+
 START = datetime(2026, 1, 1)
 
 

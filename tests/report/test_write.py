@@ -10,6 +10,8 @@ from armd_scale.errors import TrainingError
 from armd_scale.report.write import write_report
 from tests.support.cli import ROOT, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_the_tool_writes_into_the_run_folder_and_rejects_other_folders(
