@@ -126,7 +126,7 @@ def load_model(
             `max_positions` for a native checkpoint.
         TokenizerError: the tokenizer files cannot be read.
     """
-    # Opened before the process joins a job: a wrong path should fail at once, without side effects.
+    # Before the process joins a job: a wrong path should fail at once, without side effects.
     folder = open_model(path, query=query, max_positions=max_positions)
     device = read_environment().device if device is None else torch.device(device)
     groups = current_process_groups(device) if groups is None else groups

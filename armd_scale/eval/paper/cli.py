@@ -57,6 +57,7 @@ def run_paper_table(request: PaperTableRequest, environment: DistributedEnv) -> 
     require_parent_dir(request.plot, "--plot")
     require_image_suffix(request.plot, "--plot")
     table = _measure(request, environment)
+    # Both files before the terminal, where a closed pipe would end the process.
     if request.markdown is not None:
         atomic_write_text(request.markdown, table.markdown())
     if request.plot is not None:
@@ -79,6 +80,7 @@ def _measure(request: PaperTableRequest, environment: DistributedEnv) -> Table:
                 rows.ablation_row(path, request.data, environment, **options)
                 for path in request.checkpoint
             ]
+            # One table type for both: each checkpoint's recipe says what was varied.
             return ablation_table(f"Held-out perplexity, {request.table}", measured)
         case _:
             assert_never(request.table)
@@ -87,6 +89,7 @@ def _measure(request: PaperTableRequest, environment: DistributedEnv) -> Table:
 def _measure_generative(request: PaperTableRequest, environment: DistributedEnv) -> Table:
     if not request.checkpoint and not request.texts:
         raise ArmdError("the generative table needs --checkpoint or --texts: give at least one")
+    # The command line requires --eval-model for this table; the assert tells type checkers so.
     assert request.eval_model is not None
     # One reference model scores all rows: perplexities under different models do not compare.
     reference_lm = ReferenceLM(request.eval_model, device=environment.device)
