@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def dense_terms(logits, labels, *teachers):
     """Return the nats of every term by torch, and the gradient of their weighted sum."""
     leaf = logits.detach().clone().requires_grad_()
     terms = [dense_nll(leaf, labels), *(dense_kl(teacher, leaf) for teacher in teachers)]
-    loss = sum(((t + 1) * WEIGHTS * nats).sum() for t, nats in enumerate(terms))
+    loss: Any = sum(((t + 1) * WEIGHTS * nats).sum() for t, nats in enumerate(terms))
     (gradient,) = torch.autograd.grad(loss, leaf)
     return torch.stack(terms).detach(), gradient
 
@@ -162,7 +163,8 @@ def test_zero_head_weights_give_the_logarithm_of_the_vocabulary_size(groups, mod
     network = build(model, groups, dtype=torch.float64)
     assert network.embedding.weight.shape[0] > model.vocab_size
     with torch.no_grad():
-        (network.embedding if model.tie_embeddings else network.output_layer).weight.zero_()
+        head = "embedding" if model.tie_embeddings else "output_layer"
+        network.get_parameter(f"{head}.weight").zero_()
     nll = network(draw_windows("random", (12,)).batch())
     torch.testing.assert_close(nll, torch.full_like(nll, math.log(101)), atol=1e-12, rtol=0)
 
@@ -172,10 +174,16 @@ def test_padded_rows_of_the_head_have_no_gradient(groups):
     batch = draw_windows("random", (12,)).batch()
     loss, _ = network(batch, mean_loss_spec(batch))
     loss.backward()
-    padded = network.output_layer.weight.grad[101:]
+    gradient = network.get_parameter("output_layer.weight").grad
+    assert gradient is not None
+    padded = gradient[101:]
     assert len(padded) > 0
     assert not padded.any()
     assert network.logits(batch).shape[-1] == 101
+
+
+def gradients_of(network):
+    return {name: p.grad.clone() for name, p in network.parameters_by_name().items()}
 
 
 def loss_and_gradients(network, batch, loss_spec):
@@ -183,8 +191,7 @@ def loss_and_gradients(network, batch, loss_spec):
     network.zero_grad()
     loss, nats = network(batch, loss_spec)
     (3 * loss).backward()
-    gradients = {name: p.grad.clone() for name, p in network.parameters_by_name().items()}
-    return loss.detach(), nats, gradients
+    return loss.detach(), nats, gradients_of(network)
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 4, 5, 100])
@@ -199,7 +206,7 @@ def test_fused_gradients_equal_those_of_autograd(groups, monkeypatch, model, chu
     expected = (network(batch) * loss_spec.weights[0]).where(batch.is_target, 0.0).sum()
     network.zero_grad()
     (3 * expected).backward()
-    expected_grads = {name: p.grad.clone() for name, p in network.parameters_by_name().items()}
+    expected_grads = gradients_of(network)
     monkeypatch.setattr(derive, "MIN_ROWS_PER_CHUNK", 1)
     monkeypatch.setattr(derive, "MAX_LOGITS_PER_CHUNK_CPU", chunk_rows * 2 * 128)
     loss, nats, grads = loss_and_gradients(network, batch, loss_spec)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,8 @@ def test_names_are_the_objects_of_their_modules():
 def test_imports_for_type_checkers_equal_the_lazy_ones():
     tree = ast.parse(SOURCE)
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    imports = {alias.name: node.module for node in block.body for alias in node.names}
+    body: list[Any] = block.body
+    imports = {alias.name: node.module for node in body for alias in node.names}
     assert imports == armd_scale._MODULES
     assert sorted(imports) == armd_scale.__all__
     assert (Path(armd_scale.__file__).parent / "py.typed").is_file()

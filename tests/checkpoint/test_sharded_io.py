@@ -3,17 +3,19 @@
 import dataclasses
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor, nn
+from torch import Tensor
 
 from armd_scale.checkpoint.sharded_io import StateDicts, plan_sections, read_sections
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.errors import CheckpointError
+from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.tensor.partition import tensor_partition
 from tests.support.networks import LLAMA, QWEN3, SHAPES, build
 from tests.support.spawn import run_on_ranks
@@ -21,15 +23,15 @@ from tests.support.spawn import run_on_ranks
 pytestmark = pytest.mark.slow
 
 
-def parameters(network: nn.Module) -> dict[str, Tensor]:
+def parameters(network: ArmdModel) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
 def write_sections(
-    sections: StateDicts, folder: Path, *, network: nn.Module, groups: ProcessGroupCollection
+    sections: StateDicts, folder: Path, *, network: ArmdModel, groups: ProcessGroupCollection
 ) -> None:
     writer = plan_sections(sections, folder, network=network, groups=groups)
-    results = [None] * dist.get_world_size()
+    results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, writer.write().results)
     if dist.get_rank() == 0:
         writer.finish(results)
@@ -94,7 +96,7 @@ def test_tensors_keep_their_types(groups: ProcessGroupCollection, tmp_path: Path
         assert all(torch.equal(read[section][n], t) for n, t in sections[section].items())
 
 
-def refused(network: nn.Module, folder: Path, groups: ProcessGroupCollection) -> str:
+def refused(network: ArmdModel, folder: Path, groups: ProcessGroupCollection) -> str:
     with pytest.raises(CheckpointError) as caught:
         read_sections(["weights"], folder, network=network, groups=groups)
     assert "\n" not in str(caught.value)
@@ -126,7 +128,7 @@ def read_local_part(groups: ProcessGroupCollection, folder: Path) -> bool:
     return all(torch.equal(read[name], p) for name, p in network.named_parameters())
 
 
-def build_split(groups: ProcessGroupCollection) -> nn.Module:
+def build_split(groups: ProcessGroupCollection) -> ArmdModel:
     """Build this rank's part of a network whose full tensors do not depend on the layout."""
     network = build(QWEN3, groups, parallel=ParallelConfig(tensor=groups.tp.size()))
     with torch.no_grad():

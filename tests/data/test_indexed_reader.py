@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
@@ -23,7 +24,7 @@ DOCUMENTS = [[5, 6, 7], [1], [], [9, 65_498, 2, 4], [3, 3]]
 def write_with_megatron(prefix: Path, documents: list[list[int]], dtype: type) -> None:
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     for document in documents:
-        builder.add_document(np.array(document, dtype), [len(document)])
+        builder.add_document(torch.tensor(document, dtype=torch.int64), [len(document)])
     builder.finalize(f"{prefix}.idx")
 
 
@@ -118,8 +119,8 @@ def test_pair_from_elsewhere_is_one_stream(pair: Path):
 
 def test_documents_of_several_sequences(tmp_path: Path):
     builder = IndexedDatasetBuilder(str(tmp_path / "pair.bin"), dtype=np.int32)
-    builder.add_document(np.arange(5), [2, 3])
-    builder.add_document(np.arange(5, 9), [4])
+    builder.add_document(torch.arange(5), [2, 3])
+    builder.add_document(torch.arange(5, 9), [4])
     builder.finalize(str(tmp_path / "pair.idx"))
     shards = open_shards(tmp_path / "pair")
     assert shards.document_starts.tolist() == [0, 5]

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +116,7 @@ def test_the_number_of_workers_changes_nothing(prefix: str, workers: int) -> Non
     assert torch.equal(torch.random.get_rng_state(), state)  # the run's own randomness is untouched
 
 
-def wait_until_gone(processes: list[multiprocessing.Process], seconds: float) -> bool:
+def wait_until_gone(processes: Sequence[BaseProcess], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ from armd_scale.data.tokenizer import (
 )
 from armd_scale.errors import TokenizerError
 
-SOURCES = [Path(module.__file__).read_text() for module in (json, os, tokenizers)]
+SOURCES = [inspect.getsource(module) for module in (json, os, tokenizers)]
 NASTY = [
     "",
     " ",

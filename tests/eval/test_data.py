@@ -1,6 +1,7 @@
 """Data to score: data that fits a checkpoint, and every way in which it does not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def tokenizer(tmp_path_factory):
     return folder, load_tokenizer(folder).fingerprint
 
 
-def make_checkpoint(tmp_path: Path, **changes: object) -> Checkpoint:
+def make_checkpoint(tmp_path: Path, **changes: Any) -> Checkpoint:
     return Checkpoint(folder=tmp_path / "step", recipe=resolve(make_recipe(**changes)), state={})
 
 

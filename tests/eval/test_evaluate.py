@@ -18,7 +18,9 @@ from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import run_command
 from armd_scale.eval.evaluate import evaluate_checkpoint, prepare, run_prepared
+from armd_scale.eval.likelihood import Likelihood
 from armd_scale.eval.request import EvalRequest
+from armd_scale.eval.tasks.infilling import InfillTask
 from armd_scale.generation import Sampling
 from armd_scale.order.policies import RandomPermutation
 from armd_scale.parallel.environment import read_environment
@@ -44,7 +46,9 @@ def folder(groups, tmp_path_factory):
 def evaluate_in(groups, folder, **changes):
     options = {"checkpoint": str(folder / "run"), "data": str(folder / "valid"), "order": "random"}
     prepared = prepare(EvalRequest(**{**options, **changes}))
-    return run_prepared(prepared, groups, torch.device("cpu"))
+    result = run_prepared(prepared, groups, torch.device("cpu"))
+    assert isinstance(result, Likelihood)
+    return result
 
 
 def test_means_and_standard_errors_over_several_orders_per_window(folder, groups):
@@ -90,7 +94,9 @@ def test_sampling_options_of_the_infilling_task(folder, monkeypatch):
 
     def sampling(**changes):
         request = EvalRequest(checkpoint="run", order="random", **INFILL, **changes)
-        return prepare(request).examples.sampling
+        task = prepare(request).examples
+        assert isinstance(task, InfillTask)
+        return task.sampling
 
     assert sampling() == Sampling(temperature=1.0, seed=make_recipe().run.seed)
     assert sampling(temperature=0.0, seed=9) == Sampling(temperature=0.0, seed=9)
@@ -117,8 +123,12 @@ def test_sampling_options_of_the_infilling_task(folder, monkeypatch):
 def test_invalid_input_is_one_sentence_and_status_2(folder, monkeypatch, capsys, changes, sentence):
     monkeypatch.chdir(folder)
     request = EvalRequest(**{"checkpoint": "run", "data": "valid", "order": "l2r", **changes})
+
+    def main() -> None:
+        evaluate_checkpoint(request, read_environment())
+
     with pytest.raises(SystemExit, match=r"^2$"):
-        run_command(lambda: evaluate_checkpoint(request, read_environment()) and None)
+        run_command(main)
     _, err = capsys.readouterr()
     assert err.count("\n") == 1
     assert re.search(sentence, err), err

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 from armd_scale.eval.text_metrics import distinct, diversity, rouge, self_bleu, words
 

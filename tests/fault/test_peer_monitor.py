@@ -65,8 +65,8 @@ class Job:
             assert all(process.is_alive() for process in self.processes), self.all_stderr()
             time.sleep(0.02)
 
-    def kill(self, rank):
-        os.kill(self.processes[rank].pid, signal.SIGKILL)
+    def kill(self, rank, number=signal.SIGKILL):
+        os.kill(self.processes[rank].pid, number)
 
     def statuses(self, seconds=30):
         """Return the exit statuses (None: still alive), and kill the processes that are left."""
@@ -91,7 +91,9 @@ def run(work, rank, size, port, folder, timeouts, hang_timeout_seconds):
     os.dup2(stderr.fileno(), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     watchdog = Watchdog(folder, rank=rank, hang_timeout_seconds=hang_timeout_seconds)
-    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", port, is_master=rank == 0, wait_for_workers=False
+    )
     dist.init_process_group("gloo", rank=rank, world_size=size, store=store)
     try:
         with monitor_peers(rank_environment(rank, size), timeouts=timeouts, watchdog=watchdog):
@@ -259,9 +261,9 @@ def test_a_busy_rank_is_not_lost(tmp_path):
 def test_a_rank_that_is_stopped_for_a_while_is_not_lost_without_hang_detection(tmp_path):
     job = Job(finish_at_different_times, 2, tmp_path)
     job.wait_until_running()
-    os.kill(job.processes[1].pid, signal.SIGSTOP)
+    job.kill(1, signal.SIGSTOP)
     time.sleep(2 * SHORT.keepalive_timeout_seconds)
-    os.kill(job.processes[1].pid, signal.SIGCONT)
+    job.kill(1, signal.SIGCONT)
     assert job.statuses() == [0, 0]
 
 
@@ -302,7 +304,7 @@ def test_an_unreachable_rank_0_is_an_error_with_its_address(tmp_path):
 def test_an_interrupted_rank_is_named(tmp_path):
     job = Job(in_python, 2, tmp_path)
     job.wait_until_running()
-    os.kill(job.processes[1].pid, signal.SIGINT)
+    job.kill(1, signal.SIGINT)
     assert job.statuses() == [EXIT_PEER_LOST, 1]
     assert "failed: KeyboardInterrupt" in job.stderr(0)
 

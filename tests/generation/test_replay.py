@@ -24,6 +24,7 @@ def test_page_contains_the_data_and_nothing_executable_from_it(tmp_path):
     write_replay(tmp_path / "a.html", GenerationOutput([sample], 9, 1.0), tokenizer)
     page = (tmp_path / "a.html").read_text()
     data = re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert data is not None
     content = json.loads(data.group(1))
     assert "".join(content["samples"][0]["pieces"]) == TEXT
     assert content["samples"][0]["round"] == sample.round.tolist()

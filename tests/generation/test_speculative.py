@@ -112,14 +112,16 @@ def test_correct_drafts_are_always_accepted(groups, size):
     """With a network whose predictions do not depend on the text."""
     network = tiny_network(groups, vocab_size=50, tie_embeddings=False)
     with torch.no_grad():
-        network.layers["3"].attention.linear_proj.weight.zero_()
+        network.get_parameter("layers.3.attention.linear_proj.weight").zero_()
         network.final_norm.weight.zero_()
     prompts = [np.arange(1), np.arange(5)]
     output = generate_tokens(network, prompts, num_tokens=12, strategy=Strategy(speculative=size))
     assert output.acceptance_rate == 1
     # The first round has no drafts yet; after it each round commits `size` tokens.
     assert output.rounds == 1 + -(-11 // size)
-    assert output.speculative_stats.drafted == output.speculative_stats.accepted > 0
+    stats = output.speculative_stats
+    assert stats is not None
+    assert stats.drafted == stats.accepted > 0
 
 
 def test_rounds_and_drafts_add_up(groups):
@@ -128,6 +130,7 @@ def test_rounds_and_drafts_add_up(groups):
     output = generate_tokens(network, [prompt], num_tokens=40, strategy=Strategy(speculative=4))
     (sample,) = output.samples
     stats = output.speculative_stats
+    assert stats is not None
     assert 0 < stats.accepted < stats.drafted
     assert output.acceptance_rate == stats.accepted / stats.drafted
     # Each round commits its accepted drafts and one more token, except at the end of the text.

@@ -55,8 +55,10 @@ def assert_equals_oracle(model, groups, order, lengths, dtype=torch.float64, ato
         assert sample.keys() == expected_sample.keys()
         for p, log_prob in expected_sample.items():
             torch.testing.assert_close(sample[p], log_prob, atol=atol, rtol=0)
-    sum(sum(sample.values()) for sample in actual).backward()
-    sum(sum(sample.values()) for sample in expected).backward()
+    for samples in (actual, expected):
+        torch.stack(
+            [log_prob for sample in samples for log_prob in sample.values()]
+        ).sum().backward()
     for name, parameter in network.named_parameters():
         expected_grad = weights[name].grad
         if expected_grad is None:

@@ -50,7 +50,9 @@ def assert_same(
 def interval_mask(order: str, lengths: tuple[int, ...], *, upper: str = "block") -> IntervalMask:
     batch = draw_windows(order, lengths).batch()
     masks = build_masks(batch, None, upper_sees_block=upper == "block")
-    return masks.upper if upper == "self" else masks.two_stream
+    mask = masks.upper if upper == "self" else masks.two_stream
+    assert mask is not None
+    return mask
 
 
 def untyped_blocks(mask: IntervalMask) -> BlockMask:

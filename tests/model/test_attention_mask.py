@@ -24,8 +24,10 @@ def reference_mask(mask: IntervalMask) -> Tensor:
     return torch.from_numpy(visible)
 
 
-def tile_mask(count: Tensor, index: Tensor) -> Tensor:
+def tile_mask(count: Tensor | None, index: Tensor | None) -> Tensor:
     """Return [batch, row_tiles, key_tiles]: the tiles that a kernel would visit."""
+    assert count is not None
+    assert index is not None
     chosen = torch.arange(index.shape[-1]) < count.unsqueeze(-1)
     out = torch.zeros_like(index, dtype=torch.bool)
     return out.scatter(-1, index.long(), chosen).squeeze(1)
@@ -99,6 +101,7 @@ def test_any_intervals(rows, keys, batch, seed, has_extra_key):
 def test_masks_of_real_batches(order, lengths, sees_block):
     masks = build_masks(draw_windows(order, lengths).batch(), None, upper_sees_block=sees_block)
     for mask in (masks.two_stream, masks.query_only, masks.upper):
+        assert mask is not None
         assert_correct(mask)
         assert mask.dense.any(dim=-1).all(), "the softmax of an empty row is nan"
 

@@ -83,7 +83,9 @@ def test_no_gradient_reaches_the_predictions_own_block(groups, query):
     for p in range(1, 14):
         network.zero_grad()
         logits_by_index(network, windows.batch())[0, p].sum().backward()
-        reached = network.embedding.weight.grad[:14].abs().sum(dim=-1) > 0
+        gradient = network.embedding.weight.grad
+        assert gradient is not None
+        reached = gradient[:14].abs().sum(dim=-1) > 0
         np.testing.assert_array_equal(reached.numpy(), may_depend(windows)[p])
 
 
@@ -148,7 +150,7 @@ def largest_change_when_queried_alone(network: ArmdModel, windows: Windows) -> f
         together = logits_by_index(network, windows.batch())
         changes = [
             (logits_by_index(network, query_alone(windows, p).batch()) - together)[:, p].abs().max()
-            for p in np.flatnonzero(windows.block[0])
+            for p in np.flatnonzero(windows.block[0]).tolist()
         ]
     return float(max(changes))
 
@@ -165,7 +167,7 @@ def test_upper_self_makes_a_prediction_independent_of_the_other_queries(
     network = build(model, groups, dtype=torch.float64)
     assert largest_change_when_queried_alone(network, windows) < 1e-10
     # Under `block` the rows of a block see one another, so the test can fail.
-    network.model = dataclasses.replace(model, upper_visibility="block")
+    network.model = dataclasses.replace(network.model, upper_visibility="block")
     assert largest_change_when_queried_alone(network, windows) > 1e-3
 
 
@@ -185,5 +187,5 @@ def test_upper_visibilities_agree_without_larger_blocks_or_upper_layers(
         is_left_to_right=False,
     )
     block = network(batch)
-    network.model = dataclasses.replace(model, upper_visibility="self")
+    network.model = dataclasses.replace(network.model, upper_visibility="self")
     torch.testing.assert_close(network(batch), block, atol=1e-12, rtol=0)

@@ -174,7 +174,7 @@ def test_the_gap_embedding_has_no_effect_left_to_right(groups):
     batch = dataclasses.replace(draw_windows("l2r", (16,)).batch(), is_left_to_right=False)
     before = network(batch)
     with torch.no_grad():
-        network.query_start.gap.weight.normal_()
+        network.get_parameter("query_start.gap.weight").normal_()
     assert torch.equal(network(batch), before)
 
 

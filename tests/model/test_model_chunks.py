@@ -1,6 +1,7 @@
 """Model chunks of one rank: chained, they compute what the whole network does."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def make_batch(order, seed=0):
     return batch_of(tokens, np.stack([ORDERS[order]] * 2))
 
 
-def run_chain(chunks, batch):
+def run_chain(chunks, batch) -> tuple[Any, list[int]]:
     """Feed each chunk with the previous one's output; return the last output and row counts."""
     rows, counts = None, []
     for index, part in enumerate(chunks.models):

@@ -64,13 +64,16 @@ def test_query_start_by_definition(groups, query, order, max_anchor_gap):
 def test_gap_zero_maps_to_zero_whatever_row_zero_holds(groups):
     network = build(LLAMA, groups, dtype=torch.float64)
     gap = network.query_start.gap
+    assert gap is not None
     assert gap.weight[0].any()
     vectors = gap(torch.tensor([[0, 1, 2]]))
     assert not vectors[0].any()
     assert torch.equal(vectors[1:, 0], gap.weight[1:3])
     vectors.sum().backward()
-    assert not gap.weight.grad[0].any()
-    assert gap.weight.grad[1].any()
+    gradient = gap.weight.grad
+    assert gradient is not None
+    assert not gradient[0].any()
+    assert gradient[1].any()
 
 
 def test_anchor_with_a_new_prefix_equals_anchor(groups):
@@ -87,7 +90,9 @@ def test_a_new_gap_embedding_is_zero(groups):
     """So a converted AR model can decode in streams before any training."""
     network = build(LLAMA, groups)
     init_weights(network, seed=0)
-    assert not network.query_start.gap(torch.arange(80).view(1, -1)).any()
+    gap = network.query_start.gap
+    assert gap is not None
+    assert not gap(torch.arange(80).view(1, -1)).any()
 
 
 def test_a_query_row_has_the_absolute_position_before_its_label(groups):
@@ -96,9 +101,8 @@ def test_a_query_row_has_the_absolute_position_before_its_label(groups):
     network = build(model, groups, dtype=torch.float64, max_positions=16)
     batch = draw_windows("l2r", (8,), count=1).batch()
     hidden = network.forward_layers(batch)
+    table = network.get_parameter("position_embedding")
     for p in range(1, 8):
-        (gradient,) = torch.autograd.grad(
-            hidden[p - 1].square().sum(), network.position_embedding, retain_graph=True
-        )
+        (gradient,) = torch.autograd.grad(hidden[p - 1].square().sum(), table, retain_graph=True)
         reached = gradient.abs().sum(dim=-1).nonzero().flatten().tolist()
         assert reached == list(range(p))

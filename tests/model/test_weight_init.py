@@ -90,8 +90,9 @@ def test_standard_deviations_and_constants(groups):
 
 
 def test_the_prefix_scale_starts_at_one_alone_and_at_zero_with_an_anchor(groups):
-    assert (build_initialized(PREFIX, groups).query_start.prefix.scale == 1).all()
-    assert (build_initialized(WIDE, groups).query_start.prefix.scale == 0).all()
+    for model, value in ((PREFIX, 1), (WIDE, 0)):
+        scale = build_initialized(model, groups).get_parameter("query_start.prefix.scale")
+        assert (scale == value).all()
 
 
 def test_lower_precision_rounds_the_same_values(groups):

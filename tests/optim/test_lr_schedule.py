@@ -1,6 +1,7 @@
 """Learning rate at the corners of each schedule."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from armd_scale.optim.lr_schedule import learning_rate_at
 STEPS, WARMUP = 100, 10
 
 
-def rate(step: int, schedule: str, *, warmup: int = WARMUP, decay: int | None = None) -> float:
+def rate(step: int, schedule: Any, *, warmup: int = WARMUP, decay: int | None = None) -> float:
     optim = ResolvedOptim(
         lr=1e-2,
         min_lr=1e-3,

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from armd_scale.bench.suites.step import mean_loss_spec
 from armd_scale.config.derived import accumulation_steps
-from armd_scale.config.schema import Recipe
+from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.model.loss_spec import TrainMicroBatch
 from armd_scale.optim.zero_engine import ZeroEngine
@@ -27,7 +27,7 @@ from tests.support.windows import draw_windows
 MAX_LOOKS = 5
 
 
-def state_bytes(groups: ProcessGroupCollection, recipes: Sequence[Recipe]) -> list[int]:
+def state_bytes(groups: ProcessGroupCollection, recipes: Sequence[ResolvedRecipe]) -> list[int]:
     """Return, for each recipe, the bytes on this rank when all gradients of a step are summed.
 
     DeepSpeed's bucket of ZeRO 3 is left out: it would hide everything that a small model holds.
@@ -35,7 +35,7 @@ def state_bytes(groups: ProcessGroupCollection, recipes: Sequence[Recipe]) -> li
     return [_state_bytes(groups, recipe) for recipe in recipes]
 
 
-def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
+def _state_bytes(groups: ProcessGroupCollection, recipe: ResolvedRecipe) -> int:
     before = _live_storages()
     engine = _build_engine(groups, recipe)
     micro_batches = _micro_batches(groups, recipe)
@@ -52,12 +52,12 @@ def _state_bytes(groups: ProcessGroupCollection, recipe: Recipe) -> int:
         return smallest
 
 
-def _build_engine(groups: ProcessGroupCollection, recipe: Recipe) -> ZeroEngine:
+def _build_engine(groups: ProcessGroupCollection, recipe: ResolvedRecipe) -> ZeroEngine:
     network = build_model(recipe, None, groups=groups, device=torch.device("cpu"))
     return ZeroEngine(network, recipe.optim, precision=recipe.train.precision, groups=groups)
 
 
-def _micro_batches(groups: ProcessGroupCollection, recipe: Recipe) -> list[TrainMicroBatch]:
+def _micro_batches(groups: ProcessGroupCollection, recipe: ResolvedRecipe) -> list[TrainMicroBatch]:
     count = accumulation_steps(recipe.train, groups.dp.size())
     batches = [batch_of(recipe) for _ in range(count)]
     return [TrainMicroBatch(batch, mean_loss_spec(batch).weights) for batch in batches]
@@ -84,13 +84,15 @@ def _bytes_since(before: Mapping[int, int]) -> int:
     )
 
 
-def batch_of(recipe: Recipe, order: str = "strided-ar:2") -> ArmdBatch:
+def batch_of(recipe: ResolvedRecipe, order: str = "strided-ar:2") -> ArmdBatch:
     """Return a micro-batch of random tokens."""
     length = recipe.data.seq_length + 1
     return draw_windows(order, (length,), count=recipe.train.micro_batch).batch()
 
 
-def kept_bytes(groups: ProcessGroupCollection, recipe: Recipe, order: str = "random") -> int:
+def kept_bytes(
+    groups: ProcessGroupCollection, recipe: ResolvedRecipe, order: str = "random"
+) -> int:
     """Return the bytes that autograd keeps of one micro-batch, without weights and the batch."""
     network = build_model(recipe, None, groups=groups, device=torch.device("cpu"))
     if recipe.train.precision == "bf16":
@@ -155,7 +157,7 @@ class SentBytes(TorchDispatchMode):
 
 
 def data_parallel_bytes_sent(
-    groups: ProcessGroupCollection, recipes: Sequence[Recipe]
+    groups: ProcessGroupCollection, recipes: Sequence[ResolvedRecipe]
 ) -> list[float]:
     """Return, for each recipe, the bytes that this rank sends in a training step."""
     sent = []
@@ -179,7 +181,7 @@ def _train_step(
     engine.step(1e-3)
 
 
-def with_zero(recipe: Recipe, zero_stage: int, precision: str) -> Recipe:
+def with_zero(recipe: ResolvedRecipe, zero_stage: int, precision: str) -> ResolvedRecipe:
     """Return the recipe with another ZeRO stage and precision."""
     return replace(
         recipe,

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from armd_scale.bench.suites.step import mean_loss_spec
 from armd_scale.config import derived, flops
-from armd_scale.config.resolve import resolve_model
-from armd_scale.config.schema import ModelConfig, Recipe
+from armd_scale.config.resolve import ResolvedRecipe, resolve_model
+from armd_scale.config.schema import ModelConfig
 from armd_scale.order.policies import LeftToRight, OrderStage, Progressive, Stages, Strided
 from armd_scale.plan import compute
 from armd_scale.train.build import build_model
@@ -42,7 +42,7 @@ EXTRA_FORMULAS = {
 }
 
 
-def measured_flops(recipe: Recipe, order: str, groups) -> float:
+def measured_flops(recipe: ResolvedRecipe, order: str, groups) -> float:
     """FLOPs of forward and backward per target, by torch's counter."""
     network = build_model(recipe, None, groups=groups, device=torch.device("cpu"))
     batch = batch_of(recipe, order)

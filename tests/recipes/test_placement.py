@@ -140,6 +140,7 @@ def rank_of(rank: int, world_size: int, parallel: ParallelConfig) -> Iterator:
 def built(
     recipe: ResolvedRecipe, parallel: ParallelConfig, stage: PipelineStage, groups
 ) -> ModelChunks:
+    assert recipe.train.recompute != "auto"
     part = ArmdModel(
         recipe.model,
         transformer_config(recipe.model, parallel, dtype=torch.bfloat16),

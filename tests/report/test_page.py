@@ -22,6 +22,7 @@ def page(run_folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def browse(page: Path, *flags: str) -> str:
     """Open the page in headless Chromium and return what it prints."""
+    assert CHROMIUM is not None
     home = page.parent / "home"
     done = subprocess.run(
         [
@@ -54,7 +55,9 @@ def test_a_screenshot_shows_curves_in_the_colors_of_their_runs(page: Path) -> No
     screenshot = page.with_suffix(".png")
     browse(page, f"--screenshot={screenshot}")
     with Image.open(screenshot) as image:
-        pixels = {color: count for count, color in image.convert("RGB").getcolors(1 << 24)}
+        colors = image.convert("RGB").getcolors(1 << 24)
+    assert colors is not None
+    pixels = {color: count for count, color in colors}
     # The first two colors of page.css; lines have many more pixels than the legend.
     assert pixels.get((0x00, 0x67, 0xB1), 0) > 500
     assert pixels.get((0xC8, 0x50, 0x0A), 0) > 500

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
@@ -65,4 +65,5 @@ def document_texts(prefix: Path, *, tokenizer: str | None = None) -> list[str]:
     """
     decoder = load_tokenizer(prefix.with_name(tokenizer or f"{prefix.name}.tokenizer"))
     dataset = IndexedDataset(str(prefix))
-    return [decoder.decode(dataset[i].tolist()) for i in range(len(dataset))]
+    documents: list[Any] = [dataset[i] for i in range(len(dataset))]
+    return [decoder.decode(document.tolist()) for document in documents]

@@ -68,7 +68,7 @@ def batch_of(
 ) -> ArmdBatch:
     """Return samples [b, N+1] as a batch; by default each sample is one document."""
     if lengths is None:
-        lengths = [(tokens.shape[1],)] * tokens.shape[0]
+        lengths = [(len(tokens[0]),)] * len(tokens)
     return make_batch(
         tokens, block, lengths=lengths, sample_index=np.arange(tokens.shape[0], dtype=np.int64)
     )

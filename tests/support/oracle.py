@@ -162,6 +162,9 @@ class Oracle:
         if scaling.rope_type == "yarn":
             low, high = scaling.beta_slow, scaling.beta_fast
         original = scaling.original_max_position_embeddings
+        assert low is not None
+        assert high is not None
+        assert original is not None
         if scaling.rope_type == "llama3":
             wavelength = 2 * math.pi / rate
             smooth = (original / wavelength - low) / (high - low)

@@ -1,7 +1,7 @@
 """A recipe that holds every rule, to be bent by tests."""
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import (
@@ -18,6 +18,8 @@ from armd_scale.config.schema import (
     WandbConfig,
 )
 from armd_scale.order.policies import LeftToRight
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 SMALL = Recipe(
     run=RunConfig(name="small", folder="runs/small"),
@@ -53,13 +55,13 @@ log: {every_steps: 10, wandb: {mode: disabled}}
 """
 
 
-def bend(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+def bend(recipe: RecipeT, changes: dict[str, Any]) -> RecipeT:
     """The recipe with other values at `section.key` or `section`; it stays resolved if it was."""
-    is_resolved = isinstance(recipe, ResolvedRecipe)
-    if is_resolved:  # a changed section may be given unresolved
-        recipe = Recipe(**{field.name: getattr(recipe, field.name) for field in fields(recipe)})
+    bent: Recipe = recipe
+    if isinstance(recipe, ResolvedRecipe):  # a changed section may be given unresolved
+        bent = Recipe(**{field.name: getattr(recipe, field.name) for field in fields(recipe)})
     for path, value in changes.items():
         section, _, key = path.partition(".")
-        whole = replace(getattr(recipe, section), **{key: value}) if key else value
-        recipe = replace(recipe, **{section: whole})
-    return resolve(recipe) if is_resolved else recipe
+        whole = replace(getattr(bent, section), **{key: value}) if key else value
+        bent = replace(bent, **{section: whole})
+    return cast(RecipeT, resolve(bent) if isinstance(recipe, ResolvedRecipe) else bent)

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
+from armd_scale.eval.data import require_tokenizer
 from armd_scale.eval.likelihood import evaluate
 from armd_scale.eval.tasks.base import TaskOptions, run_task
 from armd_scale.eval.tasks.infilling import InfillTask
@@ -86,7 +86,7 @@ def test_the_infilling_task(groups, tmp_path):
         max_tokens=17,
         max_examples=2,
     )
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
+    tokenizer = require_tokenizer(checkpoint)
     expected = run_task(
         InfillTask.read(folder / "stories.jsonl", tokenizer, options),
         load_network(checkpoint, groups=groups),

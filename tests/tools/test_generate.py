@@ -10,8 +10,9 @@ import pytest
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import train_sentencepiece
 from armd_scale.errors import run_command
+from armd_scale.eval.data import require_tokenizer
 from armd_scale.generation import Sampling, Strategy, generate_tokens
 from tests.support.cli import ROOT, launch, run
 from tests.support.networks import GPT2, build
@@ -52,7 +53,8 @@ def test_command_generates_what_the_package_does(checkpoint, groups, tmp_path):
     )
     assert done.status == 0, done.errors
     opened = open_checkpoint(checkpoint)
-    tokenizer = load_tokenizer(opened.tokenizer_folder)
+    tokenizer = require_tokenizer(opened)
+    assert tokenizer.eod is not None
     (prompt,) = tokenizer.encode_batch(["def main"])
     expected = generate_tokens(
         load_network(opened, groups=groups),
@@ -193,6 +195,8 @@ def test_invalid_options_are_refused_before_loading(
     checkpoint, arguments, message, monkeypatch, capsys
 ):
     spec = importlib.util.spec_from_file_location("generate_tool", ROOT / TOOL)
+    assert spec is not None
+    assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, "argv", [TOOL, "--checkpoint", str(checkpoint), *arguments])

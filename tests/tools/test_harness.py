@@ -4,7 +4,7 @@ The tasks are files written by this test; nothing is downloaded.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def folder(groups, tmp_path_factory) -> Path:
 
 
 def make_options(
-    folder: Path, output: Path, model: str, model_args: str, tasks: Mapping[str, Any] = TASKS
+    folder: Path, output: Path, model: str, model_args: str, tasks: Iterable[str] = TASKS
 ):
     return (
         *("--model", model, "--model_args", model_args, "--tasks", ",".join(tasks)),

@@ -7,12 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
-from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.eval.data import require_tokenizer
 from armd_scale.eval.evaluate import prepare, run_prepared
+from armd_scale.eval.likelihood import Likelihood
 from armd_scale.eval.request import EvalRequest
 from armd_scale.generation import Sampling, Strategy, generate_tokens
 from tests.support import cli
@@ -47,8 +48,9 @@ def test_zero_shot(groups, folder):
     request = EvalRequest(
         checkpoint=str(folder / "run"), text=folder / "ptb.txt", detokenizer="ptb", order="l2r"
     )
-    expected = run_prepared(prepare(request), groups, torch.device("cpu")).perplexity
-    assert process.output.endswith(f"| run | - | - | {expected:.2f} | - | - |\n")
+    expected = run_prepared(prepare(request), groups, torch.device("cpu"))
+    assert isinstance(expected, Likelihood)
+    assert process.output.endswith(f"| run | - | - | {expected.perplexity:.2f} | - | - |\n")
     assert (folder / "t.md").read_text() == process.output
     assert "<svg" in (folder / "t.svg").read_text()
 
@@ -97,7 +99,7 @@ def test_generative(groups, folder):
     )
     assert process.status == 0, process.errors
     checkpoint = open_checkpoint(folder / "run")
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
+    tokenizer = require_tokenizer(checkpoint)
     network = load_network(checkpoint, groups=groups)
     for streams, line in zip((1, 2, 4), process.output.splitlines()[-3:], strict=True):
         output = generate_tokens(

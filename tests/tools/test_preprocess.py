@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -48,8 +49,8 @@ def arguments(corpus: Path, output: Path, workers: int = 2) -> list[str]:
     return [*files, *tokenizer, "--workers", str(workers)]
 
 
-def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload]
+def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, TOOL, *words], capture_output=True, text=True, timeout=60, **options
     )
 

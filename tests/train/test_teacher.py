@@ -11,8 +11,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config import derived as derive
-from armd_scale.config.resolve import resolve
-from armd_scale.config.schema import DistillationConfig, OptimConfig, Recipe, TrainConfig
+from armd_scale.config.resolve import ResolvedRecipe, resolve
+from armd_scale.config.schema import DistillationConfig, OptimConfig, TrainConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.data.sample_stream import collate
 from armd_scale.errors import CheckpointError
@@ -107,7 +107,9 @@ def test_the_teacher_runs_only_on_left_to_right_samples(groups: ProcessGroupColl
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollection) -> Recipe:
+def recipe(
+    tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollection
+) -> ResolvedRecipe:
     """A third of the samples are left to right; the teacher is not what the run starts from."""
     folder = tmp_path_factory.mktemp("teacher")
     text = write_text(folder / "text")
@@ -125,23 +127,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, groups: ProcessGroupCollect
     return with_teacher(base, str(folder / "teacher"), 0.7)
 
 
-def with_teacher(recipe: Recipe, checkpoint: str, weight: float) -> Recipe:
+def with_teacher(recipe: ResolvedRecipe, checkpoint: str, weight: float) -> ResolvedRecipe:
     return bend(
         recipe, {"train.distillation": DistillationConfig(checkpoint=checkpoint, weight=weight)}
     )
 
 
-def without_teacher(recipe: Recipe) -> Recipe:
+def without_teacher(recipe: ResolvedRecipe) -> ResolvedRecipe:
     return bend(recipe, {"train.distillation": None})
 
 
-def on(layout: Layout, recipe: Recipe) -> Recipe:
+def on(layout: Layout, recipe: ResolvedRecipe) -> ResolvedRecipe:
     return bend(recipe, {"parallel": layout.parallel, "optim.zero_stage": layout.zero_stage})
 
 
 @pytest.mark.parametrize("name", ["TP2", "TP2+SP", "DP2 Z1", "DP2 Z3"])
 def test_every_layout_has_the_curve_of_one_process(
-    recipe: Recipe, groups: ProcessGroupCollection, name: str
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, name: str
 ) -> None:
     (expected,) = curves(groups, [on(LAYOUTS["1"], recipe)], 5)
     layout = LAYOUTS[name]
@@ -153,7 +155,7 @@ def test_every_layout_has_the_curve_of_one_process(
 
 
 def test_weight_zero_changes_no_bit_and_a_larger_one_lowers_the_kl(
-    recipe: Recipe, groups: ProcessGroupCollection
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
 ) -> None:
     assert recipe.train.distillation is not None
     monitored = with_teacher(recipe, recipe.train.distillation.checkpoint, 0.0)
@@ -167,7 +169,7 @@ def test_weight_zero_changes_no_bit_and_a_larger_one_lowers_the_kl(
 
 
 def test_the_step_follows_the_gradient_of_the_documented_loss(
-    recipe: Recipe, groups: ProcessGroupCollection
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
 ) -> None:
     """Mean NLL + weight * mean KL over the targets of left-to-right samples, by plain autograd."""
     assert recipe.train.distillation is not None
@@ -192,14 +194,14 @@ def test_the_step_follows_the_gradient_of_the_documented_loss(
 
 
 def test_the_kl_to_the_own_weights_starts_at_zero(
-    recipe: Recipe, groups: ProcessGroupCollection
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
 ) -> None:
     assert recipe.model.init_from is not None
     ((first, *_),) = curves(groups, [with_teacher(recipe, recipe.model.init_from, 1.0)], 1)
     assert first[2] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_run_writes_its_kl_and_resumes_exactly(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_writes_its_kl_and_resumes_exactly(recipe: ResolvedRecipe, tmp_path: Path) -> None:
     recipe = bend(recipe, {"run.folder": str(tmp_path / "run"), "train.steps": 6})
     whole = train(recipe, tmp_path)
     assert all(line["kl_nats"] is None or line["kl_nats"] > 1e-3 for line in whole)
@@ -223,7 +225,11 @@ def test_a_run_writes_its_kl_and_resumes_exactly(recipe: Recipe, tmp_path: Path)
     ],
 )
 def test_a_teacher_of_another_vocabulary_or_length_is_rejected(
-    recipe: Recipe, groups: ProcessGroupCollection, tmp_path: Path, changes: Any, message: str
+    recipe: ResolvedRecipe,
+    groups: ProcessGroupCollection,
+    tmp_path: Path,
+    changes: Any,
+    message: str,
 ) -> None:
     other = dataclasses.replace(MODEL, **changes)
     CheckpointSave(

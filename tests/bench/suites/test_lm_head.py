@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_all_cases_compute_the_same_gradients(cases: dict[str, HeadStep]) -> Non
 
 
 def test_chunks_hold_less_than_all_logits(cases: dict[str, HeadStep]) -> None:
-    rows = {str(row["case"]): row for row in measure(SMALL, cases, device=CPU, repeats=1)}
+    measured = measure(SMALL, cases, device=CPU, repeats=1)
+    rows: dict[str, dict[str, Any]] = {str(row["case"]): row for row in measured}
     assert list(rows) == ["dense", "chunks", "ours"]
     logits, chunk = 4 * 50 * 4096, 4 * 8 * 4096
     gradients = 4 * 2 * (50 + 4096)

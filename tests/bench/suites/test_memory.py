@@ -10,6 +10,7 @@ from armd_scale.bench.suites.memory import (
     paper_bytes,
     table,
 )
+from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig
 from armd_scale.parallel.environment import read_environment
 from tests.support.spawn import run_on_ranks
@@ -18,14 +19,16 @@ pytestmark = pytest.mark.slow
 
 KINDS = ("weights", "gradients", "optimizer")
 # Matrices are large enough for ZeRO 3 to split them.
-SMALL = ModelConfig(
-    layers=1,
-    hidden=384,
-    ffn_hidden=512,
-    heads=6,
-    vocab_size=512,
-    two_stream_layers=1,
-    max_anchor_gap=8,
+SMALL = resolve_model(
+    ModelConfig(
+        layers=1,
+        hidden=384,
+        ffn_hidden=512,
+        heads=6,
+        vocab_size=512,
+        two_stream_layers=1,
+        max_anchor_gap=8,
+    )
 )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ CPU = torch.device("cpu")
 
 def test_varied_micro_batches_have_a_row_each(groups: ProcessGroupCollection) -> None:
     workloads = {n: dataclasses.replace(TINY, micro_batch=n) for n in (1, 2, 3)}
-    rows = time_workloads("micro_batch", workloads, groups, device=CPU, repeats=1)
+    rows: list[dict[str, Any]] = time_workloads(
+        "micro_batch", workloads, groups, device=CPU, repeats=1
+    )
     assert [row["value"] for row in rows] == [1, 2, 3]
     assert all(row["GFLOPs"] > 0 for row in rows)
 
@@ -48,6 +51,7 @@ def test_points_on_a_line_have_no_residual() -> None:
 
 
 def test_points_off_a_line_have_a_residual() -> None:
+    rows: list[dict[str, Any]]
     rows = fit_line("layers", {2: 1000, 4: 2000, 8: 3000}, [1.0, 2.0, 6.0])
     ratios = [row["ratio"] for row in rows]
     assert {row["worst residual"] for row in rows} == {max(abs(ratio - 1) for ratio in ratios)}

@@ -1,5 +1,7 @@
 """The step benchmark runs every network and reports shares and MFU."""
 
+from typing import Any
+
 import torch
 
 from armd_scale.bench.suites.step import step_functions, time_steps
@@ -14,6 +16,7 @@ def test_every_network_runs_a_step(groups) -> None:
 
 
 def test_a_row_has_shares_of_operators_and_mfu(groups) -> None:
+    rows: list[dict[str, Any]]
     rows = time_steps(TINY, groups, device=torch.device("cpu"), repeats=1, profile=True)
     for row in rows:
         assert 0 < row["matmul share"] < 1

@@ -127,17 +127,18 @@ def test_a_trained_network_exports_as_an_ar_model_with_equal_logits(groups, tmp_
 
 
 def test_only_ar_exact_query_initializations_export_as_an_ar_model(groups, tmp_path):
-    for index, query in enumerate(("prefix", "learned", "anchor+prefix")):
-        network = build(dataclasses.replace(LLAMA, query=query), groups)
+    queries = ("prefix", "learned", "anchor+prefix")
+    networks = [build(dataclasses.replace(LLAMA, query=query), groups) for query in queries]
+    for index, network in enumerate(networks):
         checkpoint = open_checkpoint(save(tmp_path / str(index), network, groups))
         with pytest.raises(
             CheckpointError, match=r"--as-ar requires a checkpoint whose left-to-right path"
         ):
             export(checkpoint, tmp_path / "hf", groups=groups, as_ar=True)
     with torch.no_grad():
-        network.query_start.prefix.scale.zero_()
+        networks[-1].get_parameter("query_start.prefix.scale").zero_()
     export(
-        open_checkpoint(save(tmp_path / "zero", network, groups)),
+        open_checkpoint(save(tmp_path / "zero", networks[-1], groups)),
         tmp_path / "hf",
         groups=groups,
         as_ar=True,

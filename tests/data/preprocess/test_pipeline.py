@@ -1,6 +1,7 @@
 """The whole pipeline: what a run writes, counts, keeps and continues."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_result_holds_the_corpus_and_equals_the_files_of_megatron(
     dataset = IndexedDataset(str(tmp_path / "out"))
     builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
     for i in range(len(dataset)):
-        builder.add_document(dataset[i], [len(dataset[i])])
+        document: Any = dataset[i]
+        builder.add_document(document, [len(document)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     for suffix in (".bin", ".idx"):
         ours, theirs = tmp_path / f"out{suffix}", tmp_path / f"theirs{suffix}"

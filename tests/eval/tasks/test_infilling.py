@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.base import TaskOptions, run_task
-from armd_scale.eval.tasks.infilling import InfillExample, InfillTask
+from armd_scale.eval.tasks.infilling import InfillExample, InfillResult, InfillTask
 from armd_scale.eval.text_metrics import words
 from armd_scale.generation import TO_GENERATE, Sampling, Strategy, infill_tokens
 from armd_scale.order.draw import sample_blocks
@@ -45,7 +45,9 @@ def build_network(groups):
 
 def run(groups, network, examples, tokenizer, spec):
     task = InfillTask(examples, tokenizer, parse_spec(spec), SAMPLING)
-    return run_task(task, network, micro_batch=2, groups=groups)
+    result = run_task(task, network, micro_batch=2, groups=groups)
+    assert isinstance(result, InfillResult)
+    return result
 
 
 def infill_middles(network, tokenizer, examples, **strategy):

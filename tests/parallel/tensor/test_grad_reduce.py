@@ -1,6 +1,7 @@
 """Partial gradients are complete after the reduction: they equal those of one process."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ def test_exactly_the_marked_parameters_have_partial_gradients(groups, sequence, 
 
 def reduce_ones(groups):
     """Reduce gradients of 1 + rank of a marked and an unmarked parameter."""
+    parameters: dict[str, Any]
     parameters = {name: torch.nn.Parameter(torch.zeros(2)) for name in ("marked", "plain")}
     parameters["marked"].sequence_parallel = True
     for parameter in parameters.values():

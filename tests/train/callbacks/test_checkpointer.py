@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -51,10 +51,10 @@ def checkpoints_of(recipe: Recipe) -> Path:
     return Path(recipe.run.folder) / "checkpoints"
 
 
-def start(recipe: Recipe, size: int, **limits: dict[int, int]) -> list[Command]:
+def start(recipe: Recipe, size: int, file_bytes: Mapping[int, int] = {}) -> list[Command]:
     home = Path(recipe.run.folder).parent
     file = write_recipe(recipe, home / "recipe.yaml")
-    return launch(TRAIN, file, size=size, folder=home, **limits)
+    return launch(TRAIN, file, size=size, folder=home, file_bytes=file_bytes)
 
 
 def finish(ranks: list[Command], seconds: float = 60) -> list[Finished]:

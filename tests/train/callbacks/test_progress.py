@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ BATCH, TOKENS = 4, 64
 class Lines(list[dict[str, Any]]):
     """A metrics writer that keeps its lines."""
 
-    def write(self, values: dict[str, Any]) -> None:
-        self.append(values)
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.append(dict(values))
 
     def close(self) -> None:
         pass
