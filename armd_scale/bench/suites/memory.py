@@ -49,11 +49,11 @@ MICRO_BATCHES = 2
 class MemoryBreakdown:
     """Bytes on one process, by use."""
 
-    weights: float
-    gradients: float
+    weights: int | float
+    gradients: int | float
     """At the end of the last backward pass of a step."""
-    optimizer: float
-    buffers: float = 0.0
+    optimizer: int | float
+    buffers: int | float = 0.0
     """DeepSpeed's reduction bucket, of fixed size; the paper counts it separately too."""
 
 
