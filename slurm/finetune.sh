@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Finetune the weights that a recipe's model.init_from names, on one node of 8 GPUs:
 #
-#     sbatch slurm/finetune.sh [RECIPE.yaml] [section.key=value ...]
+#     sbatch slurm/finetune.sh recipes/finetune_llama_1b.yaml [section.key=value ...]
 #
+# Without a recipe it fine-tunes recipes/armd_125m_owt_strided.yaml.
 # Run it in the project's root. Options for other resources go first: sbatch --nodes=2 --partition=P slurm/finetune.sh
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1

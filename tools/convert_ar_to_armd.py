@@ -17,7 +17,7 @@ from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
 
 _EXAMPLE = """example:
-  python tools/convert_ar_to_armd.py --hf models/Llama-3.1-8B --output armd/llama-3.1-8b
+  python tools/convert_ar_to_armd.py --hf models/Llama-3.1-8B --output checkpoints/llama-3.1-8b
   torchrun --nproc-per-node 8 tools/convert_ar_to_armd.py ...    (the processes share the tensors)
 exit status 1: converted, but the two models differ by more than rounding"""
 
