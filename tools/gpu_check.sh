@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 find_python_with_torch() {
     local candidate
     for candidate in "${PYTHON:-}" .venv/bin/python python3 python; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import torch, megatron.core, deepspeed' 2>/dev/null; then
+        if [ -n "$candidate" ] && "$candidate" -c 'import torch, megatron.core, deepspeed' >/dev/null 2>&1; then
             echo "$candidate"
             return
         fi
