@@ -11,7 +11,7 @@ import torch
 from armd_scale.checkpoint.pretrained import open_model
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import refuse_renamed_options, run_command
-from armd_scale.generation.cli import GenerateRequest, generate_requested, print_and_write
+from armd_scale.generation.cli import GenerateRequest, generate_from_request, print_and_write
 from armd_scale.generation.text import JSON_HELP
 from armd_scale.log import configure
 from armd_scale.parallel.environment import read_environment
@@ -39,7 +39,9 @@ def main() -> None:
     with process_groups(env, ParallelConfig(tensor=request.tp)) as groups:
         # float32 whatever the model was trained in: bf16 rounding would change sampled tokens.
         network = model.load_network(groups=groups, device=env.device, dtype=torch.float32)
-        output = generate_requested(request, network, specs, model.tokenizer, is_rank0=env.is_rank0)
+        output = generate_from_request(
+            request, network, specs, model.tokenizer, is_rank0=env.is_rank0
+        )
     if env.is_rank0:
         print_and_write(request, output, model.tokenizer)
 

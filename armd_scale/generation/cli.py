@@ -152,7 +152,7 @@ def check_num_processes(tensor_parallel: int, world_size: int) -> None:
         )
 
 
-def generate_requested(
+def generate_from_request(
     request: GenerateRequest,
     network: ArmdModel,
     specs: Sequence[GenerationSpec],

@@ -25,7 +25,7 @@ _DEFAULT_NUM_TEXTS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTableRequest:
-    """What the command line asks for; each table uses some of the options."""
+    """Options of the command, of which each table uses some."""
 
     table: TableName
     checkpoint: Sequence[str] = ()
