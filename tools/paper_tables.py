@@ -13,7 +13,7 @@ _EXAMPLE = """examples:
   python tools/paper_tables.py zero-shot --checkpoint runs/a --text PTB=ptb.test.txt --plot t1.svg
   python tools/paper_tables.py generative --checkpoint runs/armd --eval-model models/gpt2-large
   python tools/paper_tables.py generative --texts samples.jsonl --eval-model models/gpt2-large
-  python tools/paper_tables.py ablation-rho --checkpoint runs/rho8 runs/rho32 --data data/adapt/llama_valid"""
+  python tools/paper_tables.py ablation-rho --checkpoint runs/rho8 runs/rho32 --data web_valid"""
 
 
 def main() -> None:
