@@ -46,17 +46,18 @@ def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
             )
             (folder / f"step_{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
             for row in rows:
-                _record(recorder, name, row, is_h100=on_cuda and "H100" in _device_name())
+                _record(recorder, name, row, is_hopper=on_cuda and _is_hopper())
             # Gives the memory of these networks back, so that larger ones start unfragmented.
             if on_cuda:
                 torch.cuda.empty_cache()
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name()
+def _is_hopper() -> bool:
+    """Tell whether this GPU has an H100's matrix units; an H200 only has faster memory."""
+    return torch.cuda.get_device_capability() == (9, 0)
 
 
-def _record(recorder: Recorder, workload: str, row: Row, *, is_h100: bool) -> None:
+def _record(recorder: Recorder, workload: str, row: Row, *, is_hopper: bool) -> None:
     """Record one case; only cases with a roofline, on the GPU that it is for, have a bound."""
     milliseconds, ratio, flops_ratio, mfu = (
         float(row[column]) for column in ("median ms", "time ratio", "FLOPs ratio", "mfu")
@@ -64,7 +65,7 @@ def _record(recorder: Recorder, workload: str, row: Row, *, is_h100: bool) -> No
     name = f"step {workload}, {row['case']}"
     value = f"{milliseconds:.1f} ms, {ratio:.3f} x AR (FLOPs {flops_ratio:.3f}), MFU {mfu:.3f}"
     roofline = ROOFLINE_MS.get(workload, {}).get(str(row["case"]))
-    if roofline is None or not is_h100:
+    if roofline is None or not is_hopper:
         recorder.info(name, value)
         return
     over = milliseconds / roofline
