@@ -10,6 +10,7 @@ from jaxtyping import Int
 from armd_scale.data.batch import make_batch
 from armd_scale.errors import ArmdError
 from armd_scale.model.armd_model import ArmdModel
+from armd_scale.model.attention import without_cudnn_attention
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def encode_pair(
 
 
 @torch.no_grad()
+@without_cudnn_attention()  # batches of texts have a length each
 def score_continuations(
     network: ArmdModel,
     pairs: Sequence[ContextContinuation],

@@ -25,6 +25,7 @@ from armd_scale.generation.strategy import (
     infill_spec,
 )
 from armd_scale.model.armd_model import ArmdModel
+from armd_scale.model.attention import without_cudnn_attention
 from armd_scale.order.rng import RngStream, random_uint64
 
 DEFAULT_STRATEGY = Strategy()
@@ -134,6 +135,7 @@ def infill_specs(
 
 
 @torch.no_grad()
+@without_cudnn_attention()
 def generate_from_specs(
     network: ArmdModel,
     specs: Sequence[GenerationSpec],

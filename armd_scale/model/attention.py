@@ -6,7 +6,8 @@ one causal attention call with twice the query heads on the same key/value heads
 With larger blocks the streams see different prefixes; their rows are concatenated under a mask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -19,7 +20,7 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from armd_scale.config.schema import ModelConfig
@@ -247,6 +248,19 @@ def sdpa_backend_name(
         q, k, k, is_causal=True, enable_gqa=heads > kv_heads
     )
     return SDPBackend(backend).name
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Leave cuDNN out of the attention kernels that PyTorch chooses from, as context or decorator.
+
+    cuDNN plans a kernel for each exact shape. On an H200 the first call with a new number of keys
+    took 113 ms with cuDNN and 0.1 ms without, and in decoding every round has a new number of keys.
+    """
+    # As a context around many calls, because entering it costs as much as launching two kernels.
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(others):
+        yield
 
 
 def document_attention(

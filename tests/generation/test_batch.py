@@ -253,6 +253,18 @@ def test_on_round_is_called_after_every_round(groups):
     assert counts == [1, 1, 1, 3, 3]
 
 
+def test_decoding_leaves_cudnn_attention_out(groups):
+    enabled = []
+    generate_tokens(
+        build(LLAMA, groups),
+        random_prompts(1),
+        num_tokens=3,
+        on_round=lambda result: enabled.append(torch.backends.cuda.cudnn_sdp_enabled()),
+    )
+    assert enabled == [False] * 3
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_seed_and_sample_id_decide_the_text(groups):
     network = build(LLAMA, groups)
     (prompt,) = random_prompts(3)

@@ -46,12 +46,12 @@ class Section(NamedTuple):
 # In order of importance, because the budget may end before the last one.
 SECTIONS = (
     Section("libraries", 60, "versions, collectives in a one-process job, memory of the context"),
-    Section("kernels", 150, "attention kernels against float32, speed of attention and LM head"),
-    Section("training", 130, "the training command: loss falls, resume and determinism are exact"),
+    Section("kernels", 100, "attention kernels against float32, speed of attention and LM head"),
+    Section("training", 150, "the training command: loss falls, resume and determinism are exact"),
     Section("steps", 120, "training steps of three model sizes against their rooflines"),
-    Section("decoding", 70, "rounds of decoding in bfloat16 and float32"),
-    Section("saves", 60, "how long training waits for a checkpoint"),
-    Section("tests", 90, "the tests that need CUDA"),
+    Section("decoding", 60, "rounds of decoding in bfloat16 and float32"),
+    Section("saves", 80, "how long training waits for a checkpoint"),
+    Section("tests", 110, "the tests that need CUDA"),
 )
 
 

@@ -29,8 +29,7 @@ def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
     with process_groups(environment, ParallelConfig()) as groups:
         for dtype in (torch.bfloat16, torch.float32):
             network = _build(workload, groups, dtype, environment.device)
-            for cudnn in (False, True):
-                _time_rounds(recorder, network, workload, dtype=dtype, cudnn=cudnn)
+            _time_rounds(recorder, network, workload, dtype=dtype)
             del network  # before the next one is built
             if environment.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -39,28 +38,14 @@ def run(recorder: Recorder, *, dry: bool, folder: Path) -> None:
 def _build(
     workload: Workload, groups: ProcessGroupCollection, dtype: torch.dtype, device: torch.device
 ) -> ArmdModel:
-    return build_model(workload.model, workload, groups, dtype=dtype).to(device).eval()
+    return build_model(workload.model, workload, groups, dtype=dtype, device=device).eval()
 
 
 def _time_rounds(
-    recorder: Recorder,
-    network: ArmdModel,
-    workload: Workload,
-    *,
-    dtype: torch.dtype,
-    cudnn: bool,
+    recorder: Recorder, network: ArmdModel, workload: Workload, *, dtype: torch.dtype
 ) -> None:
-    """Time rounds with cuDNN's attention on or off; it serves bfloat16 only."""
     on_cuda = next(network.parameters()).is_cuda
-    label = f"decoding, {str(dtype).removeprefix('torch.')}, cuDNN {'on' if cudnn else 'off'}"
-    if cudnn and (dtype is torch.float32 or not on_cuda):
-        if not on_cuda:
-            recorder.skip(label)
-        return
-    torch.backends.cuda.enable_cudnn_sdp(cudnn)
-    # With cuDNN a round may take 100 ms, because it plans a kernel for each number of keys.
-    num_tokens = 24 if cudnn or not on_cuda else 96
-    num_tokens = min(num_tokens, workload.seq_length // 2)
+    num_tokens = min(96 if on_cuda else 24, workload.seq_length // 2)
     for streams in STREAMS:
         strategy = Strategy(streams=streams)
         decode = partial(
@@ -72,10 +57,9 @@ def _time_rounds(
         output = decode()
         milliseconds = 1e3 * output.seconds / output.rounds
         value = f"{milliseconds:.2f} ms a round, {num_tokens / output.seconds:.0f} tokens/s"
-        name = f"{label}, {streams} {'stream' if streams == 1 else 'streams'}"
+        noun = "stream" if streams == 1 else "streams"
+        name = f"decoding, {str(dtype).removeprefix('torch.')}, {streams} {noun}"
         if on_cuda:
             recorder.check(milliseconds < MAX_ROUND_MS, name, value, f"< {MAX_ROUND_MS} ms")
         else:
             recorder.info(name, value)
-    # Torch's default again, for what runs after this in the process.
-    torch.backends.cuda.enable_cudnn_sdp(True)

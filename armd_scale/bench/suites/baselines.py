@@ -35,9 +35,10 @@ def llama_step(
         "tie_word_embeddings": model.tie_embeddings,
         "attn_implementation": "sdpa",
     }
-    network: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    with device:  # draws the weights there
+        network: Any = LlamaForCausalLM(LlamaConfig(**sizes))
     # Weights in the compute type, without autocast, as in our network.
-    network = network.to(device=device, dtype=dtype)
+    network = network.to(dtype)
 
     def step() -> None:
         network.zero_grad(set_to_none=True)

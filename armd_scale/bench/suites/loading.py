@@ -86,6 +86,8 @@ def _step_seconds(workload: Workload, repeats: int) -> float:
     environment = read_environment()
     device = environment.device
     with process_groups(environment, ParallelConfig()) as groups:
-        network = build_model(workload.model, workload, groups, dtype=compute_dtype(device))
-        step = training_step(network.to(device), random_batch("random", workload).to(device))
+        network = build_model(
+            workload.model, workload, groups, dtype=compute_dtype(device), device=device
+        )
+        step = training_step(network, random_batch("random", workload).to(device))
         return time_interleaved({"step": step}, repeats=repeats)["step"].median

@@ -93,7 +93,7 @@ def time_workloads(
     # All networks exist at once, because their steps are timed in turn.
     steps = {
         value: training_step(
-            build_model(workload.model, workload, groups, dtype=dtype).to(device),
+            build_model(workload.model, workload, groups, dtype=dtype, device=device),
             random_batch("random", workload).to(device),
         )
         for value, workload in workloads.items()

@@ -25,7 +25,6 @@ from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.loss_spec import LossSpec
 from armd_scale.model.spec import transformer_config
-from armd_scale.model.weight_init import init_weights
 from armd_scale.order.draw import sample_blocks
 from armd_scale.order.spec import parse_spec
 from armd_scale.parallel.environment import read_environment
@@ -160,7 +159,7 @@ def step_functions(
     # The same network without two-stream layers: the difference is the second stream alone.
     ar_model = dataclasses.replace(workload.model, two_stream_layers=0)
     ar, armd = (
-        build_model(model, workload, groups, dtype=dtype).to(device)
+        build_model(model, workload, groups, dtype=dtype, device=device)
         for model in (ar_model, workload.model)
     )
     left_to_right, shuffled = (
@@ -185,12 +184,25 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def build_model(
-    model: ResolvedModel, workload: Workload, groups: ProcessGroupCollection, *, dtype: torch.dtype
+    model: ResolvedModel,
+    workload: Workload,
+    groups: ProcessGroupCollection,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> ArmdModel:
-    """Build a network with random weights."""
+    """Build a network with random weights.
+
+    They are drawn on the device, not on the CPU as those of a training run: no time depends on
+    their values, and a billion numbers take the CPU longer than all the steps take the GPU.
+    """
     config = transformer_config(model, ParallelConfig(), dtype=dtype)
-    network = ArmdModel(model, config, groups=groups)
-    init_weights(network, seed=0)
+    network = ArmdModel(model, config, groups=groups).to(device)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=model.init_std)
+        else:
+            nn.init.constant_(parameter, 1.0 if name.endswith("norm.weight") else 0.0)
     return network
 
 
