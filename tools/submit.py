@@ -26,6 +26,14 @@ _EXAMPLES = """examples:
   python tools/submit.py recipes/demo_cpu.yaml --cluster local --tasks-per-node 1
   python tools/submit.py recipes/pretrain_7b.yaml --status            (or --cancel)"""
 
+_SIZES = {
+    "nodes": "nodes of a job",
+    "tasks_per_node": "processes on each node, one per GPU",
+    "gpus_per_node": "GPUs of each node",
+    "cpus_per_task": "CPU cores of each process",
+    "grace_seconds": "seconds before the time limit at which training is told to save",
+}
+
 
 def main() -> None:
     """Submit jobs, or show or cancel those that were submitted before."""
@@ -35,11 +43,12 @@ def main() -> None:
     overrides = [argument for argument in arguments if _is_override(argument)]
     recipes = [argument for argument in arguments if not _is_override(argument)]
     # Recipes are loaded here, so that an invalid one fails now and not hours later in the queue.
-    specs = [_job(recipe, overrides, chosen) for chosen in sweep(sweeps) for recipe in recipes]
+    chains = [[_job(recipe, overrides, chosen) for recipe in recipes] for chosen in sweep(sweeps)]
     if wants_status or wants_cancel:
-        jobs = [job for spec in specs for job in jobs_of(spec.folder)]
+        jobs = [job for specs in chains for spec in specs for job in jobs_of(spec.folder)]
     else:
-        jobs = submit(specs, Resources(**args), sequential=len(recipes) > 1)
+        # The recipes of one combination follow each other; combinations do not wait.
+        jobs = [job for specs in chains for job in submit(specs, Resources(**args))]
     for job in jobs:
         # First, so that the printed state is read after the request to cancel.
         if wants_cancel:
@@ -69,11 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     add, default = parser.add_argument, Resources()
     add("arguments", nargs="+", metavar="RECIPE | section.key=value",
         help="recipe files, run one after another, and changed keys, for all recipes")  # fmt: skip
-    add("--sweep", nargs="+", default=[], metavar="KEY=A,B", help="one run per combination")
-    add("--cluster", choices=("slurm", "local"), default=default.cluster)
-    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "grace_seconds"):
-        add("--" + name.replace("_", "-"), type=int, default=getattr(default, name), metavar="N")
-    add("--hours", type=float, default=default.hours, help="time limit; the job is then requeued")
+    add("--sweep", nargs="+", default=[], metavar="KEY=A,B",
+        help="one run (or one sequence of the recipes) per combination of the values")  # fmt: skip
+    add("--cluster", choices=("slurm", "local"), default=default.cluster,
+        help="where to run; local: on this machine, now (default: %(default)s)")  # fmt: skip
+    for name, help_text in _SIZES.items():
+        add("--" + name.replace("_", "-"), type=int, default=getattr(default, name), metavar="N",
+            help=f"{help_text} (default: %(default)s)")  # fmt: skip
+    add("--hours", type=float, default=default.hours, metavar="H",
+        help="time limit; the job is then requeued (default: %(default)s)")  # fmt: skip
     add("--slurm", nargs="+", default=(), metavar="OPTION=VALUE", help="other options of sbatch")
     add("--follow", action="store_true", help="print the log of the last job as it grows")
     instead = parser.add_mutually_exclusive_group()

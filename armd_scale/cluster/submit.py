@@ -71,15 +71,14 @@ def sweep(choices: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*axes))
 
 
-def submit(
-    specs: Sequence[JobSpec], resources: Resources, *, sequential: bool
-) -> list[submitit.Job]:
-    """Submit jobs to Slurm, or run them on this machine one after another.
+def submit(specs: Sequence[JobSpec], resources: Resources) -> list[submitit.Job]:
+    """Submit jobs that follow each other to Slurm, or run them on this machine.
+
+    Each starts only after the one before it has succeeded.
 
     Args:
         specs: the jobs.
         resources: resources of each job.
-        sequential: whether each job starts only after the one before it has succeeded.
 
     Returns:
         The submitted jobs. On this machine all of them have finished.
@@ -90,7 +89,7 @@ def submit(
     """
     jobs: list[submitit.Job] = []
     for spec in specs:
-        after = jobs[-1].job_id if sequential and jobs else None
+        after = jobs[-1].job_id if jobs else None
         job = _submit(spec, resources, after)
         jobs.append(job)
         if resources.cluster == "local":

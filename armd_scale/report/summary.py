@@ -15,11 +15,11 @@ def summarize(run: Run) -> dict[str, str]:
     return {
         "run": run.name,
         "step": f"{last.get('step', 0):,}" + (f" of {num_steps:,}" if num_steps else ""),
-        "tokens": _abbreviate(last.get("tokens")),
+        "tokens": abbreviate(last.get("tokens")),
         "loss": _format(last.get("loss"), ".4f"),
         "best NLL by order": ", ".join(f"{order} {nll:.4f}" for order, nll in best.items()) or "–",
         # Medians, so that slow steps, such as the first one of each start, hardly count.
-        "tokens/s": _abbreviate(_median(run, "tokens_per_second")),
+        "tokens/s": abbreviate(_median(run, "tokens_per_second")),
         "MFU": _percent(_median(run, "mfu")),
         "HFU": _percent(_median(run, "hfu")),
         "memory": _format(_max(run, "memory_gib"), ".2f", " GiB"),
@@ -58,10 +58,11 @@ def _percent(value: int | float | None) -> str:
     return _format(None if value is None else 100 * value, ".1f", " %")
 
 
-def _abbreviate(value: int | float | None) -> str:
+def abbreviate(value: int | float | None) -> str:
     """Format with three digits and a letter, e.g. 1.25 M."""
     if value is None:
         return "–"
+    value = float(f"{value:.3g}")  # first, because 999,600 rounds to 1 M
     # B, not G, for 10^9: the field counts tokens in billions.
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= size:
