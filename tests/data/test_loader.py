@@ -146,6 +146,7 @@ def test_dropping_ends_the_workers(prefix: str) -> None:
     assert wait_until_gone(children, 5)
 
 
+@pytest.mark.slow(minutes=0.1)
 def test_a_dead_worker_ends_the_run_with_one_sentence(prefix: str) -> None:
     handler = signal.getsignal(signal.SIGCHLD)
     batches, children = start(prefix, workers=2)

@@ -48,6 +48,13 @@ NETWORKS = {
 }
 
 
+KINDS = [
+    # The other two share all their code with these, and double the time.
+    pytest.param(kind, marks=() if kind in ("anchor", "both") else pytest.mark.slow(minutes=0.5))
+    for kind in NETWORKS
+]
+
+
 def random_texts_with_holes():
     """Texts with 3 holes of 3, 1 and 5 tokens; 1 hole of 2; and 1 hole at the end."""
     texts = random_prompts(20, 9, 14, seed=2)
@@ -75,7 +82,7 @@ def shortest_prompt(kind, strategy):
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_rescoring_agrees_and_a_batch_equals_its_items(groups, name, kind):
     """In ragged batches of prompts, and of texts whose holes have different sizes."""
@@ -149,7 +156,7 @@ def decode_without_cache(network, prompt, strategy, block):
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "random"])
 def test_cached_equals_uncached(groups, name, kind):
     network, strategy = build(NETWORKS[kind], groups), STRATEGIES[name]

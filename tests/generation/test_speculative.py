@@ -89,8 +89,8 @@ def p_value(samples, expected):
     [
         ("left to right", "own", "block"),
         ("two streams", "changed", "block"),
-        ("permuted", "own", "self"),
-        ("holes", "changed", "block"),
+        pytest.param("permuted", "own", "self", marks=pytest.mark.slow(minutes=0.2)),
+        pytest.param("holes", "changed", "block", marks=pytest.mark.slow(minutes=0.2)),
     ],
 )
 def test_distribution_is_that_of_one_at_a_time_decoding(groups, order, sampling, upper):

@@ -40,6 +40,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not ins
 
 
 @needs_browser
+@pytest.mark.slow(minutes=0.5)
 def test_a_browser_draws_every_curve(page: Path) -> None:
     dom = browse(page, "--dump-dom")
     charts = re.split('<div class="chart(?: wide)?">', dom)[1:]
@@ -51,6 +52,7 @@ def test_a_browser_draws_every_curve(page: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.slow(minutes=0.5)
 def test_a_screenshot_shows_curves_in_the_colors_of_their_runs(page: Path) -> None:
     screenshot = page.with_suffix(".png")
     browse(page, f"--screenshot={screenshot}")
@@ -63,6 +65,7 @@ def test_a_screenshot_shows_curves_in_the_colors_of_their_runs(page: Path) -> No
     assert pixels.get((0xC8, 0x50, 0x0A), 0) > 500
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_the_page_needs_no_other_file(page: Path) -> None:
     text = page.read_text()
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
@@ -71,6 +74,7 @@ def test_the_page_needs_no_other_file(page: Path) -> None:
     assert "once &lt;upon&gt; a time" in text
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_the_page_shows_resumes_differences_and_metrics(
     page: Path, run_folders: list[Path]
 ) -> None:

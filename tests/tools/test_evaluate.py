@@ -32,6 +32,7 @@ def run(folder, *options):
     return cli.run("tools/evaluate.py", *line, folder=folder)
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_figures_and_dump(groups, folder):
     process = run(
         folder,
