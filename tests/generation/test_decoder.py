@@ -26,6 +26,7 @@ SHAPES = {
     "ar stack": dataclasses.replace(LLAMA, two_stream_layers=0),
     "ar stack prefix": dataclasses.replace(LLAMA, two_stream_layers=0, query="anchor+prefix"),
 }
+STREAMS = [1, pytest.param(2, marks=pytest.mark.slow(minutes=0.2)), 4]
 NUM_TOKENS = 18  # not a multiple of 4 streams
 GREEDY = Sampling(temperature=0)
 
@@ -45,7 +46,7 @@ def assert_decodes(network, *, streams, prompt_length):
 
 @pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("prompt_length", [1, 7])
-@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize("upper", ["block", "self"])
 @pytest.mark.parametrize("query", QUERIES)
 def test_rescoring_agrees(groups, query, upper, streams, prompt_length):
@@ -54,7 +55,7 @@ def test_rescoring_agrees(groups, query, upper, streams, prompt_length):
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rescoring_agrees_for_other_architectures(groups, shape, streams):
     assert_decodes(build(SHAPES[shape], groups), streams=streams, prompt_length=5)

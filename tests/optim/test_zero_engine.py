@@ -114,7 +114,10 @@ def test_each_stage_updates_like_torch(
     assert_equal(state.weights(engine.network), state.master)
 
 
-CASES = [(stage, "fp32") for stage in STAGES] + [(stage, "bf16") for stage in STAGES[1:]]
+CASES = [
+    *((stage, "fp32") for stage in STAGES),
+    *(pytest.param(stage, "bf16", marks=pytest.mark.slow(minutes=0.2)) for stage in STAGES[1:]),
+]
 
 
 @pytest.mark.parametrize(("stage", "precision"), CASES)

@@ -19,6 +19,9 @@ from tests.support.eval_data import make_recipe, write_documents, write_manifest
 from tests.support.networks import LLAMA, build
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(groups, tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("folder"), groups)
@@ -32,7 +35,6 @@ def run(folder, *options):
     return cli.run("tools/evaluate.py", *line, folder=folder)
 
 
-@pytest.mark.slow(minutes=0.5)
 def test_figures_and_dump(groups, folder):
     process = run(
         folder,
