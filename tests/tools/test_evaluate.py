@@ -18,7 +18,6 @@ from tests.support import cli
 from tests.support.eval_data import make_recipe, write_documents, write_manifest, write_run
 from tests.support.networks import LLAMA, build
 
-
 pytestmark = pytest.mark.slow
 
 
