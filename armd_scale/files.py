@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from armd_scale.errors import ArmdError
+
+_Error = TypeVar("_Error", bound=ArmdError)
 
 
 def partial_path(path: Path) -> Path:
@@ -35,10 +37,15 @@ def reraise_write_errors(path: Path, *, error_class: type[ArmdError] = ArmdError
     try:
         yield
     except OSError as error:
-        raise error_class(
-            f"cannot write {path} ({_reason(error)}): check that its folder exists, is writable "
-            "and has free space, or choose another path"
-        ) from error
+        raise write_error(path, error, error_class=error_class) from error
+
+
+def write_error(path: Path, error: OSError, *, error_class: type[_Error] = ArmdError) -> _Error:
+    """Return the user's error for a file or folder that cannot be written."""
+    return error_class(
+        f"cannot write {path} ({_reason(error)}): check that its folder exists, is writable and "
+        "has free space, or choose another path"
+    )
 
 
 @contextmanager

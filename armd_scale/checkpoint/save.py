@@ -160,7 +160,7 @@ class CheckpointSave:
             shutil.copytree(self._tokenizer, partial / TOKENIZER)
         hashed = {}
         for name, writer in writers.items():
-            writer.finish([rank[name].results for rank in results])
+            writer.finish([rank[name].records for rank in results])
             for rank in results:
                 hashed |= {f"{name}/{file}": record for file, record in rank[name].files.items()}
         commit(partial, keep=self._recipe.checkpoint.keep, hashed=hashed)

@@ -1,115 +1,133 @@
-"""Tensors by parameter name, stored as shards of full tensors that any layout can read.
+"""Tensors by parameter name, stored as parts of full tensors that any layout can read.
 
 A section is a set of tensors with one entry per parameter: the weights, the optimizer's master
-copy, each of its moments. megatron-core's `dist_checkpointing` plans which rank writes what into
-which file, and reads whatever part another layout needs. It plans on shapes alone: the values are
-first read by `ShardedWriter.write`, which needs no other rank and may run in a thread.
+copy, each of its moments. A tensor is stored under its name in the whole network and with its whole
+shape. Which rank writes what follows from the parameters alone, so writing needs no communication
+and may run in a thread; only the index, written by rank 0, needs the results of all ranks.
 """
 
-import hashlib
-import os
-import queue
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
-from torch.distributed.checkpoint.storage import WriteResult
 
+from armd_scale.checkpoint.tensor_files import (
+    FileRecord,
+    TensorPart,
+    TensorReader,
+    TensorRecord,
+    dtype_name,
+    merge_records,
+    rank_file,
+    write_index,
+    write_tensors,
+)
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.model_chunks import ModelChunks
-from armd_scale.parallel.cuda_shim import patch_cuda_for_cpu
-from armd_scale.parallel.tensor.partition import tensor_partition
+from armd_scale.parallel.tensor.partition import TensorPartition, tensor_partition
 
 StateDicts = Mapping[str, Mapping[str, Tensor]]
 """Tensors by section and parameter name."""
 Network = ArmdModel | ModelChunks
-BACKEND = ("torch_dist", 1)
 
 
 class WriteResults(NamedTuple):
     """What one rank has written."""
 
-    results: list[WriteResult]
-    """Location of each tensor, for the index."""
-    files: dict[str, dict[str, Any]]
+    records: dict[str, TensorRecord]
+    """Its part of each tensor, for the index."""
+    files: dict[str, FileRecord]
     """`{"bytes", "sha256"}` by file name."""
 
 
+class LocalPart(NamedTuple):
+    """The part of a stored tensor that belongs to this rank."""
+
+    key: str
+    """Name of the stored tensor: SECTION.NAME, or SECTION.NAME.i for half i of a gated MLP."""
+    shape: tuple[int, ...]
+    """Of the stored tensor."""
+    dim: int
+    start: int
+    stop: int
+    """The rank holds `start` to `stop` along `dim`."""
+
+
 class ShardedWriter:
-    """This rank's part of some sections: planned together with all ranks, written on its own.
+    """This rank's tensors of some sections: the parts that no other rank writes.
 
     Args:
         folder: for the files of all ranks; exists and is empty.
-        tensors: this rank's tensors by key.
-        strategy: the plan: which rank writes which tensor into which file.
-        common: state that belongs to no tensor, as megatron-core wants it stored.
+        sections: as of `plan_sections`.
+        network: as of `plan_sections`.
+        groups: as of `plan_sections`.
     """
 
     def __init__(
         self,
         folder: Path,
-        tensors: Mapping[str, Tensor],
-        strategy: "_PlanOnlySaveStrategy",
-        common: dict,
+        sections: StateDicts,
+        *,
+        network: Network,
+        groups: ProcessGroupCollection,
     ) -> None:
-        self._folder, self._tensors, self._strategy = folder, tensors, strategy
-        self._common = common
+        self._folder, self._file = folder, rank_file(dist.get_rank())
+        self._tensors: dict[str, Tensor] = {}
+        self._records: dict[str, TensorRecord] = {}
+        for section, named in sections.items():
+            for name, parameter in network.parameters_by_name().items():
+                if name in named and _replica_id(parameter, groups) == (0, 0, 0):
+                    self._add(section, name, parameter, named[name].detach(), groups)
+
+    def _add(
+        self,
+        section: str,
+        name: str,
+        parameter: nn.Parameter,
+        tensor: Tensor,
+        groups: ProcessGroupCollection,
+    ) -> None:
+        # Under ZeRO 3 the parameter itself is empty, and only `tensor` has its shape.
+        split = tensor_partition(parameter, groups.tp)
+        parts = list(_local_parts(section, name, tensor.shape, split))
+        halves = tensor.chunk(len(parts), parts[0].dim) if tensor.dim() else (tensor,)
+        for part, half in zip(parts, halves, strict=True):
+            self._tensors[part.key] = half
+            stored = TensorPart(part.start, part.stop, self._file)
+            self._records[part.key] = TensorRecord(
+                dtype_name(half.dtype), part.shape, part.dim, (stored,)
+            )
 
     def write(self) -> WriteResults:
-        """Write this rank's files and flush them to disk; not collective.
+        """Write this rank's file and flush it to disk; not collective.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if not self._tensors:  # every tensor has a copy on another rank
+            return WriteResults({}, {})
+        path = self._folder / self._file
+        record = write_tensors(path, self._tensors, get_tensor=self._tensors.__getitem__)
+        return WriteResults(self._records, {self._file: record})
+
+    def finish(self, records: Sequence[Mapping[str, TensorRecord]]) -> None:
+        """Write the index of all files; call on rank 0, with the records of all ranks.
 
         Raises:
             OSError: a file cannot be written.
         """
-        results: list[WriteResult] = []
-        files: dict[str, dict[str, Any]] = {}
-        # A bucket is one file: its path, its name in the index, and the items planned for it. Byte
-        # items (the part before `planned`) do not occur: all our values are tensors.
-        for path, name, (_, planned) in self._strategy.writer.write_buckets or []:
-            with Path(path).open("wb") as file:
-                hashing_file = _HashingFile(file)
-                for item, _ in planned:
-                    assert item.index.fqn is not None
-                    tensor = _own_storage_on_cpu(self._tensors[item.index.fqn].detach())
-                    transforms = self._strategy.writer.transforms
-                    kind = SerializationFormat.TORCH_SAVE
-                    results.append(
-                        _write_item(transforms, hashing_file, tensor, item, name, kind)  # pyright: ignore[reportArgumentType]
-                    )
-                file.flush()
-                os.fsync(file.fileno())
-                files[name] = {"bytes": file.tell(), "sha256": hashing_file.sha256.hexdigest()}
-        return WriteResults(results, files)
-
-    def finish(self, results: Sequence[list[WriteResult]]) -> None:
-        """Write the index of all files; call on rank 0, with the results of all ranks.
-
-        Raises:
-            OSError: a file cannot be written.
-        """
-        TorchCommonSaveStrategy(*BACKEND).save_common(self._common, self._folder)
-        self._strategy.writer.finish(self._strategy.index, list(results))
-        save_config(CheckpointingConfig(*BACKEND), str(self._folder))
+        write_index(self._folder, merge_records(records))
 
 
 def plan_sections(
     sections: StateDicts, folder: Path, *, network: Network, groups: ProcessGroupCollection
 ) -> ShardedWriter:
-    """Plan which rank writes what into `folder` (collective).
+    """Return the writer of this rank's part of some sections.
 
     Args:
         sections: tensors, which must keep their values until they are written. Those for which
@@ -118,65 +136,7 @@ def plan_sections(
         network: network whose parameters define how the tensors are split.
         groups: the process groups of the layout.
     """
-    tensors: dict[str, Tensor] = {}
-    shards: dict[str, ShardedTensor] = {}
-    for section, named in sections.items():
-        for key, shard in _shards(section, named, network=network, groups=groups).items():
-            assert shard.data is not None
-            tensors[key] = shard.data
-            # The planner copies every tensor that is a view of another one. With meta tensors it
-            # copies nothing, and the values are read at the time of writing.
-            shard.data = shard.data.to("meta")
-            shards[key] = shard
-    # megatron-core's own writers pass their results through a manager process, started at planning
-    # time: it imports everything again (seconds), and outlives a trainer that is killed. We write
-    # with threads, so an ordinary queue in its place is enough.
-    filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore[reportAttributeAccessIssue]
-    strategy = _PlanOnlySaveStrategy(*BACKEND)
-    sharded, common = save_preprocess(shards)
-    assert isinstance(sharded, dict)
-    with patch_cuda_for_cpu():
-        strategy.async_save(sharded, folder)
-    return ShardedWriter(folder, tensors, strategy, common)
-
-
-class _PlanOnlySaveStrategy(TorchDistSaveShardedStrategy):
-    """Keeps megatron-core's save plan instead of running it in forked processes.
-
-    `async_save` ends by calling `_get_save_and_finalize_callbacks`, which upstream turns the plan
-    into the function to fork. Overriding that private method is the only access to the plan.
-    """
-
-    writer: FileSystemWriterAsync
-    index: Any
-    """Global plan of where each tensor is stored; None except on rank 0."""
-
-    def _get_save_and_finalize_callbacks(
-        self, writer: FileSystemWriterAsync, save_state_dict_ret: Sequence[Any]
-    ) -> AsyncRequest:
-        self.writer, self.index = writer, save_state_dict_ret[1]
-        return AsyncRequest(None, (), [])
-
-
-class _HashingFile:
-    """A file that hashes what is written to it, so that the manifest needs no second read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.sha256 = file, hashlib.sha256()
-        self.tell, self.flush = file.tell, file.flush
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.sha256.update(data)
-        return self._file.write(data)
-
-
-def _own_storage_on_cpu(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, in a storage of its own size.
-
-    `torch.save` writes the whole storage: a view of one half would store the other half too.
-    """
-    tensor = tensor.cpu()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    return ShardedWriter(folder, sections, network=network, groups=groups)
 
 
 def is_main_replica(name: str, *, network: Network, groups: ProcessGroupCollection) -> bool:
@@ -192,7 +152,7 @@ def read_sections(
     groups: ProcessGroupCollection,
     allow_missing: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Read this rank's part of some sections, in the types they were written in (collective).
+    """Read this rank's part of some sections, in the types they were written in.
 
     Args:
         names: names of the sections.
@@ -206,62 +166,46 @@ def read_sections(
         Tensors on the CPU by section and parameter name.
 
     Raises:
-        CheckpointError: a tensor is missing or has another shape: the folder is of another model.
+        CheckpointError: a tensor is missing or has another shape: the folder is of another model;
+            or a file is damaged.
     """
-    stored = {
-        key: tensor
-        for key, tensor in dist_checkpointing.load_tensors_metadata(str(folder)).items()
-        if isinstance(tensor, ShardedTensor)
-    }
-    sections = {}
-    requests: dict[str, ShardedTensor] = {}
-    for section in names:
-        empty = {
-            name: torch.empty(parameter.shape, dtype=_stored_dtype(stored, f"{section}.{name}"))
-            for name, parameter in network.parameters_by_name().items()
-            if not allow_missing(name)
-            or _has_tensor(stored, f"{section}.{name}", parameter, groups)
-        }
-        # The shards are views of the tensors in `empty`, so filling them fills the result.
-        shards = _shards(section, empty, network=network, groups=groups)
-        for key, shard in shards.items():
-            _check_stored(key, shard, stored, folder)
-        requests |= shards
-        sections[section] = empty
-    with patch_cuda_for_cpu():
-        loaded: Any = dist_checkpointing.load(requests, str(folder))
-    for key, shard in requests.items():
-        assert shard.data is not None
-        shard.data.copy_(loaded[key])
+    sections: dict[str, dict[str, Tensor]] = {}
+    with TensorReader(folder) as reader:
+        for section in names:
+            tensors = sections[section] = {}
+            for name, parameter in network.parameters_by_name().items():
+                split = tensor_partition(parameter, groups.tp)
+                parts = list(_local_parts(section, name, parameter.shape, split))
+                if allow_missing(name) and not all(_is_stored(part, reader) for part in parts):
+                    continue
+                halves = []
+                for part in parts:
+                    _check_stored(part, reader, folder)
+                    halves.append(
+                        reader.read(part.key, dim=part.dim, start=part.start, stop=part.stop)
+                    )
+                tensors[name] = halves[0] if len(halves) == 1 else torch.cat(halves, parts[0].dim)
     return sections
 
 
-def _shards(
-    section: str,
-    tensors: Mapping[str, Tensor],
-    *,
-    network: Network,
-    groups: ProcessGroupCollection,
-) -> dict[str, ShardedTensor]:
-    """Describe each tensor as megatron-core's part of a full tensor.
+def _local_parts(
+    section: str, name: str, local_shape: torch.Size, split: TensorPartition
+) -> Iterator[LocalPart]:
+    """Yield this rank's part of each stored tensor of a parameter.
 
     A tensor of stride 2 (the gate and up halves of a gated MLP, one below the other) is stored as
     two full tensors `NAME.0` and `NAME.1`, each split on its own. Stored as one, the halves of
     tensor-parallel ranks would interleave, and another number of ranks could not read them.
     """
-    shards = {}
-    for name, parameter in network.parameters_by_name().items():
-        if name not in tensors:
-            continue
-        split, replica_id = tensor_partition(parameter, groups.tp), _replica_id(parameter, groups)
-        offsets = [] if split.dim is None else [(split.dim, split.rank, split.size)]
-        halves = tensors[name].detach().chunk(split.stride, split.dim or 0)
-        for index, half in enumerate(halves):
-            key = f"{section}.{name}" + (f".{index}" if split.stride > 1 else "")
-            shards[key] = ShardedTensor.from_rank_offsets(
-                key, half, *offsets, replica_id=replica_id
-            )
-    return shards
+    dim, rank = (0, 0) if split.dim is None else (split.dim, split.rank)
+    shape = list(split.full_shape(local_shape))
+    # A tensor without dimensions counts as one of size 1.
+    size = local_shape[dim] // split.stride if shape else 1
+    if shape:
+        shape[dim] //= split.stride
+    for index in range(split.stride):
+        key = f"{section}.{name}" + (f".{index}" if split.stride > 1 else "")
+        yield LocalPart(key, tuple(shape), dim, rank * size, (rank + 1) * size)
 
 
 def _replica_id(parameter: nn.Parameter, groups: ProcessGroupCollection) -> tuple[int, int, int]:
@@ -275,35 +219,23 @@ def _replica_id(parameter: nn.Parameter, groups: ProcessGroupCollection) -> tupl
     return is_tied_copy, split.rank if split.dim is None else 0, groups.dp.rank()
 
 
-def _has_tensor(
-    stored: Mapping[str, ShardedTensor],
-    key: str,
-    parameter: nn.Parameter,
-    groups: ProcessGroupCollection,
-) -> bool:
-    """Whether a full tensor of that key and of the parameter's shape is stored (stride 1 only)."""
-    full_shape = tensor_partition(parameter, groups.tp).full_shape(parameter.shape)
-    return key in stored and tuple(stored[key].global_shape) == full_shape
+def _is_stored(part: LocalPart, reader: TensorReader) -> bool:
+    """Whether the tensor is there with the shape that the network needs."""
+    record = reader.records.get(part.key)
+    return record is not None and record.shape == part.shape
 
 
-def _stored_dtype(stored: Mapping[str, ShardedTensor], key: str) -> torch.dtype:
-    tensor = stored.get(key) or stored.get(f"{key}.0")
-    # The type of a missing tensor does not matter: `_check_stored` refuses it.
-    return torch.float32 if tensor is None else tensor.dtype
-
-
-def _check_stored(
-    key: str, shard: ShardedTensor, stored: Mapping[str, ShardedTensor], folder: Path
-) -> None:
+def _check_stored(part: LocalPart, reader: TensorReader, folder: Path) -> None:
     """Refuse a checkpoint that lacks a tensor of the network, or has it in another shape."""
-    if key not in stored:
+    record = reader.records.get(part.key)
+    if record is None:
         raise CheckpointError(
-            f"the checkpoint must contain the network's tensor {key}, and {folder} does not: "
+            f"the checkpoint must contain the network's tensor {part.key}, and {folder} does not: "
             "it is of another model; give the recipe that it was trained with"
         )
-    if tuple(stored[key].global_shape) != tuple(shard.global_shape):
+    if record.shape != part.shape:
         raise CheckpointError(
-            f"the network's tensor {key} must have the shape {tuple(shard.global_shape)} (got "
-            f"{tuple(stored[key].global_shape)} in {folder}): it is of another model; give the "
-            "recipe that it was trained with"
+            f"the network's tensor {part.key} must have the shape {part.shape} (got "
+            f"{record.shape} in {folder}): it is of another model; give the recipe that it was "
+            "trained with"
         )

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from armd_scale.errors import CheckpointError
@@ -18,8 +18,9 @@ from armd_scale.files import partial_path, sha256_file
 from armd_scale.log import get_logger
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's layout, of the recipe's keys and of the tensor names in it."""
+_FORMAT_ADVICE = {2: "convert it with python tools/upgrade_checkpoint.py"}
 _CHECKPOINT_NAME = re.compile(r"step_\d{8}|\.step_\d{8}\.replaced")
 
 
@@ -162,17 +163,20 @@ def latest_valid(checkpoints: Path, *, prefix: str | tuple[str, ...] = "") -> Pa
     return None
 
 
-def verify(folder: Path, *, prefix: str | tuple[str, ...] = "") -> None:
+def verify(
+    folder: Path, *, prefix: str | tuple[str, ...] = "", expected_format: int = FORMAT
+) -> None:
     """Compare the files of a checkpoint with its manifest.
 
     Args:
         folder: the checkpoint.
         prefix: check only files whose names start with this, or with one of these.
+        expected_format: format version of the checkpoint.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or a file is missing, truncated or changed.
     """
-    for name, expected in read_manifest(folder)["files"].items():
+    for name, expected in read_manifest(folder, expected_format=expected_format)["files"].items():
         if not name.startswith(prefix):
             continue
         path = folder / name
@@ -184,7 +188,7 @@ def verify(folder: Path, *, prefix: str | tuple[str, ...] = "") -> None:
             raise _damaged(path, "has changed since it was written (SHA-256 differs)")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, *, expected_format: int = FORMAT) -> dict[str, Any]:
     """Read the manifest of a checkpoint: `{"format", "step", "files"}`.
 
     Raises:
@@ -202,15 +206,43 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "give a checkpoint, a run folder, or its checkpoints folder"
         )
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
-    if manifest.get("format") != FORMAT:
-        raise _FormatError(
-            f"{folder} must be a checkpoint of format {FORMAT} (got format "
-            f"{manifest.get('format')}): read it with the version of armd_scale that wrote it"
-        )
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        _check_manifest(manifest, folder, expected_format)
+    # RecursionError: JSON that is nested too deeply.
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise _damaged(path, f"cannot be read ({reason})") from error
     return manifest
+
+
+def _check_manifest(manifest: Any, folder: Path, expected_format: int) -> None:
+    """Check types and names, so that what reads the manifest can rely on them.
+
+    Raises:
+        ValueError: what is wrong.
+        CheckpointError: the format is another one.
+    """
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
+        raise ValueError("a manifest must be a mapping with a format number")
+    if manifest["format"] != expected_format:
+        advice = _FORMAT_ADVICE.get(
+            manifest["format"], "read it with the version of armd_scale that wrote it"
+        )
+        raise _FormatError(
+            f"{folder} must be a checkpoint of format {expected_format} (got format "
+            f"{manifest['format']}): {advice}"
+        )
+    files = manifest.get("files")
+    if type(manifest.get("step")) is not int or not isinstance(files, dict):
+        raise ValueError("a manifest must have a step and files")
+    for name, record in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            raise ValueError(f"{name!r} is not a file inside the checkpoint")
+        if not isinstance(record, dict) or type(record.get("bytes")) is not int:
+            raise ValueError(f"the size of {name} is missing")
+        if not isinstance(record.get("sha256"), str):
+            raise ValueError(f"the SHA-256 of {name} is missing")
 
 
 def write_error(folder: Path, error: OSError) -> CheckpointError:

@@ -1,31 +1,42 @@
 """Read and write the weights of a checkpoint one tensor at a time, however large the model is.
 
-The file format is that of `sharded_io`: weights written here load under any layout, and weights
-written under any layout are read here as whole tensors.
+The files are those of `sharded_io`: weights written here load under any layout, and weights written
+under any layout are read here as whole tensors.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.serialization import get_default_save_common_strategy
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import WriteItem
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+
+from armd_scale.checkpoint.async_task import BackgroundTask, gather_results
+from armd_scale.checkpoint.sharded_io import WriteResults
+from armd_scale.checkpoint.tensor_files import (
+    DTYPES,
+    FileRecord,
+    TensorPart,
+    TensorReader,
+    TensorRecord,
+    dtype_name,
+    merge_records,
+    rank_file,
+    write_index,
+    write_tensors,
+)
+from armd_scale.errors import CheckpointError
 
 SECTION = "weights"
 
 
 def write_streamed(
-    tensors: Mapping[str, Tensor], folder: Path, *, get_tensor: Callable[[str], Tensor]
-) -> None:
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    get_tensor: Callable[[str], Tensor],
+    to_user_error: Callable[[OSError], CheckpointError],
+) -> dict[str, FileRecord]:
     """Write the weights into an empty folder; the ranks share the tensors (collective).
 
     Args:
@@ -33,35 +44,47 @@ def write_streamed(
         folder: the empty folder.
         get_tensor: returns a tensor by name, with the shape and type in `tensors`; called once for
             each tensor, on the rank that writes it.
+        to_user_error: converts an OSError into the error for the user.
+
+    Returns:
+        On rank 0 the size and SHA-256 of each file by name; elsewhere nothing.
+
+    Raises:
+        CheckpointError: a file cannot be written, or `get_tensor` raised this; on every rank.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     # Dealing tensors out from the largest to the smallest gives all ranks nearly equal shares.
     names = sorted(tensors, key=lambda name: -tensors[name].nbytes)
     own_share = {f"{SECTION}.{name}": tensors[name] for name in names[rank::size]}
-    # With one file per rank, DCP keeps all tensors of the file in memory until it is written.
-    writer = FileSystemWriter(folder, single_file_per_rank=False)
-    planner = _LazyPlanner(lambda key: get_tensor(key.removeprefix(f"{SECTION}.")))
-    save(own_share, storage_writer=writer, planner=planner)
-    # `dist_checkpointing.load` also expects megatron-core's common state and its config file.
-    get_default_save_common_strategy().save_common({}, str(folder))
-    if rank == 0:
-        save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    # A task, although it is waited for at once: an error on one rank must reach all of them.
+    task = BackgroundTask(lambda: _write_share(own_share, folder, get_tensor))
+    task.wait()
+    results = gather_results(task, to_user_error)
+    records = merge_records(result.records for result in results)
+    task = BackgroundTask(lambda: write_index(folder, records) if rank == 0 else None)
+    task.wait()
+    gather_results(task, to_user_error)
+    return {name: record for result in results for name, record in result.files.items()}
 
 
-class _LazyPlanner(DefaultSavePlanner):
-    """Plans with meta tensors, and fetches each tensor only when it is written."""
+def _write_share(
+    tensors: Mapping[str, Tensor], folder: Path, get_tensor: Callable[[str], Tensor]
+) -> WriteResults:
+    if not tensors:
+        return WriteResults({}, {})
+    file = rank_file(dist.get_rank())
+    record = write_tensors(
+        folder / file,
+        tensors,
+        get_tensor=lambda key: get_tensor(key.removeprefix(f"{SECTION}.")),
+    )
+    records = {key: _whole_record(tensor, file) for key, tensor in tensors.items()}
+    return WriteResults(records, {file: record})
 
-    def __init__(self, get_tensor: Callable[[str], Tensor]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._get_tensor = get_tensor
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        """Return the tensor of a write item; DCP calls this just before writing it."""
-        assert write_item.tensor_data is not None
-        tensor = self._get_tensor(write_item.index.fqn).contiguous()
-        assert tensor.shape == write_item.tensor_data.size, write_item.index.fqn
-        assert tensor.dtype == write_item.tensor_data.properties.dtype, write_item.index.fqn
-        return tensor
+def _whole_record(tensor: Tensor, file: str) -> TensorRecord:
+    part = TensorPart(0, tensor.shape[0] if tensor.dim() else 1, file)
+    return TensorRecord(dtype_name(tensor.dtype), tuple(tensor.shape), 0, (part,))
 
 
 class StreamedWeights:
@@ -72,22 +95,16 @@ class StreamedWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+        self._reader = TensorReader(folder)
         self.tensors = {
             key.removeprefix(f"{SECTION}."): torch.empty(
-                tensor.size, dtype=tensor.properties.dtype, device="meta"
+                record.shape, dtype=DTYPES[record.dtype], device="meta"
             )
-            for key, tensor in stored.items()
-            if isinstance(tensor, TensorStorageMetadata) and key.startswith(f"{SECTION}.")
+            for key, record in self._reader.records.items()
+            if key.startswith(f"{SECTION}.")
         }
         """Shape and type of each tensor, on the meta device."""
 
     def read(self, name: str) -> Tensor:
         """Read one whole tensor."""
-        tensor = torch.empty_like(self.tensors[name], device="cpu")
-        with warnings.catch_warnings():
-            # DCP warns that each rank loads on its own; that is intended here.
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            load({f"{SECTION}.{name}": tensor}, checkpoint_id=self._folder, no_dist=True)
-        return tensor
+        return self._reader.read(f"{SECTION}.{name}")

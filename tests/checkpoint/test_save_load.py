@@ -171,7 +171,7 @@ def test_optimizer_files_are_verified_only_if_needed(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
     folder = save(tmp_path, network, groups, with_optimizer=True)
-    file = next((folder / "optimizer").glob("*.distcp"))
+    file = next((folder / "optimizer").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])
     open_checkpoint(folder)
     assert str(file) in refused(folder, with_optimizer=True)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from armd_scale.checkpoint.sharded_io import StateDicts, plan_sections, read_sections
+from armd_scale.checkpoint.tensor_files import read_index
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
@@ -32,7 +32,7 @@ def write_sections(
 ) -> None:
     writer = plan_sections(sections, folder, network=network, groups=groups)
     results: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(results, writer.write().results)
+    dist.all_gather_object(results, writer.write().records)
     if dist.get_rank() == 0:
         writer.finish(results)
     dist.barrier()
@@ -76,9 +76,9 @@ def test_gate_and_up_halves_are_stored_as_two_tensors(
     name = "layers.0.mlp.linear_fc1.weight"
     whole = parameters(network)
     write_sections({"weights": whole}, tmp_path, network=network, groups=groups)
-    stored = dist_checkpointing.load_tensors_metadata(str(tmp_path))
+    stored = read_index(tmp_path)
     half = (LLAMA.ffn_hidden, LLAMA.hidden)
-    assert [stored[f"weights.{name}.{i}"].global_shape for i in (0, 1)] == [half, half]
+    assert [stored[f"weights.{name}.{i}"].shape for i in (0, 1)] == [half, half]
     assert f"weights.{name}" not in stored
 
 

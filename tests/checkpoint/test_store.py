@@ -169,9 +169,9 @@ def test_another_format_version_is_refused_and_never_passed_over(tmp_path: Path)
     folder = write(tmp_path, 2)
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
-    expected = f"{folder} must be a checkpoint of format 2 (got format 1): read it with the version"
+    expected = f"{folder} must be a checkpoint of format 3 (got format 1): read it with the version"
     assert expected in refused(folder)
-    with pytest.raises(CheckpointError, match="must be a checkpoint of format 2"):
+    with pytest.raises(CheckpointError, match="must be a checkpoint of format 3"):
         latest_valid(tmp_path)
 
 

@@ -34,8 +34,8 @@ def take_checkpoint_files(recipe: Recipe) -> dict[str, bytes]:
     """
     folder = Path(recipe.run.folder)
     all_files = contents(checkpoints_of(recipe))
-    files = {k: v for k, v in all_files.items() if not k.endswith((".metadata", "manifest.json"))}
-    assert len([name for name in files if name.endswith(".distcp")]) > 1
+    files = {k: v for k, v in all_files.items() if not k.endswith("manifest.json")}
+    assert len([name for name in files if name.endswith(".safetensors")]) > 1
     folder.rename(folder.with_name(f"{folder.name} before {len(list(folder.parent.iterdir()))}"))
     return files
 

@@ -67,7 +67,7 @@ def last_step(recipe: Recipe) -> int:
 def tensors_of(recipe: Recipe, section: str) -> dict[str, bytes]:
     """The tensor files of the newest checkpoint, without their index, whose order is arbitrary."""
     files = contents(open_checkpoint(recipe.run.folder).folder / section)
-    return {name: content for name, content in files.items() if name.endswith(".distcp")}
+    return {name: content for name, content in files.items() if name.endswith(".safetensors")}
 
 
 def losses(lines: list[dict[str, Any]]) -> list[float]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch.distributed.checkpoint.api import CheckpointException
 
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.store import MANIFEST, write_manifest
 from armd_scale.checkpoint.streaming_io import write_streamed
+from armd_scale.checkpoint.tensor_files import FileRecord
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.rules import check as rules
@@ -35,7 +35,7 @@ from armd_scale.config.schema import (
     TrainConfig,
 )
 from armd_scale.errors import CheckpointError
-from armd_scale.files import atomic_directory, partial_path, reraise_write_errors
+from armd_scale.files import atomic_directory, partial_path, reraise_write_errors, write_error
 from armd_scale.log import ProgressBar, get_logger
 from armd_scale.order.policies import LeftToRight
 
@@ -91,7 +91,7 @@ def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> No
     tensors = weights.tensors(dtype)
     # For the progress bar: this rank's share in MB.
     total = sum(tensor.nbytes for tensor in tensors.values()) / dist.get_world_size() / 1e6
-    with _checkpoint_folder(request.output) as folder:
+    with _checkpoint_folder(request.output) as (folder, hashed):
         if dist.get_rank() == 0:
             _write_small_files(folder, recipe, request.hf)
         dist.barrier()
@@ -102,7 +102,15 @@ def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> No
                 progress.advance(tensor.nbytes / 1e6)
                 return tensor
 
-            write_streamed(tensors, folder / WEIGHTS, get_tensor=get_tensor)
+            written = write_streamed(
+                tensors,
+                folder / WEIGHTS,
+                get_tensor=get_tensor,
+                to_user_error=lambda error: write_error(
+                    request.output, error, error_class=CheckpointError
+                ),
+            )
+        hashed |= {f"{WEIGHTS}/{name}": record for name, record in written.items()}
 
 
 def recipe_for(
@@ -169,33 +177,25 @@ def refuse_existing(output: Path, *, marker: str, overwrite: bool) -> None:
 
 
 @contextmanager
-def _checkpoint_folder(output: Path) -> Iterator[Path]:
+def _checkpoint_folder(output: Path) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
     """Yield a folder to write a checkpoint into; on success it becomes `output` (collective).
 
+    Also yields a mapping, for size and hash of files that were hashed while they were written.
     Rank 0 creates the folder, and removes it if anything fails; all ranks write into it.
     """
     is_main = dist.get_rank() == 0
     partial = partial_path(output)
+    hashed: dict[str, FileRecord] = {}
     with ExitStack() as stack:
         stack.enter_context(reraise_write_errors(output, error_class=CheckpointError))
         if is_main:
             stack.enter_context(atomic_directory(output, error_class=CheckpointError))
         dist.barrier()
-        try:
-            yield partial
-        except CheckpointException as error:  # DCP wraps what went wrong on any rank
-            raise OSError(_reason(error)) from error
+        yield partial, hashed
         dist.barrier()  # all files are written before rank 0 hashes them
         if is_main:
-            write_manifest(partial, step=0)
+            write_manifest(partial, step=0, hashed=hashed)
     dist.barrier()
-
-
-def _reason(error: CheckpointException) -> str:
-    """Why DCP could not write; for a full disk torch names only a position in its archive."""
-    cause = next(iter(error.failures.values()))[0]
-    reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-    return "a file could not be written completely" if "inline_container" in reason else reason
 
 
 def _write_small_files(folder: Path, recipe: Recipe, hf: Path) -> None:

@@ -130,8 +130,8 @@ def test_two_ranks_share_the_work_and_write_the_same_weights(converted, tmp_path
     )
     assert one.tensors.keys() == two.tensors.keys()
     assert all(torch.equal(one.read(name), two.read(name)) for name in one.tensors)
-    files = {path.name.split("_")[2] for path in (tmp_path / "two" / "weights").glob("*.distcp")}
-    assert files == {"0", "1"}
+    files = {path.name for path in (tmp_path / "two" / "weights").glob("*.safetensors")}
+    assert files == {"rank_00000.safetensors", "rank_00001.safetensors"}
 
 
 def test_parity_fails_for_another_model(converted, groups):

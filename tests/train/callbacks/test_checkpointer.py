@@ -74,7 +74,7 @@ def tensors_of(recipe: Recipe, step: int) -> dict[str, bytes]:
     folder = open_checkpoint(
         checkpoints_of(recipe) / f"step_{step:08d}", with_optimizer=True
     ).folder
-    return {name: data for name, data in contents(folder).items() if name.endswith(".distcp")}
+    return {name: data for name, data in contents(folder).items() if name.endswith(".safetensors")}
 
 
 def save_lines(recipe: Recipe) -> list[dict]:
@@ -181,7 +181,7 @@ def test_a_job_resumes_from_the_checkpoint_before_a_damaged_one(
 ) -> None:
     damaged = recipe_in("damaged", checkpoint__asynchronous=True, **TENSOR2)
     trained(damaged, 2)
-    file = checkpoints_of(damaged) / "step_00000008" / "optimizer" / "__1_0.distcp"
+    file = checkpoints_of(damaged) / "step_00000008" / "optimizer" / "rank_00001.safetensors"
     damage(file)
     longer = bend(damaged, {"train.steps": 10})
     ranks = finish(start(longer, 2))
