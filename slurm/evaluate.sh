@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compute the likelihood of held-out text under one order; the ranks share the windows:
 #
-#     sbatch slurm/evaluate.sh --checkpoint runs/pretrain_1b --data data/valid --order strided:4 --json l4.json
+#     sbatch slurm/evaluate.sh --checkpoint runs/pretrain_1b --data data/web_valid --order strided:4 --json l4.json
 #
 # Run it in the project's root. The arguments are those of tools/evaluate.py.
 #SBATCH --job-name=evaluate

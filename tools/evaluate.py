@@ -13,7 +13,7 @@ from armd_scale.order.spec import SPEC_SYNTAX
 from armd_scale.parallel.environment import read_environment
 
 _EXAMPLE = """examples:
-  python tools/evaluate.py --checkpoint runs/demo --data corpus/valid --order strided:4
+  python tools/evaluate.py --checkpoint runs/demo --data data/web_valid --order strided:4
   python tools/evaluate.py --checkpoint runs/demo --text ptb.test.txt --detokenizer ptb --order l2r
   python tools/evaluate.py --checkpoint runs/demo --task infill stories.jsonl --order random
   torchrun --nproc-per-node 8 tools/evaluate.py ...    (the processes share the windows)"""

@@ -112,9 +112,13 @@ def check_ar_model_query_init(recipe: Recipe) -> None:
 
 
 def check_max_positions(recipe: Recipe) -> None:
-    """Position tables have a row for every token of a sample, the given one included."""
+    """Every token of a sample has a position, the given one included.
+
+    With a position table there is no row for others. Rotary positions have none, but a model that
+    says how far it goes is not trained further than evaluation would then accept.
+    """
     model, needed = recipe.model, recipe.data.seq_length + 1
-    if model.has_position_table and resolve_max_positions(recipe) < needed:
+    if resolve_max_positions(recipe) < needed:
         requirement = f"be >= data.seq_length + 1 = {needed}"
         raise_rule_error("model.max_positions", model.max_positions, requirement=requirement)
 

@@ -135,6 +135,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"model.max_positions": 64, "model.query": "anchor+prefix"},
         "model.max_positions must be >= data.seq_length + 1 = 65 (got 64)",
     ),
+    (
+        {"model.max_positions": 64},
+        "model.max_positions must be >= data.seq_length + 1 = 65 (got 64)",
+    ),
     ({"parallel.tensor": 8}, "model.heads must be a multiple of parallel.tensor = 8 (got 4)"),
     ({"parallel.tensor": 4}, "model.kv_heads must be a multiple of parallel.tensor = 4 (got 2)"),
     (
@@ -238,7 +242,7 @@ INSIDE: list[dict[str, Any]] = [
     {"model.two_stream_layers": 0},
     {"model.two_stream_layers": 4, "order": Strided(streams=(1, 64))},
     {"model.max_positions": 65, **LEARNED},
-    {"model.max_positions": 8},
+    {"model.max_positions": 65},
     {"model.rope_scaling": scaling()},
     {"model.rope_scaling": YARN},
     {"model.rope_scaling": RopeScaling(rope_type="linear", factor=2.0)},
