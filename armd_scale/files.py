@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from armd_scale.errors import ArmdError
@@ -137,6 +137,28 @@ def _replace_directory(new: Path, path: Path) -> None:
             replaced.rename(path)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def path_inside(folder: Path, name: object, *, follow_links: bool = False) -> Path:
+    """Return the path of what a file in `folder` names, if it is in that folder.
+
+    Args:
+        folder: the folder.
+        name: read from a file that may come from a stranger; any type.
+        follow_links: allow links that lead out of the folder.
+
+    Raises:
+        ValueError: the name is no relative path, climbs out of the folder, or leads out of it.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{name!r} is not inside its folder")
+    path = folder / pure
+    if not follow_links and not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} is a link out of its folder")
+    return path
 
 
 def sha256_file(path: Path) -> str:

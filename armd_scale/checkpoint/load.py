@@ -34,8 +34,10 @@ class Checkpoint:
     @property
     def tokenizer_folder(self) -> Path | None:
         """Folder with the tokenizer of the training data; None if the data had none."""
-        # A Hugging Face folder, opened as a checkpoint, has the tokenizer's files at its top.
-        for folder in (self.folder / TOKENIZER, self.folder):
+        # A Hugging Face folder, opened as a checkpoint, has the tokenizer's files at its top. In a
+        # checkpoint of ours nothing is read there that the manifest does not list.
+        is_native = (self.folder / MANIFEST).is_file()
+        for folder in (self.folder / TOKENIZER,) if is_native else (self.folder,):
             if any((folder / name).is_file() for name in (HF_FILE, SENTENCEPIECE_FILE)):
                 return folder
         return None

@@ -1,7 +1,6 @@
 """Save a checkpoint: weights, optimizer state, training state, recipe and tokenizer."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ class CheckpointSave:
         state: what else must survive a restart; JSON values.
         optimizer: sections of the optimizer's tensors; empty for a checkpoint that others start
             from (`model.init_from`).
-        tokenizer: folder of the tokenizer, copied along; None if the data has none.
+        tokenizer: contents of the tokenizer's files by name; none if the data has none.
         weights: weights by parameter name; None: the network's parameters, which must then be
             whole (not partitioned by ZeRO 3).
 
@@ -68,7 +67,7 @@ class CheckpointSave:
         recipe: Recipe,
         state: Mapping[str, Any],
         optimizer: StateDicts,
-        tokenizer: Path | None,
+        tokenizer: Mapping[str, bytes],
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.folder = checkpoints / folder_name(step)
@@ -156,8 +155,10 @@ class CheckpointSave:
         # written, by the rank that wrote them.
         for name, text in self._text_files.items():
             (partial / name).write_text(text)
-        if self._tokenizer is not None:
-            shutil.copytree(self._tokenizer, partial / TOKENIZER)
+        if self._tokenizer:
+            (partial / TOKENIZER).mkdir()
+            for name, content in self._tokenizer.items():
+                (partial / TOKENIZER / name).write_bytes(content)
         hashed = {}
         for name, writer in writers.items():
             writer.finish([rank[name].records for rank in results])

@@ -5,16 +5,17 @@ size and SHA-256 of every file, is written last, and then the folder is renamed.
 checkpoint's name is complete, and a file that changed later is detected.
 """
 
+import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from armd_scale.errors import CheckpointError
-from armd_scale.files import partial_path, sha256_file
+from armd_scale.files import partial_path, path_inside, sha256_file
 from armd_scale.log import get_logger
 
 MANIFEST = "manifest.json"
@@ -96,7 +97,9 @@ def commit(partial: Path, *, keep: int, hashed: Mapping[str, Any] | None = None)
             final.rename(replaced)
         partial.rename(final)
         shutil.rmtree(replaced, ignore_errors=True)
-        for old in list_checkpoints(partial.parent)[:-keep] if keep > 0 else []:
+        # Damaged ones neither count nor are removed: they must not push a sound one out.
+        sound = [folder for folder in list_checkpoints(partial.parent) if _looks_sound(folder)]
+        for old in sound[:-keep] if keep > 0 else []:
             shutil.rmtree(old)
     except OSError as error:
         raise write_error(partial.parent, error) from error
@@ -122,6 +125,46 @@ def write_manifest(folder: Path, *, step: int, hashed: Mapping[str, Any] | None 
     manifest = {"format": FORMAT, "step": step, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _fsync_tree(folder)
+
+
+def _looks_sound(folder: Path) -> bool:
+    """Whether all files are there with their sizes; nothing is read but the manifest."""
+    try:
+        files = read_manifest(folder)["files"]
+        return all((folder / name).stat().st_size == files[name]["bytes"] for name in files)
+    except (OSError, CheckpointError):
+        return False
+
+
+def set_aside_after(checkpoints: Path, step: int, *, suffix: str) -> list[Path]:
+    """Rename the checkpoints of later steps, so that a run that continues from `step` leaves them.
+
+    A run that falls back to an older checkpoint, or is told to start from one, makes a new branch.
+    Under their own names the later checkpoints would be taken for the newest of it.
+
+    Args:
+        checkpoints: folder with the checkpoints of a run.
+        step: the step that the run continues from.
+        suffix: what the new names end in, such as `damaged`.
+
+    Returns:
+        The new paths.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    renamed = []
+    for folder in list_checkpoints(checkpoints):
+        if _step_of(folder) <= step:
+            continue
+        base = checkpoints / f"{folder_name(_step_of(folder))}.{suffix}"
+        numbered = (base.with_name(f"{base.name}{number}") for number in itertools.count(2))
+        target = next(path for path in itertools.chain([base], numbered) if not path.exists())
+        try:
+            renamed.append(folder.rename(target))
+        except OSError as error:
+            raise write_error(checkpoints, error) from error
+    return renamed
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
@@ -174,9 +217,12 @@ def verify(
         expected_format: format version of the checkpoint.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or a file is missing, truncated or changed.
+        CheckpointError: the folder is not a checkpoint, a file is missing, truncated or changed,
+            or there is one in its subfolders that the manifest does not list.
     """
-    for name, expected in read_manifest(folder, expected_format=expected_format)["files"].items():
+    files = read_manifest(folder, expected_format=expected_format)["files"]
+    _refuse_unlisted(folder, files, prefix)
+    for name, expected in files.items():
         if not name.startswith(prefix):
             continue
         path = folder / name
@@ -186,6 +232,16 @@ def verify(
             raise _damaged(path, f"has {path.stat().st_size} bytes instead of {expected['bytes']}")
         if sha256_file(path) != expected["sha256"]:
             raise _damaged(path, "has changed since it was written (SHA-256 differs)")
+
+
+def _refuse_unlisted(folder: Path, files: Mapping[str, Any], prefix: str | tuple[str, ...]) -> None:
+    """Refuse files in subfolders that nobody vouches for, such as another tokenizer.json."""
+    for path in sorted(folder.glob("*/**/*")):
+        name = path.relative_to(folder).as_posix()
+        # Hidden files are the system's (.nfs..., .DS_Store), and nothing here reads them.
+        is_ours = not path.is_dir() and not path.name.startswith(".")
+        if name.startswith(prefix) and is_ours and name not in files:
+            raise _damaged(path, "is not listed in its manifest")
 
 
 def read_manifest(folder: Path, *, expected_format: int = FORMAT) -> dict[str, Any]:
@@ -236,9 +292,7 @@ def _check_manifest(manifest: Any, folder: Path, expected_format: int) -> None:
     if type(manifest.get("step")) is not int or not isinstance(files, dict):
         raise ValueError("a manifest must have a step and files")
     for name, record in files.items():
-        parts = PurePosixPath(name).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
-            raise ValueError(f"{name!r} is not a file inside the checkpoint")
+        path_inside(folder, name, follow_links=True)  # the hash says what a link must lead to
         if not isinstance(record, dict) or type(record.get("bytes")) is not int:
             raise ValueError(f"the size of {name} is missing")
         if not isinstance(record.get("sha256"), str):

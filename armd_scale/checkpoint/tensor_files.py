@@ -131,7 +131,8 @@ def write_tensors(
             assert tensor.shape == tensors[name].shape, name
             assert tensor.dtype == tensors[name].dtype, name
             # As bytes, because NumPy has no bfloat16.
-            write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            values: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            write(memoryview(values))
         file.flush()
         os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": sha256.hexdigest()}

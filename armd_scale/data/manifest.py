@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from armd_scale.errors import ShardError
+from armd_scale.files import path_inside
 
 VERSION = 1
 # Skipped documents that are described one by one; their count is always complete.
@@ -98,8 +99,18 @@ class Manifest:
         path.write_text(json.dumps(_to_mapping(self), indent=1) + "\n", encoding="utf-8")
 
     def tokenizer_folder(self, prefix: str | Path) -> Path:
-        """Return the folder of the tokenizer of the dataset at `prefix`."""
-        return Path(prefix).parent / self.tokenizer.folder
+        """Return the folder of the tokenizer of the dataset at `prefix`.
+
+        Raises:
+            ShardError: it is not in the folder of the manifest.
+        """
+        try:
+            return path_inside(Path(prefix).parent, self.tokenizer.folder)
+        except ValueError as error:
+            raise ShardError(
+                f"the tokenizer of shards must be in the folder of their manifest, and "
+                f"{manifest_path(prefix)} says that {error}: copy PREFIX.tokenizer beside it"
+            ) from error
 
 
 def split_prefix(prefix: str, split_name: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armd_scale.errors import TokenizerError
+from armd_scale.files import path_inside
 
 IntArray: TypeAlias = NDArray[np.int32]
 
@@ -240,6 +241,41 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
             f"tokenizer {spec} cannot be read ({error.strerror}): give a sentencepiece model file, "
             f"a folder with {HF_FILE} or {SENTENCEPIECE_FILE}, or {TRAIN_PREFIX}VOCAB"
         ) from error
+
+
+def read_tokenizer_files(folder: Path, *, fingerprint: str) -> dict[str, bytes]:
+    """Read the files of a tokenizer, to write them into checkpoints later.
+
+    Nothing else of the folder is read, and no link out of it is followed.
+
+    Args:
+        folder: folder of the tokenizer of some shards.
+        fingerprint: SHA-256 of the file that defines the tokenizer.
+
+    Returns:
+        Contents by file name; the definition is among them.
+
+    Raises:
+        TokenizerError: a file cannot be read, or the tokenizer is another one.
+    """
+    contents: dict[str, bytes] = {}
+    try:
+        for name in (HF_FILE, SENTENCEPIECE_FILE, *_HF_CONFIG_FILES):
+            if (path := path_inside(folder, name)).is_file():
+                contents[name] = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TokenizerError(
+            f"the tokenizer in {folder} cannot be read ({reason}): fix the folder, or preprocess "
+            "the corpus again"
+        ) from error
+    definition = contents.get(HF_FILE, contents.get(SENTENCEPIECE_FILE))
+    if definition is None or hashlib.sha256(definition).hexdigest() != fingerprint:
+        raise TokenizerError(
+            f"{folder} must hold the tokenizer that the shards were made with, and does not: copy "
+            "it there again"
+        )
+    return contents
 
 
 def parse_train_spec(spec: str) -> int | None:

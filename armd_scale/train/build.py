@@ -23,7 +23,7 @@ from armd_scale.train.callbacks.checkpointer import Checkpointer
 from armd_scale.train.callbacks.evaluator import Evaluator
 from armd_scale.train.callbacks.progress import ProgressLogger
 from armd_scale.train.context import TrainingContext, compute_dtype
-from armd_scale.train.data import EvalData, tokenizer_folder
+from armd_scale.train.data import EvalData, tokenizer_contents
 from armd_scale.train.resume import load_train_state
 from armd_scale.train.state import TrainState
 
@@ -189,6 +189,6 @@ def build_callbacks(
             writers,
             average=average,
             start_step=state.step,
-            tokenizer=tokenizer_folder(context.recipe),
+            tokenizer=tokenizer_contents(context.recipe),
         ),
     )

@@ -1,7 +1,6 @@
 """The data of a run: shards, tokenizers and held-out windows, checked before the run writes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.config.resolve import ResolvedRecipe, resolve
@@ -9,7 +8,7 @@ from armd_scale.config.schema import Recipe
 from armd_scale.data.indexed_reader import open_shards
 from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.data.sample_stream import SampleStream, open_sample_stream
-from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer import load_tokenizer, read_tokenizer_files
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import RecipeError, TokenizerError
 from armd_scale.order.policies import OrderPolicy
@@ -117,12 +116,21 @@ def open_eval_data(recipe: ResolvedRecipe) -> EvalData | None:
     return EvalData(windows, orders)
 
 
-def tokenizer_folder(recipe: Recipe) -> Path | None:
-    """The tokenizer folder of the training shards; None if no manifest names an existing one."""
+def tokenizer_contents(recipe: Recipe) -> dict[str, bytes]:
+    """The files of the tokenizer of the training shards; none if no manifest names existing ones.
+
+    Read once, at the start of a run: its checkpoints then agree, whatever happens to the folder.
+
+    Raises:
+        ShardError: the manifest is damaged.
+        TokenizerError: the files cannot be read, or are not those that the shards were made with.
+    """
     prefix = training_prefixes(recipe)[0]  # all of them have the same one: see check_tokenizers
     manifest = load_manifest(prefix)
     folder = None if manifest is None else manifest.tokenizer_folder(prefix)
-    return folder if folder is not None and folder.is_dir() else None
+    if manifest is None or folder is None or not folder.is_dir():
+        return {}
+    return read_tokenizer_files(folder, fingerprint=manifest.tokenizer.fingerprint)
 
 
 def training_prefixes(recipe: Recipe) -> list[str]:

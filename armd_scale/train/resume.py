@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from armd_scale.checkpoint.load import Checkpoint, load_optimizer, open_checkpoint
-from armd_scale.checkpoint.store import list_checkpoints
+from armd_scale.checkpoint.store import MANIFEST, list_checkpoints, set_aside_after
 from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.errors import CheckpointError
 from armd_scale.log import get_logger
@@ -26,9 +26,16 @@ def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
     """Open the checkpoint that `checkpoint.resume` selects; None for a fresh start.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or has a different model, or a fresh start was
-            requested in a run folder that already has checkpoints.
+        CheckpointError: the checkpoint is damaged or has a different model, a fresh start was
+            requested in a run folder that already has checkpoints, or the run folder is itself a
+            checkpoint, whose files the run would overwrite.
     """
+    folder = Path(recipe.run.folder)
+    if (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"run.folder must not be a checkpoint, and {folder} is one: choose another run.folder, "
+            f"and set model.init_from={folder} to start from its weights"
+        )
     resume = recipe.checkpoint.resume
     checkpoints = checkpoints_folder(recipe)
     if resume == "never":
@@ -50,6 +57,30 @@ def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
 def checkpoints_folder(recipe: ResolvedRecipe) -> Path:
     """The folder of a run's checkpoints."""
     return Path(recipe.run.folder) / "checkpoints"
+
+
+def set_aside_later_checkpoints(recipe: ResolvedRecipe, resumed: Checkpoint | None) -> None:
+    """Rename checkpoints of the run that are later than the one it continues from.
+
+    On rank 0, once all ranks have opened their checkpoint.
+
+    Args:
+        recipe: the run.
+        resumed: from `find_checkpoint`.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    if resumed is None:
+        return
+    # With `auto` the newest sound one was opened, so later ones are damaged. A path may name an
+    # older one although there are later ones: the run branches off.
+    suffix = "damaged" if recipe.checkpoint.resume == "auto" else "abandoned"
+    step = resumed.state["step"]
+    for path in set_aside_after(checkpoints_folder(recipe), step, suffix=suffix):
+        get_logger(__name__).warning(
+            "the run continues from step %d: set a later checkpoint aside as %s", step, path
+        )
 
 
 def latest_checkpoint_before(recipe: ResolvedRecipe, step: int) -> Checkpoint | None:

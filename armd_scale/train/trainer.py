@@ -44,7 +44,7 @@ from armd_scale.train.loss_guard import (
     record_step_outcome,
     state_after_rollback,
 )
-from armd_scale.train.resume import latest_checkpoint_before
+from armd_scale.train.resume import latest_checkpoint_before, set_aside_later_checkpoints
 from armd_scale.train.run_folder import log_setup, run_folder
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult, StepRunner
@@ -116,6 +116,9 @@ class Trainer:
                 get_logger(__name__).info("%s", enable_determinism(environment.device))
             if groups is None:
                 groups = stack.enter_context(process_groups(environment, resolved.parallel))
+            # Now all ranks have opened what they resume from: they met to make the groups.
+            if environment.is_rank0:
+                set_aside_later_checkpoints(resolved, inputs.resumed)
             watchdog = Watchdog(
                 Path(resolved.run.folder),
                 rank=environment.rank,

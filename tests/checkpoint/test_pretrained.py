@@ -22,14 +22,15 @@ from tests.support.windows import draw_windows
 def save_run(
     run: Path, groups: ProcessGroupCollection, *, precision: str = "fp32", tokenizer: bool = False
 ) -> Path:
-    folder = None
+    contents = {}
     if tokenizer:
         folder = run / "tokenizer"
         write_byte_tokenizer(folder, ["a text"], adds_bos=False)
+        contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     changes = {"model": LLAMA, "data.seq_length": 63, "train.precision": precision}
     return CheckpointSave(
         run / "checkpoints", step=7, network=build(LLAMA, groups), recipe=bend(SMALL, changes),
-        state={"step": 7}, optimizer={}, tokenizer=folder,
+        state={"step": 7}, optimizer={}, tokenizer=contents,
     ).wait()  # fmt: skip
 
 

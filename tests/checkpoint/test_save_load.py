@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def save(
     *,
     step: int = 3,
     with_optimizer: bool = False,
-    tokenizer: Path | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> Path:
     sections = {
         key: {name: torch.full(p.shape, value) for name, p in network.named_parameters()}
@@ -45,7 +46,7 @@ def save(
         recipe=recipe_of(),
         state={"step": step, "consumed_samples": 12},
         optimizer=sections if with_optimizer else {},
-        tokenizer=tokenizer,
+        tokenizer=tokenizer or {},
     ).wait()
 
 
@@ -64,9 +65,7 @@ def refused(path: Path, **options: bool) -> str:
 def test_a_network_round_trips_bit_exactly(
     network: ArmdModel, groups: ProcessGroupCollection, tmp_path: Path
 ) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.model").write_text("pieces")
-    folder = save(tmp_path, network, groups, tokenizer=tmp_path / "tokenizer")
+    folder = save(tmp_path, network, groups, tokenizer={"tokenizer.model": b"pieces"})
     for path in (folder, folder.parent, tmp_path):
         checkpoint = open_checkpoint(path)
         assert checkpoint.folder == folder
@@ -102,7 +101,7 @@ def test_given_weights_are_saved_in_place_of_the_networks_own(
     zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
     folder = CheckpointSave(
         tmp_path, step=1, network=network, recipe=recipe_of(), state={}, optimizer={},
-        tokenizer=None, weights=zeros,
+        tokenizer={}, weights=zeros,
     ).wait()  # fmt: skip
     load_weights(open_checkpoint(folder), network, groups=groups)
     assert not any(p.any() for p in network.parameters())

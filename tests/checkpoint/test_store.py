@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from armd_scale.checkpoint.store import (
     latest_valid,
     list_checkpoints,
     read_manifest,
+    set_aside_after,
     verify,
 )
 from armd_scale.errors import CheckpointError
@@ -32,9 +34,9 @@ def write(checkpoints: Path, step: int, *, content: str = "x", keep: int = 9) ->
     return commit(partial, keep=keep)
 
 
-def refused(folder: Path, **options: str) -> str:
+def refused(folder: Path, prefix: str = "") -> str:
     with pytest.raises(CheckpointError) as caught:
-        verify(folder, **options)
+        verify(folder, prefix=prefix)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -210,3 +212,79 @@ def test_a_write_error_names_the_folder(tmp_path: Path) -> None:
         create_partial(tmp_path / "file" / "x", 1)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "weights" / ".nfs0001").write_text("a file system's own")
+    verify(folder)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json is not listed in its manifest" in refused(folder)
+    verify(folder, prefix="weights")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "1"},
+        {"step": None},
+        {"files": []},
+        {"files": {"state.json": None}},
+        {"files": {"state.json": {"bytes": "7", "sha256": ""}}},
+        {"files": {"state.json": {"bytes": 7}}},
+        {"files": {"../state.json": {"bytes": 7, "sha256": ""}}},
+        {"files": {"/etc/passwd": {"bytes": 7, "sha256": ""}}},
+        {"files": {"": {"bytes": 7, "sha256": ""}}},
+        {"format": "3"},
+        {"format": None},
+    ],
+)
+def test_a_manifest_with_wrong_types_or_paths_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    folder = write(tmp_path, 1)
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert str(path) in refused(folder)
+
+
+def test_any_flipped_bit_of_a_manifest_leads_to_the_checkpoint_before(tmp_path: Path) -> None:
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    path = second / MANIFEST
+    data = path.read_bytes()
+    outcomes = set()
+    for index in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[index] ^= 1 << bit
+            path.write_bytes(changed)
+            # A flip may turn the format number into another one, which is never passed over.
+            with suppress(CheckpointError):
+                outcomes.add(latest_valid(tmp_path))
+    # Some flips change nothing that matters, such as a space between two keys or the step.
+    assert outcomes <= {first, second}
+
+
+def test_retention_neither_counts_nor_removes_damaged_checkpoints(tmp_path: Path) -> None:
+    first, second = (write(tmp_path, step) for step in (1, 9))
+    (second / "weights" / "a.bin").write_text("cut")
+    third = write(tmp_path, 2, keep=1)
+    assert not first.exists()
+    assert third.exists()
+    assert second.exists()
+    assert latest_valid(tmp_path) == third
+
+
+def test_later_checkpoints_are_set_aside_under_names_of_their_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        first, *later = (write(tmp_path, step) for step in (1, 2, 3))
+        renamed = set_aside_after(tmp_path, 1, suffix="abandoned")
+        assert not any(folder.exists() for folder in later)
+        assert list_checkpoints(tmp_path) == [first]
+        assert all((folder / MANIFEST).is_file() for folder in renamed)
+    names = sorted(path.name for path in tmp_path.glob("*abandoned*"))
+    assert names == [
+        "step_00000002.abandoned", "step_00000002.abandoned2",
+        "step_00000003.abandoned", "step_00000003.abandoned2",
+    ]  # fmt: skip

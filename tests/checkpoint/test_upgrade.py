@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from armd_scale.checkpoint.store import MANIFEST, read_manifest, verify, write_manifest
 from armd_scale.checkpoint.tensor_files import TensorReader
@@ -36,7 +37,7 @@ def old(tmp_path: Path) -> Path:
     folder = tmp_path / "step_00000007"
     for name, section in (("weights", "weights"), ("optimizer", "master")):
         (folder / name).mkdir(parents=True)
-        dcp.save(tensors_of(section), checkpoint_id=folder / name, no_dist=True)
+        save(tensors_of(section), checkpoint_id=folder / name, no_dist=True)
     (folder / "state.json").write_text('{"step": 7}')
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.model").write_text("pieces")
@@ -48,7 +49,7 @@ def test_every_value_is_kept(old: Path) -> None:
     expected = {}
     for name, section in (("weights", "weights"), ("optimizer", "master")):
         tensors = {key: torch.empty_like(value) for key, value in tensors_of(section).items()}
-        dcp.load(tensors, checkpoint_id=old / name, no_dist=True)
+        load(tensors, checkpoint_id=old / name, no_dist=True)
         expected[name] = tensors
     upgrade_checkpoint(old)
     verify(old)

@@ -13,5 +13,5 @@ def save_network(recipe: ResolvedRecipe, groups: ProcessGroupCollection, *, step
     """Save a checkpoint of `LLAMA` in the recipe's run folder, without optimizer state."""
     return CheckpointSave(
         Path(recipe.run.folder) / "checkpoints", step=step, network=build(LLAMA, groups),
-        recipe=recipe, state={"step": step}, optimizer={}, tokenizer=None,
+        recipe=recipe, state={"step": step}, optimizer={}, tokenizer={},
     ).wait()  # fmt: skip

@@ -9,7 +9,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.data.manifest import Manifest, Skipped, TokenizerRecord, manifest_path
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import read_tokenizer_files, train_sentencepiece
 from tests.support.networks import LLAMA, build
 from tests.support.recipes import SMALL, bend
 from tests.support.shards import write_pair
@@ -55,7 +55,8 @@ def make_recipe(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
 def write_run(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = VOCAB) -> Path:
     """Write `run` with one checkpoint, its `tokenizer`, and shards `valid`; returns `folder`."""
     model = dataclasses.replace(LLAMA, vocab_size=vocab_size, max_positions=17)
-    train_sentencepiece(["the quick brown fox\n" * 40], 280).save(folder / "tokenizer")
+    tokenizer = train_sentencepiece(["the quick brown fox\n" * 40], 280)
+    tokenizer.save(folder / "tokenizer")
     CheckpointSave(
         folder / "run" / "checkpoints",
         step=3,
@@ -63,9 +64,8 @@ def write_run(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int =
         recipe=make_recipe(model),
         state={},
         optimizer={},
-        tokenizer=folder / "tokenizer",
+        tokenizer=read_tokenizer_files(folder / "tokenizer", fingerprint=tokenizer.fingerprint),
     ).wait()
     prefix = write_documents(folder / "valid")
-    fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
-    write_manifest(prefix, tokens=175, text_bytes=700, fingerprint=fingerprint)
+    write_manifest(prefix, tokens=175, text_bytes=700, fingerprint=tokenizer.fingerprint)
     return folder

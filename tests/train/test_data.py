@@ -1,5 +1,7 @@
 """The data of a run: vocabulary size, tokenizers, held-out windows."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from armd_scale.train.data import (
     check_tokenizers,
     open_eval_data,
     resolve_from_shards,
-    tokenizer_folder,
+    tokenizer_contents,
 )
 from tests.support.cli import VOCAB, tiny_recipe, write_text
 from tests.support.eval_data import write_manifest
@@ -69,12 +71,42 @@ def test_all_data_must_have_one_tokenizer(recipe: Recipe) -> None:
     check_tokenizers(bend(recipe, {"data.valid": None}), None)
 
 
-def test_the_tokenizer_folder_is_next_to_the_data(recipe: Recipe, tmp_path: Path) -> None:
-    assert tokenizer_folder(recipe) is None
-    add_manifest(recipe, "a")
-    assert tokenizer_folder(recipe) is None
+def test_the_tokenizer_is_read_from_beside_the_data(recipe: Recipe, tmp_path: Path) -> None:
+    assert tokenizer_contents(recipe) == {}
+    model = b"pieces"
+    add_manifest(recipe, "a", fingerprint=hashlib.sha256(model).hexdigest())
+    assert tokenizer_contents(recipe) == {}
     (tmp_path / "tokenizer").mkdir()
-    assert tokenizer_folder(recipe) == tmp_path / "tokenizer"
+    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(model)
+    (tmp_path / "tokenizer" / "id_rsa").write_text("not a file of a tokenizer")
+    assert tokenizer_contents(recipe) == {"tokenizer.model": model}
+    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(b"others")
+    with pytest.raises(TokenizerError, match="must hold the tokenizer that the shards were made"):
+        tokenizer_contents(recipe)
+
+
+@pytest.mark.parametrize("folder", ["../home", "/root", "a/../../home", "link", "", "a\0b"])
+def test_a_tokenizer_outside_the_folder_of_the_data_is_refused(
+    recipe: Recipe, tmp_path: Path, folder: object
+) -> None:
+    add_manifest(recipe, "a")
+    (tmp_path / "link").symlink_to(Path.home())
+    path = tmp_path / "a.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokenizer"]["folder"] = folder
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="must be in the folder of their manifest"):
+        tokenizer_contents(recipe)
+
+
+def test_a_link_among_the_files_of_a_tokenizer_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    secret = tmp_path.parent / "secret"
+    secret.write_text("private")
+    add_manifest(recipe, "a", fingerprint=hashlib.sha256(b"private").hexdigest())
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.model").symlink_to(secret)
+    with pytest.raises(TokenizerError, match="a link out of its folder"):
+        tokenizer_contents(recipe)
 
 
 def test_eval_data_are_opened_only_if_the_recipe_evaluates(recipe: Recipe) -> None:

@@ -81,7 +81,7 @@ def recipes(
         if not start.exists():
             CheckpointSave(
                 start, step=0, network=build(model, groups, max_positions=17), recipe=recipe,
-                state={}, optimizer={}, tokenizer=None,
+                state={}, optimizer={}, tokenizer={},
             ).wait()  # fmt: skip
         model = replace(model, init_from=str(start), dropout=dropout)
         run = replace(recipe.run, folder=str(folder / f"{order} {tied} {dropout}"))

@@ -112,7 +112,7 @@ def poisoned(text: str, tmp_path: Path, groups: ProcessGroupCollection) -> Calla
                 parameter[POISON] = torch.nan
     start = CheckpointSave(
         tmp_path / "nan", step=1, network=network, recipe=parent.recipe, state=parent.state,
-        optimizer={}, tokenizer=None,
+        optimizer={}, tokenizer={},
     ).wait()  # fmt: skip
 
     def make(name: str, **changes: object) -> Recipe:

@@ -8,7 +8,12 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.errors import CheckpointError
-from armd_scale.train.resume import find_checkpoint, initial_checkpoint, latest_checkpoint_before
+from armd_scale.train.resume import (
+    find_checkpoint,
+    initial_checkpoint,
+    latest_checkpoint_before,
+    set_aside_later_checkpoints,
+)
 from tests.support.checkpoints import save_network
 from tests.support.networks import LLAMA
 from tests.support.recipes import SMALL_RESOLVED, bend
@@ -42,6 +47,32 @@ def test_a_path_selects_that_checkpoint(
     checkpoint = find_checkpoint(resuming(recipe, str(older)))
     assert checkpoint is not None
     assert checkpoint.folder == older
+
+
+def test_what_a_run_does_not_continue_from_is_set_aside(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+) -> None:
+    folders = [save_network(recipe, groups, step=step) for step in (2, 4, 6)]
+    (folders[2] / "state.json").unlink()
+    resumed = find_checkpoint(recipe)
+    set_aside_later_checkpoints(recipe, resumed)
+    assert resumed is not None
+    assert resumed.folder == folders[1]
+    assert (folders[1].parent / "step_00000006.damaged").is_dir()
+    older = resuming(recipe, str(folders[0]))
+    set_aside_later_checkpoints(older, find_checkpoint(older))
+    assert (folders[1].parent / "step_00000004.abandoned" / "state.json").is_file()
+    resumed = find_checkpoint(recipe)
+    assert resumed is not None
+    assert resumed.folder == folders[0]
+
+
+def test_a_checkpoint_is_not_a_run_folder(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+) -> None:
+    folder = save_network(recipe, groups)
+    with pytest.raises(CheckpointError, match=f"set model.init_from={folder}"):
+        find_checkpoint(bend(recipe, {"run.folder": str(folder)}))
 
 
 def test_never_rejects_a_folder_that_has_checkpoints(

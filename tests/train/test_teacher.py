@@ -121,7 +121,7 @@ def recipe(
     for name, seed in (("start", 0), ("teacher", 5)):
         CheckpointSave(
             folder / name, step=0, network=build(MODEL, groups, seed=seed, max_positions=17),
-            recipe=base, state={}, optimizer={}, tokenizer=None,
+            recipe=base, state={}, optimizer={}, tokenizer={},
         ).wait()  # fmt: skip
     base = bend(resolve(base), {"model.init_from": str(folder / "start")})
     return with_teacher(base, str(folder / "teacher"), 0.7)
@@ -235,7 +235,7 @@ def test_a_teacher_of_another_vocabulary_or_length_is_rejected(
     CheckpointSave(
         tmp_path, step=0, network=build(other, groups, max_positions=9),
         recipe=bend(recipe, {"model": other, "data.seq_length": 8, "train.distillation": None}),
-        state={}, optimizer={}, tokenizer=None,
+        state={}, optimizer={}, tokenizer={},
     ).wait()  # fmt: skip
     with pytest.raises(CheckpointError, match=message):
         open_teacher(with_teacher(recipe, str(tmp_path), 1.0))

@@ -218,7 +218,7 @@ class _Job:
             [self._lines],
             average=None,
             start_step=-1,
-            tokenizer=None,
+            tokenizer={},
         )
 
     def save(self, checkpointer: Checkpointer) -> _Save:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from armd_scale.errors import CheckpointError
+from armd_scale.files import path_inside
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
@@ -104,7 +105,11 @@ def _read_index(folder: Path) -> dict[str, Path]:
             continue
         try:
             weight_map = json.loads(path.read_text())["weight_map"]
-            return {tensor: folder / file for tensor, file in weight_map.items()}
+            # Links are followed: the cache of the hub consists of them.
+            return {
+                tensor: path_inside(folder, file, follow_links=True)
+                for tensor, file in weight_map.items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} must map tensors to files under weight_map (cannot be read: {error}): "

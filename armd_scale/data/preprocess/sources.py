@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, final
 
 from armd_scale.data.preprocess.compression import COMPRESSED_SUFFIXES
 from armd_scale.errors import CorpusError
+from armd_scale.files import path_inside
 
 SourceKind: TypeAlias = Literal["lines", "text", "parquet", "arrow", "hub"]
 """The reader of a source; `lines` are JSON lines."""
@@ -146,13 +147,13 @@ def _saved_arrow_files(folder: Path) -> Iterator[str]:
     path = folder / _HF_DATASET_STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        names = [entry["filename"] for entry in state["_data_files"]]
+        paths = [path_inside(folder, entry["filename"]) for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(
             f"{path} must list the .arrow files of a saved dataset, but does not ({error!r}): save "
             "the dataset again, or give a glob of its .arrow files"
         ) from error
-    yield from (str(folder / name) for name in names)
+    yield from map(str, paths)
 
 
 def _file_source(path: str) -> Source:

@@ -5,7 +5,7 @@ after short delays, then at the next interval, while training goes on from the s
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Checkpointer:
             seconds that it was written in the background.
         average: averaged weights to save.
         start_step: the step that training starts from, which needs no checkpoint.
-        tokenizer: folder to copy into each checkpoint.
+        tokenizer: contents of the tokenizer's files by name, for each checkpoint.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Checkpointer:
         *,
         average: ExponentialMovingAverage | None,
         start_step: int,
-        tokenizer: Path | None,
+        tokenizer: Mapping[str, bytes],
     ) -> None:
         self._context, self._engine, self._writers = context, engine, writers
         self._average, self._tokenizer = average, tokenizer

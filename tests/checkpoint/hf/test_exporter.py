@@ -36,7 +36,7 @@ def save(folder: Path, network, groups, **changes) -> Path:
     changes = {"model": network.model, "data.seq_length": 63, **changes}
     return CheckpointSave(
         folder, step=5, network=network, recipe=bend(SMALL, changes), state={"step": 5},
-        optimizer={}, tokenizer=None,
+        optimizer={}, tokenizer={},
     ).wait()  # fmt: skip
 
 
