@@ -15,6 +15,9 @@ from armd_scale.errors import RecipeError
 from armd_scale.order.policies import POLICIES, OrderPolicy
 
 EXTENDS = "extends"
+# A recipe with every key has about 150 values and 4 levels. These limits stop a small file from
+# growing without end through aliases, and from exhausting the stack.
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_EXTENDS = 1 << 20, 100_000, 50, 32
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -58,6 +61,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _read_extended(path: Path, *, extended_by: tuple[Path, ...] = ()) -> RecipeSource:
+    if len(extended_by) > _MAX_EXTENDS:
+        raise RecipeError(f"{path}: recipes must extend each other at most {_MAX_EXTENDS} times")
     if path.resolve() in extended_by:
         raise RecipeError(
             f"{path}: extends itself through {extended_by[-1]}: remove one of the extends"
@@ -81,7 +86,14 @@ def _read_extended(path: Path, *, extended_by: tuple[Path, ...] = ()) -> RecipeS
 
 def _read_file(path: Path) -> RecipeSource:
     try:
-        text = path.read_text(encoding="utf-8")
+        # Of a device, a pipe or a huge file no more than this is read.
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"{path}: a recipe must be a file, not a folder, a pipe or a device")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise RecipeError(f"{path}: a recipe must have at most {_MAX_BYTES} bytes")
+        text = data.decode("utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -118,6 +130,7 @@ class _Parser:
         self._text = text
         self._source = source
         self._origins: dict[str, str] = {}
+        self._num_values = 0
 
     def parse(self) -> tuple[Any, dict[str, str]]:
         """Return the values, and a mapping from each dotted path to `source:line`."""
@@ -130,6 +143,10 @@ class _Parser:
             mark = error.problem_mark or error.context_mark
             origin = f"{self._source}:{mark.line + 1}" if mark else self._source
             raise RecipeError(f"{origin}: invalid YAML: {error.problem}") from None
+        except RecursionError:
+            raise RecipeError(
+                f"{self._source}: a recipe must have at most {_MAX_DEPTH} levels"
+            ) from None
         except (yaml.YAMLError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise RecipeError(f"{self._source}: invalid YAML: {reason}") from None
@@ -137,6 +154,12 @@ class _Parser:
 
     def _build(self, node: yaml.Node, path: str, parents: tuple[yaml.Node, ...]) -> Any:
         origin = f"{self._source}:{node.start_mark.line + 1}"
+        self._num_values += 1
+        if self._num_values > _MAX_VALUES or len(parents) > _MAX_DEPTH:
+            raise RecipeError(
+                f"{origin}: a recipe must have at most {_MAX_VALUES:,} values in {_MAX_DEPTH} "
+                "levels: write fewer aliases and brackets"
+            )
         # An alias inside the value that it points to: `a: &x {b: *x}`.
         if node in parents:
             raise RecipeError(

@@ -47,8 +47,10 @@ class IndexedTokens:
         # closes when it is deleted.
         self._dataset: Any = IndexedDataset(prefix)
         self._dtype = header.dtype
-        ends: NDArray[np.int64] = np.cumsum(self._dataset.sequence_lengths, dtype=np.int64)
+        lengths = self._dataset.sequence_lengths
+        ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64)
         self.num_tokens = int(ends[-1])
+        _check_opened_index(prefix, header, lengths, self._dataset.document_indices, ends)
         # Elsewhere a document may consist of several sequences, so its start is looked up from the
         # index of its first sequence.
         first_sequences = self._dataset.document_indices[:-1]
@@ -164,6 +166,31 @@ def _index_arrays(idx_path: Path, header: Header) -> tuple[IntArray, IntArray, I
         arrays.append(array)
         offset += array.nbytes
     return arrays[0], arrays[1], arrays[2]
+
+
+def _check_opened_index(
+    prefix: str, header: Header, lengths: IntArray, document_indices: IntArray, ends: IntArray
+) -> None:
+    """Check what reading relies on: that no position lies outside of the .bin file.
+
+    Args:
+        prefix: prefix of the files.
+        header: of the index.
+        lengths: tokens of each sequence.
+        document_indices: first sequence of each document, and the number of sequences.
+        ends: sums of the lengths.
+    """
+    idx_path = Path(f"{prefix}.idx")
+    num_bytes = Path(f"{prefix}.bin").stat().st_size
+    if lengths.min() < 0 or int(ends[-1]) * header.dtype.itemsize != num_bytes:
+        raise _corrupt_error(idx_path, "its lengths do not add up to the tokens of the .bin file")
+    if (
+        len(document_indices) == 0
+        or document_indices[0] != 0
+        or document_indices[-1] != header.num_sequences
+        or (np.diff(document_indices) < 0).any()
+    ):
+        raise _corrupt_error(idx_path, "its documents do not cover its sequences")
 
 
 def _check_index(prefix: str, header: Header) -> None:

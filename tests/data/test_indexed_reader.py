@@ -212,6 +212,24 @@ def test_what_an_index_alone_tells(pair: Path, offset: int, value: np.generic, m
         verify(pair)
 
 
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (34, np.int32(4), "its lengths do not add up"),
+        (34, np.int32(-1), "its lengths do not add up"),
+        (94 + 8, np.int64(9), "its documents do not cover its sequences"),
+        (94 + 8, np.int64(-1), "its documents do not cover its sequences"),
+        (94, np.int64(1), "its documents do not cover its sequences"),
+    ],
+)
+def test_an_index_that_points_outside_is_not_opened(
+    pair: Path, offset: int, value: np.generic, message: str
+):
+    damage(Path(f"{pair}.idx"), offset, value.tobytes())
+    with pytest.raises(ShardError, match=rf"pair\.idx is damaged .{message}"):
+        open_shards(pair)
+
+
 def edit_manifest(prefix: Path, **changes: object) -> None:
     path = Path(f"{prefix}.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

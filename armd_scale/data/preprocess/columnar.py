@@ -119,7 +119,11 @@ def _as_binary(column: Any) -> Any:
     """
     pyarrow = _import_pyarrow()
     is_large = pyarrow.types.is_large_string(column.type)
-    return column.view(pyarrow.large_binary() if is_large else pyarrow.binary())
+    binary = column.view(pyarrow.large_binary() if is_large else pyarrow.binary())
+    # The offsets in a file say where each row begins and ends, and nothing else keeps them inside
+    # the buffer: a crafted file would turn foreign memory into text, or end the process.
+    binary.validate(full=True)
+    return binary
 
 
 def _import_pyarrow() -> Any:

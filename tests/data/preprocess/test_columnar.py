@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.support.corpus import read
 
@@ -34,3 +36,17 @@ def test_a_row_that_is_not_utf8_is_skipped_alone(tmp_path: Path):
     texts, bad = read(tmp_path / "x.parquet")
     assert texts == ["good", "good"]
     assert bad == [f"{tmp_path / 'x.parquet'} row 1: not UTF-8 (invalid start byte)"]
+
+
+@pytest.mark.parametrize("offset", [10_000, -8, 1 << 30])
+def test_offsets_outside_of_the_values_are_refused(tmp_path: Path, offset: int):
+    """Unchecked, they would make text of foreign memory, or end the process."""
+    offsets = pa.py_buffer(np.array([0, offset, 4], np.int32).tobytes())
+    crafted = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"text")])
+    batch = pa.record_batch({"text": crafted})
+    for name, open_writer in (("a.arrow", pa.ipc.new_stream), ("b.arrow", pa.ipc.new_file)):
+        with open_writer(tmp_path / name, batch.schema) as writer:
+            writer.write_batch(batch)
+        texts, (bad,) = read(tmp_path / name)
+        assert not texts
+        assert bad.startswith(f"{tmp_path / name}: cannot be read (")
