@@ -81,6 +81,8 @@ class ShardedWriter:
         self._records: dict[str, TensorRecord] = {}
         for section, named in sections.items():
             for name, parameter in network.parameters_by_name().items():
+                # One of all ranks with equal copies writes each tensor, so the files add up to one
+                # copy of the state.
                 if name in named and _replica_id(parameter, groups) == (0, 0, 0):
                     self._add(section, name, parameter, named[name].detach(), groups)
 
@@ -176,6 +178,7 @@ def read_sections(
             for name, parameter in network.parameters_by_name().items():
                 split = tensor_partition(parameter, groups.tp)
                 parts = list(_local_parts(section, name, parameter.shape, split))
+                # A part of another shape counts as missing: its values would mean something else.
                 if allow_missing(name) and not all(_is_stored(part, reader) for part in parts):
                     continue
                 halves = []
@@ -201,7 +204,7 @@ def _local_parts(
     shape = list(split.full_shape(local_shape))
     # A tensor without dimensions counts as one of size 1.
     size = local_shape[dim] // split.stride if shape else 1
-    if shape:
+    if shape:  # that of one half, if there are two
         shape[dim] //= split.stride
     for index in range(split.stride):
         key = f"{section}.{name}" + (f".{index}" if split.stride > 1 else "")

@@ -60,6 +60,7 @@ def write_streamed(
     task = BackgroundTask(lambda: _write_share(own_share, folder, get_tensor))
     task.wait()
     results = gather_results(task, to_user_error)
+    # On rank 0 alone the results are there; a full disk must still end all ranks.
     records = merge_records(result.records for result in results)
     task = BackgroundTask(lambda: write_index(folder, records) if rank == 0 else None)
     task.wait()
@@ -95,6 +96,7 @@ class StreamedWeights:
     """
 
     def __init__(self, folder: Path) -> None:
+        # Its files stay open, as a model is read tensor by tensor until the end.
         self._reader = TensorReader(folder)
         self.tensors = {
             key.removeprefix(f"{SECTION}."): torch.empty(

@@ -117,6 +117,7 @@ def write_tensors(
         }
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
+    # The values then begin at a multiple of 8 bytes, as the format asks.
     text += b" " * (-len(text) % 8)
     sha256 = hashlib.sha256()
     with path.open("wb") as file:
@@ -133,6 +134,8 @@ def write_tensors(
             # As bytes, because NumPy has no bfloat16.
             values: Any = tensor.reshape(-1).view(torch.uint8).numpy()
             write(memoryview(values))
+        # On disk before the manifest vouches for it: a rename can outlive a power cut that the data
+        # does not.
         file.flush()
         os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": sha256.hexdigest()}
@@ -193,6 +196,7 @@ def _record(name: str, entry: Any) -> TensorRecord:
     end = 0
     checked = []
     for part in parts:
+        # Exactly these keys: an index from a stranger may hold anything.
         keys = {"start", "stop", "file"}
         _require(isinstance(part, dict) and set(part) == keys, f"{name} has an invalid part")
         _require(_is_size(part["start"]) and _is_size(part["stop"]), f"{name} has an invalid part")
@@ -207,6 +211,7 @@ def _record(name: str, entry: Any) -> TensorRecord:
 
 
 def _is_size(value: Any) -> bool:
+    # Not isinstance: True is an int too, and would pass as 1.
     return type(value) is int and 0 <= value < _MAX_DIMENSION
 
 
@@ -251,6 +256,8 @@ class TensorReader:
         wanted = [range(size) for size in record.shape]
         wanted[dim] = wanted[dim][start:stop]
         result = torch.empty([len(indices) for indices in wanted], dtype=DTYPES[record.dtype])
+        # Parts are consecutive along one dimension, and the range may be along another one: a
+        # matrix that was written whole can be read by columns.
         along = wanted[record.dim]
         for part in record.parts:
             first, last = max(part.start, along.start), min(part.stop, along.stop)
@@ -275,6 +282,7 @@ class TensorReader:
             values = stored[slices] if slices else self._open(file).get_tensor(name)
         except (OSError, SafetensorError) as error:
             _raise_damaged(path, error, error)
+        # The header of the file is a second description of the tensor, and must agree with the index.
         if values.dtype != DTYPES[record.dtype]:
             _raise_damaged(path, f"holds {name} in another type")
         return values

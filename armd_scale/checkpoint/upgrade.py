@@ -66,9 +66,10 @@ def upgrade_checkpoint(folder: Path) -> None:
         folder: the checkpoint, `.../step_N`, or one that a conversion wrote.
 
     Raises:
-        CheckpointError: it is no checkpoint of format 2, it is damaged or holds what such a
+        CheckpointError: the folder is not a checkpoint of format 2, is damaged or holds what such a
             checkpoint never holds, or the new one cannot be written.
     """
+    # All hashes first: the values are then those that were saved, whoever made them.
     verify(folder, expected_format=OLD_FORMAT)
     step = read_manifest(folder, expected_format=OLD_FORMAT)["step"]
     with atomic_directory(folder, error_class=CheckpointError) as partial:
@@ -136,6 +137,7 @@ def _read_old_tensor(folder: Path, name: str, tensor: _OldTensor) -> Tensor:
             with path.open("rb") as file:
                 file.seek(piece.offset)
                 block = torch.load(io.BytesIO(file.read(piece.length)), weights_only=True)
+            # A view of the block's place, narrowed one dimension after another.
             target = values
             for dim, (start, size) in enumerate(zip(piece.start, block.shape, strict=True)):
                 target = target.narrow(dim, start, size)
@@ -144,6 +146,7 @@ def _read_old_tensor(folder: Path, name: str, tensor: _OldTensor) -> Tensor:
         except Exception as error:
             raise _refusal(path, f"{name} cannot be read") from error
         num_filled += block.numel()
+    # Blocks of a checkpoint do not overlap, so equal counts mean that nothing is left empty.
     if num_filled != values.numel():
         raise _refusal(folder, f"{name} is incomplete")
     return values
@@ -199,6 +202,7 @@ class _IndexUnpickler(pickle.Unpickler):
             return tuple
         if module == "torch.serialization" and name == "_get_layout":
             return str
+        # The types of tensors are pickled as names in torch; everything else there is refused.
         value = getattr(torch, name, None) if module == "torch" else None
         if isinstance(value, torch.dtype):
             return value
