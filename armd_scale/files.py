@@ -5,9 +5,12 @@ when it is complete: a reader sees the old file, the new file or no file, but ne
 temporary name is in the same folder because a rename is atomic only within one filesystem.
 """
 
+import errno
 import hashlib
 import json
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -35,6 +38,8 @@ def reraise_write_errors(path: Path, *, error_class: type[ArmdError] = ArmdError
         ArmdError: (`error_class`) an OSError was raised inside.
     """
     try:
+        if "\0" in str(path):  # which Python reports as a ValueError, at every use of the path
+            raise OSError(errno.EINVAL, "its name has a NUL character")
         yield
     except OSError as error:
         raise write_error(path, error, error_class=error_class) from error
@@ -52,7 +57,9 @@ def write_error(path: Path, error: OSError, *, error_class: type[_Error] = ArmdE
 def atomic_file(path: Path, *, error_class: type[ArmdError] = ArmdError) -> Iterator[Path]:
     """Yield a temporary path; the file written there is renamed to `path` on success.
 
-    On any exception the temporary file is removed and an existing `path` stays as it was.
+    On any exception the temporary file is removed and an existing `path` stays as it was. A link
+    stays a link: the file that it leads to is replaced. What is no regular file (/dev/null, a pipe)
+    is not replaced but written to, once everything is complete.
 
     Args:
         path: final name; an existing file is replaced.
@@ -61,14 +68,34 @@ def atomic_file(path: Path, *, error_class: type[ArmdError] = ArmdError) -> Iter
     Raises:
         ArmdError: (`error_class`) the file cannot be written.
     """
-    partial = partial_path(path)
+    if is_special_file(path):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            reraise_write_errors(path, error_class=error_class),
+        ):
+            yield Path(folder, path.name)
+            with Path(folder, path.name).open("rb") as source, path.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        return
+    with reraise_write_errors(path, error_class=error_class):
+        target = path.resolve() if path.is_symlink() else path
+    partial = partial_path(target)
     try:
         with reraise_write_errors(path, error_class=error_class):
             yield partial
-            partial.replace(path)
+            partial.replace(target)
     finally:
         with suppress(OSError):  # usually renamed already, or its folder does not exist
             partial.unlink()
+
+
+def is_special_file(path: Path) -> bool:
+    """Whether there is a device, a pipe or a socket at `path`."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # nothing there, or no valid path: writing will say so
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def atomic_write_text(path: Path, text: str, *, error_class: type[ArmdError] = ArmdError) -> None:
@@ -197,10 +224,12 @@ def require_writable(
     Raises:
         ArmdError: (`error_class`) the file cannot be written.
     """
-    if path is None:
+    if path is None or is_special_file(path):
         return
     partial = partial_path(path)
     try:
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, "its name has a NUL character")
         if path.is_dir():
             raise IsADirectoryError(0, "is a directory")
         # The temporary name, so that an existing output file is not touched.

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from armd_scale.files import (
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_text,
+    path_inside,
     require_parent_dir,
     require_writable,
     sha256_file,
@@ -140,3 +144,53 @@ def test_writability_is_checked_before_the_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArmdError, match=rf"--json must name .* {reason}\)"):
             require_writable(path, "--json")
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    atomic_write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert names(tmp_path) == ["link", "target"]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    null = Path("/dev/null")
+    require_writable(null, "--json", error_class=CheckpointError)
+    atomic_write_text(null, "text")
+    assert stat.S_ISCHR(null.stat().st_mode)
+
+
+def test_a_pipe_gets_the_whole_text(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    require_writable(pipe, "--json")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        atomic_write_text(pipe, "text")
+        assert read.result(timeout=60) == "text"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "", "a\0b", "missing/file"])
+def test_a_name_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str) -> None:
+    for write in (
+        lambda path: atomic_write_text(path, "text"),
+        lambda path: require_writable(path, "--json"),
+    ):
+        with pytest.raises(ArmdError) as caught:
+            write(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "", "a\0b", "link", "link/a", 3, None])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: object) -> None:
+    (tmp_path / "link").symlink_to(tmp_path.parent)
+    with pytest.raises(ValueError, match=r"is (not|a link)"):
+        path_inside(tmp_path, name)
+    assert path_inside(tmp_path, "a/b.c") == tmp_path / "a" / "b.c"
+    assert path_inside(tmp_path, "link/a", follow_links=True) == tmp_path / "link" / "a"

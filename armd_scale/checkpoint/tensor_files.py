@@ -282,7 +282,7 @@ class TensorReader:
             values = stored[slices] if slices else self._open(file).get_tensor(name)
         except (OSError, SafetensorError) as error:
             _raise_damaged(path, error, error)
-        # The header of the file is a second description of the tensor, and must agree with the index.
+        # The header of the file describes the tensor a second time, and must agree.
         if values.dtype != DTYPES[record.dtype]:
             _raise_damaged(path, f"holds {name} in another type")
         return values
