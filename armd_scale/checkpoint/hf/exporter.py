@@ -52,6 +52,8 @@ _DTYPE_NAMES = {
     torch.float64: "float64",
 }
 GENERATION_CONFIG = SOURCE_FILES[1]
+_CARD_TAG = "tags: [armd_scale]"
+"""Line of the model card by which an export is recognized."""
 
 
 def export(
@@ -77,7 +79,7 @@ def export(
         CheckpointError: no supported family computes this network, `as_ar` is requested and the
             network is not an AR model left to right, or the folder cannot be written.
     """
-    refuse_existing(output, marker=CONFIG, overwrite=overwrite)
+    refuse_existing(output, is_ours=_is_export, kind="an export of armd_scale", overwrite=overwrite)
     weights = StreamedWeights(checkpoint.folder / WEIGHTS)
     # config.json needs a maximum length even if the network has no limit: that of training.
     max_positions = resolve_max_positions(checkpoint.recipe)
@@ -213,5 +215,17 @@ def _model_card(checkpoint: Checkpoint, config: dict[str, Any], *, as_ar: bool) 
             "    python tools/evaluate.py --hf FOLDER --data PREFIX --order strided:4\n"
         )
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n\n{text}"
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{_CARD_TAG}\n---\n\n"
+        f"# {name}\n\n{text}"
     )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether the model card of a folder says that this module wrote it.
+
+    A config.json alone does not: every Hugging Face folder has one, also the source of the weights.
+    """
+    try:
+        return _CARD_TAG in (folder / "README.md").read_text(encoding="utf-8")[:1000].splitlines()
+    except (OSError, ValueError):
+        return False

@@ -6,7 +6,7 @@ model; several ranks share the tensors.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
-from armd_scale.checkpoint.store import MANIFEST, write_manifest
+from armd_scale.checkpoint.store import read_manifest, write_manifest
 from armd_scale.checkpoint.streaming_io import write_streamed
 from armd_scale.checkpoint.tensor_files import FileRecord
 from armd_scale.config.load import dump_recipe
@@ -83,7 +83,12 @@ def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> No
         CheckpointError: the folder cannot be converted, or the checkpoint cannot be written.
         RecipeError: the model does not fit the requested layout.
     """
-    refuse_existing(request.output, marker=MANIFEST, overwrite=request.overwrite)
+    refuse_existing(
+        request.output,
+        is_ours=_is_checkpoint,
+        kind="a checkpoint of armd_scale",
+        overwrite=request.overwrite,
+    )
     source = HfCheckpoint(request.hf, request.settings)
     recipe = recipe_for(source, request.output, parallel=request.parallel, dtype=request.dtype)
     rules.check(recipe)  # refuses an impossible --tp or --pp before anything is written
@@ -151,12 +156,15 @@ def recipe_for(
     return resolve(recipe)
 
 
-def refuse_existing(output: Path, *, marker: str, overwrite: bool) -> None:
+def refuse_existing(
+    output: Path, *, is_ours: Callable[[Path], bool], kind: str, overwrite: bool
+) -> None:
     """Refuse to overwrite anything but a folder of the expected kind, and that only on request.
 
     Args:
         output: the folder to create.
-        marker: name of a file that a folder of this kind contains.
+        is_ours: tells whether a folder was made by the same command.
+        kind: what such a folder is, for the message.
         overwrite: whether the user asked to replace it.
 
     Raises:
@@ -169,11 +177,18 @@ def refuse_existing(output: Path, *, marker: str, overwrite: bool) -> None:
             f"--output must name a folder that does not exist yet ({output} exists): choose "
             "another name or add --overwrite"
         )
-    if not (output / marker).is_file():
+    if not is_ours(output):
         raise CheckpointError(
-            f"--overwrite must name a folder that contains {marker} ({output} does not): choose "
-            "another name"
+            f"--overwrite must name {kind} ({output} is not one): choose another name"
         )
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 @contextmanager

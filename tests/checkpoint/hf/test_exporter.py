@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -177,8 +176,10 @@ def test_an_output_is_replaced_only_on_request(groups, tmp_path):
         export(checkpoint, tmp_path / "hf", groups=groups)
     export(checkpoint, tmp_path / "hf", groups=groups, overwrite=True, as_ar=True)
     assert "armd" not in json.loads((tmp_path / "hf" / "config.json").read_text())
-    shutil.rmtree(tmp_path / "hf")
-    (tmp_path / "hf").mkdir()
-    with pytest.raises(CheckpointError, match=r"must name a folder that contains config\.json"):
+    # The folder of somebody's model has a config.json and a model card too.
+    card = tmp_path / "hf" / "README.md"
+    card.write_text(card.read_text().replace("armd_scale", "llama"))
+    with pytest.raises(CheckpointError, match="must name an export of armd_scale"):
         export(checkpoint, tmp_path / "hf", groups=groups, overwrite=True)
+    assert (tmp_path / "hf" / "config.json").is_file()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".hf")]

@@ -205,7 +205,7 @@ def test_an_output_is_replaced_only_on_request(converted, groups, tmp_path):
     convert(other, groups=groups)
     assert open_checkpoint(tmp_path / "armd").recipe.model.attention_bias
     (tmp_path / "armd" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"--overwrite must name a folder that contains mani"):
+    with pytest.raises(CheckpointError, match=r"--overwrite must name a checkpoint of armd_scale"):
         convert(other, groups=groups)
     assert [path.name for path in tmp_path.iterdir()] == ["armd"]
 
