@@ -166,6 +166,26 @@ def _replace_directory(new: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def read_json_object(path: Path, *, error_class: type[ArmdError] = ArmdError) -> dict[str, Any]:
+    """Read a JSON file whose value is a mapping.
+
+    Raises:
+        ArmdError: (`error_class`) the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("its value is not a mapping")
+    # RecursionError: JSON that is nested too deeply. UnicodeDecodeError is a ValueError.
+    except (OSError, ValueError, RecursionError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else error
+        raise error_class(
+            f"{path} must be a JSON file with a mapping, and cannot be read as one ({reason}): "
+            "restore it from where it came from"
+        ) from error
+    return value
+
+
 def path_inside(folder: Path, name: object, *, follow_links: bool = False) -> Path:
     """Return the path of what a file in `folder` names, if it is in that folder.
 

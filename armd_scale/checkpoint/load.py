@@ -1,6 +1,5 @@
 """Open a native checkpoint, and load from it the network or the optimizer state."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
 from armd_scale.errors import CheckpointError
+from armd_scale.files import read_json_object
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
 
@@ -66,7 +66,7 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     return Checkpoint(
         folder=folder,
         recipe=resolve(load_recipe(folder / RECIPE)),
-        state=json.loads((folder / STATE).read_text()),
+        state=read_json_object(folder / STATE, error_class=CheckpointError),
     )
 
 

@@ -221,8 +221,8 @@ class DistillationConfig:
     checkpoint: str
     """Checkpoint of the teacher, with the same vocabulary; usually that of `model.init_from`."""
     weight: float
-    """Weight in the loss of KL(teacher || model), averaged over left-to-right targets; 0: report
-    it only."""
+    """Weight in the loss of the divergence from the teacher, averaged over left-to-right targets;
+    0: report it only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,14 +43,13 @@ class IndexedTokens:
         header = _check_files(prefix)
         self.prefix = prefix
         self.manifest: Manifest | None = load_manifest(prefix)
+        # Before the library opens the files: it asserts some of this, and relies on the rest.
+        ends = _check_positions(prefix, header)
         # Kept for the lifetime of this object: its arrays are views of a memory mapping that it
         # closes when it is deleted.
         self._dataset: Any = IndexedDataset(prefix)
         self._dtype = header.dtype
-        lengths = self._dataset.sequence_lengths
-        ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64)
         self.num_tokens = int(ends[-1])
-        _check_opened_index(prefix, header, lengths, self._dataset.document_indices, ends)
         # Elsewhere a document may consist of several sequences, so its start is looked up from the
         # index of its first sequence.
         first_sequences = self._dataset.document_indices[:-1]
@@ -168,20 +167,16 @@ def _index_arrays(idx_path: Path, header: Header) -> tuple[IntArray, IntArray, I
     return arrays[0], arrays[1], arrays[2]
 
 
-def _check_opened_index(
-    prefix: str, header: Header, lengths: IntArray, document_indices: IntArray, ends: IntArray
-) -> None:
+def _check_positions(prefix: str, header: Header) -> NDArray[np.int64]:
     """Check what reading relies on: that no position lies outside of the .bin file.
 
-    Args:
-        prefix: prefix of the files.
-        header: of the index.
-        lengths: tokens of each sequence.
-        document_indices: first sequence of each document, and the number of sequences.
-        ends: sums of the lengths.
+    Returns:
+        The position of the end of each sequence, in tokens.
     """
     idx_path = Path(f"{prefix}.idx")
     num_bytes = Path(f"{prefix}.bin").stat().st_size
+    lengths, _, document_indices = _index_arrays(idx_path, header)
+    ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64)
     if lengths.min() < 0 or int(ends[-1]) * header.dtype.itemsize != num_bytes:
         raise _corrupt_error(idx_path, "its lengths do not add up to the tokens of the .bin file")
     if (
@@ -191,6 +186,7 @@ def _check_opened_index(
         or (np.diff(document_indices) < 0).any()
     ):
         raise _corrupt_error(idx_path, "its documents do not cover its sequences")
+    return ends
 
 
 def _check_index(prefix: str, header: Header) -> None:

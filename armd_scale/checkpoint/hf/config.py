@@ -148,11 +148,11 @@ def _max_positions(hf_config: Any, family: Family, path: Path, requested: int | 
 def _rotary_fields(hf_config: Any, family: Family, path: Path) -> dict[str, Any]:
     """The keys of the rotary embedding in the model section."""
     rope = dict(hf_config.rope_parameters)
-    fraction = rope.get("partial_rotary_factor") or 1.0
+    fraction = _number(rope, "partial_rotary_factor", path, default=1.0)
     if fraction != 1.0 and not family.has_partial_rotation:
         raise CheckpointError(_unsupported(path, f"partial_rotary_factor {fraction}"))
     return {
-        "rope_theta": float(rope["rope_theta"]),
+        "rope_theta": _number(rope, "rope_theta", path),
         "partial_rotary_factor": fraction,
         "rope_scaling": _rope_scaling(rope, path),
     }
@@ -161,16 +161,18 @@ def _rotary_fields(hf_config: Any, family: Family, path: Path) -> dict[str, Any]
 def _rope_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
     rope_type = rope.get("rope_type", "default")
     original = rope.get("original_max_position_embeddings")
+    if original is not None:
+        original = int(_number(rope, "original_max_position_embeddings", path))
     match rope_type:
         case "default":
             return None
         case "linear":
-            return RopeScaling(rope_type="linear", factor=rope["factor"])
+            return RopeScaling(rope_type="linear", factor=_number(rope, "factor", path))
         case "llama3":
             return RopeScaling(
-                factor=rope["factor"],
-                low_freq_factor=rope["low_freq_factor"],
-                high_freq_factor=rope["high_freq_factor"],
+                factor=_number(rope, "factor", path),
+                low_freq_factor=_number(rope, "low_freq_factor", path),
+                high_freq_factor=_number(rope, "high_freq_factor", path),
                 original_max_position_embeddings=original,
             )
         case "yarn":
@@ -179,12 +181,23 @@ def _rope_scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
                 raise CheckpointError(_unsupported(path, f"YaRN with {', '.join(unusual)}"))
             return RopeScaling(
                 rope_type="yarn",
-                factor=rope["factor"],
-                beta_slow=rope.get("beta_slow") or 1.0,
-                beta_fast=rope.get("beta_fast") or 32.0,
+                factor=_number(rope, "factor", path),
+                beta_slow=_number(rope, "beta_slow", path, default=1.0),
+                beta_fast=_number(rope, "beta_fast", path, default=32.0),
                 original_max_position_embeddings=original,
             )
     raise CheckpointError(_unsupported(path, f"rotary embedding of type {rope_type}"))
+
+
+def _number(
+    rope: Mapping[str, Any], key: str, path: Path, *, default: float | None = None
+) -> float:
+    """Return a positive number of the rotary embedding; null and a missing key mean the default."""
+    value = default if rope.get(key) is None else rope[key]
+    # transformers lets any value through here.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
+        raise CheckpointError(_unsupported(path, f"rope_parameters with {key}={value!r:.100}"))
+    return float(value)
 
 
 def hf_config_from_model(model: ResolvedModel, *, max_positions: int) -> dict[str, Any]:
