@@ -2,7 +2,7 @@
 
 Every rank, rank 0 included, keeps one TCP connection to this detector and sends lines of JSON:
 
-    {"token", "rank", "name"}      registration, once
+    TOKEN {"rank", "name"}         registration, once; nothing is parsed before the token matches
     {"heartbeat": {...}}           the current phase, if hang detection is enabled
     {"failed": error}              this rank raised an exception
     {"finished": true}             this rank has reached the end of its work
@@ -11,6 +11,7 @@ The detector answers with {"alive": true} now and then (hang detection only), an
 {"outcome": {...}} at the end: either all ranks have finished, or the first failure that was seen.
 """
 
+import hmac
 import json
 import secrets
 import selectors
@@ -19,7 +20,6 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from armd_scale.fault.heartbeat import (
     Heartbeat,
@@ -37,6 +37,12 @@ from armd_scale.fault.json_socket import (
     raise_nofile_limit,
 )
 
+# A stranger may connect too. Of connections without the token the newest so many are kept, and so
+# many bytes are read from each: a registration is shorter.
+MAX_UNREGISTERED, MAX_UNREGISTERED_BYTES = 64, 4096
+# So many more than the ranks may wait to be accepted: while the queue is full, the kernel drops
+# attempts, and a rank tries again after seconds only.
+SPARE_BACKLOG = 512
 # Files that rank 0 needs beside its connections: shards, checkpoints, gloo's own sockets.
 OTHER_OPEN_FILES = 512
 
@@ -77,6 +83,7 @@ class FailureDetector:
 
     Args:
         world_size: number of ranks, rank 0 included.
+        address: address of this machine to listen at; empty for all of its addresses.
         keepalive_timeout_seconds: silence of a machine after which its ranks are lost.
         hang_timeout_seconds: time without a heartbeat, or in one phase, after which a rank counts
             as hung; None disables hang detection.
@@ -86,6 +93,7 @@ class FailureDetector:
         self,
         world_size: int,
         *,
+        address: str = "127.0.0.1",
         keepalive_timeout_seconds: int,
         hang_timeout_seconds: float | None = None,
     ) -> None:
@@ -93,19 +101,15 @@ class FailureDetector:
         # together with gloo's connections, of which there may be as many.
         raise_nofile_limit(2 * world_size + OTHER_OPEN_FILES)
         self.token = secrets.token_hex(16)
-        has_ipv6 = socket.has_dualstack_ipv6()
-        self._listener = socket.create_server(
-            ("", 0),
-            family=socket.AF_INET6 if has_ipv6 else socket.AF_INET,
-            backlog=world_size,  # all ranks connect at the same moment
-            dualstack_ipv6=has_ipv6,
-        )
+        self._listener = _listen(address, backlog=world_size + SPARE_BACKLOG)
         close_in_forked_children(self._listener)
         self.port: int = self._listener.getsockname()[1]
         self._world_size = world_size
         self._keepalive_timeout_seconds = keepalive_timeout_seconds
         self._hang_timeout_seconds = hang_timeout_seconds
         self._peers: dict[int, _PeerConnection] = {}
+        # In the order in which they connected.
+        self._unregistered: list[_PeerConnection] = []
         self._finished: set[int] = set()
         self._outcome: JobOutcome | None = None
         self._selector = selectors.DefaultSelector()
@@ -133,17 +137,31 @@ class FailureDetector:
             self._declare_failure(JobOutcome(failure=message))
             return
         self._broadcast(_encode(JobOutcome()))
-        for peer in self._peers.values():
+        for peer in (*self._peers.values(), *self._unregistered):
             peer.connection.close()
         self._selector.close()
         self._listener.close()
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # it is gone again, or this process may open no more files
+            self._drop_unregistered(keep=0)
+            time.sleep(0.1)  # the listener stays readable: without a pause this would spin
+            return
         connection.setblocking(False)
         close_in_forked_children(connection)
         enable_keepalive(connection, timeout_seconds=self._keepalive_timeout_seconds)
-        self._selector.register(connection, selectors.EVENT_READ, _PeerConnection(connection))
+        peer = _PeerConnection(connection)
+        self._selector.register(connection, selectors.EVENT_READ, peer)
+        self._unregistered.append(peer)
+        # All ranks may be among them, in the moment in which the job starts.
+        self._drop_unregistered(keep=MAX_UNREGISTERED + self._world_size)
+
+    def _drop_unregistered(self, *, keep: int) -> None:
+        """Close all but the newest connections that have not shown the token."""
+        for peer in self._unregistered[: max(0, len(self._unregistered) - keep)]:
+            self._close(peer)
 
     def _read(self, peer: _PeerConnection) -> None:
         try:
@@ -155,40 +173,50 @@ class FailureDetector:
         peer.received += data
         *lines, peer.received = peer.received.split(b"\n")
         for line in lines:
-            self._handle_message(peer, line)
+            if peer.rank is not None:
+                self._handle_message(peer, line)
+            elif not self._register(peer, line):
+                self._close(peer)
+                return
         # Lines first: a rank may send "finished" and close in one packet.
-        if not data or len(peer.received) > MAX_LINE_BYTES:
+        limit = MAX_UNREGISTERED_BYTES if peer.rank is None else MAX_LINE_BYTES
+        # A stranger whose line was refused is closed already.
+        is_open = peer.connection.fileno() != -1
+        if is_open and (not data or len(peer.received) > limit):
             self._close(peer)
 
     def _handle_message(self, peer: _PeerConnection, line: bytes) -> None:
-        try:
-            content = json.loads(line)
-        except ValueError:
-            content = {}
-        if peer.rank is None:
-            self._register(peer, content)
-        elif "heartbeat" in content:
+        content = json.loads(line)
+        if "heartbeat" in content:
             peer.heartbeat = Heartbeat(**content["heartbeat"])
             peer.heartbeat_time = time.monotonic()
         elif content.get("finished"):
+            assert peer.rank is not None
             self._finished.add(peer.rank)
         elif "failed" in content:
             message = peer_failed_message(peer.name, content["failed"])
             self._declare_failure(JobOutcome(failure=message))
 
-    def _register(self, peer: _PeerConnection, content: Any) -> None:
-        """Register a rank. Connections without the job's token (port scanners) are ignored."""
-        if not isinstance(content, dict) or content.get("token") != self.token:
-            return
-        peer.rank, peer.name = content["rank"], content["name"]
-        self._peers[content["rank"]] = peer
+    def _register(self, peer: _PeerConnection, line: bytes) -> bool:
+        """Register a rank; return False for a line without the job's token (port scanners)."""
+        token, _, content = line.partition(b" ")
+        # Compared in constant time, so that the token cannot be found by measuring.
+        if not hmac.compare_digest(token, self.token.encode()):
+            return False
+        registration = json.loads(content)
+        peer.rank, peer.name = registration["rank"], registration["name"]
+        self._unregistered.remove(peer)
+        self._peers[registration["rank"]] = peer
         if self._outcome is not None:
             # Another rank failed before this one arrived, which would wait for it forever.
             _send(peer, _encode(self._outcome))
+        return True
 
     def _close(self, peer: _PeerConnection) -> None:
         self._selector.unregister(peer.connection)
         peer.connection.close()
+        if peer in self._unregistered:
+            self._unregistered.remove(peer)
         if peer.rank is not None and peer.rank not in self._finished:
             self._declare_failure(JobOutcome(failure=peer_lost_message(peer.name), is_gone=True))
 
@@ -225,6 +253,22 @@ class FailureDetector:
         # Rank 0 last: its process may exit as soon as it hears, and this thread with it.
         for rank in sorted(self._peers, reverse=True):
             _send(self._peers[rank], line)
+
+
+def _listen(address: str, *, backlog: int) -> socket.socket:
+    """Return a listening socket at a free port; at all addresses if this one is not the machine's.
+
+    Args:
+        address: an IP address; empty for all.
+        backlog: number of connections that may wait, as all ranks connect at the same moment.
+    """
+    if address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with suppress(OSError):  # behind address translation no interface has it
+            return socket.create_server((address, 0), family=family, backlog=backlog)
+    has_ipv6 = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
+    return socket.create_server(("", 0), family=family, backlog=backlog, dualstack_ipv6=has_ipv6)
 
 
 def _encode(outcome: JobOutcome) -> bytes:

@@ -17,6 +17,11 @@ def encode_line(**content: Any) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
+def encode_registration(token: str, **content: Any) -> bytes:
+    """Return the first line of a connection: the job's token, a space, and a JSON object."""
+    return token.encode() + b" " + encode_line(**content)
+
+
 def receive_lines(connection: socket.socket) -> Iterator[bytes]:
     """Yield lines as they arrive, until the peer closes the connection.
 

@@ -18,6 +18,7 @@ another rank's death only when it releases it.
 """
 
 import faulthandler
+import ipaddress
 import itertools
 import json
 import os
@@ -45,6 +46,7 @@ from armd_scale.fault.json_socket import (
     close_in_forked_children,
     enable_keepalive,
     encode_line,
+    encode_registration,
     receive_lines,
 )
 from armd_scale.fault.watchdog import Watchdog
@@ -134,6 +136,7 @@ def _connect(
     if environment.is_rank0:
         detector = FailureDetector(
             environment.world_size,
+            address=_listening_address(environment),
             keepalive_timeout_seconds=timeouts.keepalive_timeout_seconds,
             hang_timeout_seconds=hang_timeout_seconds,
         )
@@ -153,8 +156,22 @@ def _connect(
     connection.settimeout(hang_timeout_seconds)
     close_in_forked_children(connection)
     enable_keepalive(connection, timeout_seconds=timeouts.keepalive_timeout_seconds)
-    connection.sendall(encode_line(token=info.token, rank=environment.rank, name=name))
+    connection.sendall(encode_registration(info.token, rank=environment.rank, name=name))
     return _PeerClient(connection, info.rank0_name, timeouts, detector=detector, watchdog=watchdog)
+
+
+def _listening_address(environment: DistributedEnv) -> str:
+    """Return the address at which the other ranks reach rank 0; empty if it is a host name.
+
+    A name may have several addresses, and Debian maps a machine's own to 127.0.1.1, which other
+    machines cannot reach: then the detector listens everywhere.
+    """
+    if environment.world_size == 1 or environment.master_addr == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(environment.master_addr))
+    except ValueError:
+        return ""
 
 
 class _PeerClient:
