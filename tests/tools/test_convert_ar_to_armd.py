@@ -90,7 +90,7 @@ def test_bad_input_ends_in_one_sentence(place, tmp_path, words, sentence):
 def test_a_full_disk_leaves_no_files(place, tmp_path):
     words = ("--hf", place / "hf", "--output", tmp_path / "armd")
     done = run(CONVERT, *words, folder=tmp_path, file_bytes=6000)
-    assert "armd (a file could not be written completely): check" in done.sentence
+    assert "armd (File too large): check" in done.sentence
     words = ("--checkpoint", place / "armd", "--output", tmp_path / "back")
     done = run(EXPORT, *words, folder=tmp_path, file_bytes=6000)
     assert "back (File too large): check" in done.sentence

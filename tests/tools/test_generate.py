@@ -10,7 +10,7 @@ import pytest
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer import read_tokenizer_files, train_sentencepiece
 from armd_scale.errors import run_command
 from armd_scale.eval.data import require_tokenizer
 from armd_scale.generation import Sampling, Strategy, generate_tokens
@@ -37,7 +37,7 @@ def checkpoint(groups, tmp_path_factory):
         recipe=bend(SMALL, {"model": model, "data.seq_length": 23}),
         state={"step": 3},
         optimizer={},
-        tokenizer=run / "tokenizer",
+        tokenizer=read_tokenizer_files(run / "tokenizer", fingerprint=tokenizer.fingerprint),
     ).wait()
     return run
 
