@@ -37,7 +37,8 @@ class Checkpoint:
         # A Hugging Face folder, opened as a checkpoint, has the tokenizer's files at its top. In a
         # checkpoint of ours nothing is read there that the manifest does not list.
         is_native = (self.folder / MANIFEST).is_file()
-        for folder in (self.folder / TOKENIZER,) if is_native else (self.folder,):
+        folders = [self.folder / TOKENIZER] if is_native else [self.folder / TOKENIZER, self.folder]
+        for folder in folders:
             if any((folder / name).is_file() for name in (HF_FILE, SENTENCEPIECE_FILE)):
                 return folder
         return None

@@ -168,7 +168,7 @@ def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if folder is None:
         raise TokenizerError(
             f"text needs the tokenizer that the model was trained with, but {checkpoint.folder} "
-            "has none: copy its files to the folder tokenizer/ of the checkpoint"
+            "has none: train on shards with a manifest, or give a Hugging Face folder with --hf"
         )
     return load_tokenizer(folder)
 
