@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from armd_scale.checkpoint.async_task import BackgroundTask, all_ranks_done, gather_results
-from armd_scale.checkpoint.sharded_io import Network, ShardedWriter, StateDicts, plan_sections
+from armd_scale.checkpoint.sharded_io import Network, ShardedWriter, StateDicts
 from armd_scale.checkpoint.store import (
     commit,
     create_partial,
@@ -33,7 +33,7 @@ class CheckpointSave:
     raised on all ranks alike, by the constructor and by every method: CheckpointError if something
     cannot be written.
 
-    The constructor plans which rank writes what. Then a thread of each rank writes, flushes and
+    The constructor finds out what this rank writes. Then a thread of each rank writes, flushes and
     hashes its files; once all ranks have done so, a thread of rank 0 writes index and manifest,
     renames the folder and removes old checkpoints.
 
@@ -82,7 +82,7 @@ class CheckpointSave:
             OPTIMIZER: optimizer,
         }
         writers = {
-            name: plan_sections(sections, partial / name, network=network, groups=network.groups)
+            name: ShardedWriter(partial / name, sections, network=network, groups=network.groups)
             for name, sections in subfolders.items()
             if sections
         }

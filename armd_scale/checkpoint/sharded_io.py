@@ -63,9 +63,10 @@ class ShardedWriter:
 
     Args:
         folder: for the files of all ranks; exists and is empty.
-        sections: as of `plan_sections`.
-        network: as of `plan_sections`.
-        groups: as of `plan_sections`.
+        sections: tensors, which must keep their values until they are written. Those for which
+            `is_main_replica` is false may be on the meta device.
+        network: network whose parameters define how the tensors are split.
+        groups: the process groups of the layout.
     """
 
     def __init__(
@@ -124,21 +125,6 @@ class ShardedWriter:
             OSError: a file cannot be written.
         """
         write_index(self._folder, merge_records(records))
-
-
-def plan_sections(
-    sections: StateDicts, folder: Path, *, network: Network, groups: ProcessGroupCollection
-) -> ShardedWriter:
-    """Return the writer of this rank's part of some sections.
-
-    Args:
-        sections: tensors, which must keep their values until they are written. Those for which
-            `is_main_replica` is false may be on the meta device.
-        folder: an empty folder.
-        network: network whose parameters define how the tensors are split.
-        groups: the process groups of the layout.
-    """
-    return ShardedWriter(folder, sections, network=network, groups=groups)
 
 
 def is_main_replica(name: str, *, network: Network, groups: ProcessGroupCollection) -> bool:

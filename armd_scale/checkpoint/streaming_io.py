@@ -16,12 +16,10 @@ from armd_scale.checkpoint.sharded_io import WriteResults
 from armd_scale.checkpoint.tensor_files import (
     DTYPES,
     FileRecord,
-    TensorPart,
     TensorReader,
-    TensorRecord,
-    dtype_name,
     merge_records,
     rank_file,
+    whole_record,
     write_index,
     write_tensors,
 )
@@ -79,13 +77,8 @@ def _write_share(
         tensors,
         get_tensor=lambda key: get_tensor(key.removeprefix(f"{SECTION}.")),
     )
-    records = {key: _whole_record(tensor, file) for key, tensor in tensors.items()}
+    records = {key: whole_record(tensor, file) for key, tensor in tensors.items()}
     return WriteResults(records, {file: record})
-
-
-def _whole_record(tensor: Tensor, file: str) -> TensorRecord:
-    part = TensorPart(0, tensor.shape[0] if tensor.dim() else 1, file)
-    return TensorRecord(dtype_name(tensor.dtype), tuple(tensor.shape), 0, (part,))
 
 
 class StreamedWeights:

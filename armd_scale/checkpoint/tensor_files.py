@@ -84,6 +84,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _DTYPE_NAMES[dtype]
 
 
+def whole_record(tensor: Tensor, file: str) -> TensorRecord:
+    """Return the entry of a tensor that is stored in one part; its values are not read."""
+    part = TensorPart(0, tensor.shape[0] if tensor.dim() else 1, file)
+    return TensorRecord(dtype_name(tensor.dtype), tuple(tensor.shape), 0, (part,))
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, get_tensor: Callable[[str], Tensor]
 ) -> FileRecord:

@@ -20,10 +20,8 @@ from torch import Tensor
 from armd_scale.checkpoint.save import OPTIMIZER, WEIGHTS
 from armd_scale.checkpoint.store import MANIFEST, read_manifest, verify, write_manifest
 from armd_scale.checkpoint.tensor_files import (
-    TensorPart,
-    TensorRecord,
-    dtype_name,
     rank_file,
+    whole_record,
     write_index,
     write_tensors,
 )
@@ -114,18 +112,14 @@ class _OldPiece:
 def _upgrade_tensors(old: Path, new: Path) -> dict[str, Any]:
     """Write all tensors of an old folder into one file and an index; return the file's record."""
     tensors = _read_old_index(old / _OLD_INDEX)
+    empty = {name: tensor.empty for name, tensor in tensors.items()}
     record = write_tensors(
         new / rank_file(0),
-        {name: tensor.empty for name, tensor in tensors.items()},
+        empty,
         get_tensor=lambda name: _read_old_tensor(old, name, tensors[name]),
     )
-    write_index(new, {name: _new_record(tensor) for name, tensor in tensors.items()})
+    write_index(new, {name: whole_record(tensor, rank_file(0)) for name, tensor in empty.items()})
     return record
-
-
-def _new_record(tensor: _OldTensor) -> TensorRecord:
-    part = TensorPart(0, tensor.shape[0] if tensor.shape else 1, rank_file(0))
-    return TensorRecord(dtype_name(tensor.dtype), tensor.shape, 0, (part,))
 
 
 def _read_old_tensor(folder: Path, name: str, tensor: _OldTensor) -> Tensor:

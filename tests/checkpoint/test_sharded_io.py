@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from armd_scale.checkpoint.sharded_io import StateDicts, plan_sections, read_sections
+from armd_scale.checkpoint.sharded_io import ShardedWriter, StateDicts, read_sections
 from armd_scale.checkpoint.tensor_files import read_index
 from armd_scale.config.schema import ModelConfig, ParallelConfig
 from armd_scale.errors import CheckpointError
@@ -30,7 +30,7 @@ def parameters(network: ArmdModel) -> dict[str, Tensor]:
 def write_sections(
     sections: StateDicts, folder: Path, *, network: ArmdModel, groups: ProcessGroupCollection
 ) -> None:
-    writer = plan_sections(sections, folder, network=network, groups=groups)
+    writer = ShardedWriter(folder, sections, network=network, groups=groups)
     results: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(results, writer.write().records)
     if dist.get_rank() == 0:
