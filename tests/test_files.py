@@ -192,5 +192,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: object) -
     (tmp_path / "link").symlink_to(tmp_path.parent)
     with pytest.raises(ValueError, match=r"is (not|a link)"):
         path_inside(tmp_path, name)
+    with pytest.raises(ValueError, match="is not inside its folder"):
+        path_inside(tmp_path, "a/../../b", follow_links=True)
     assert path_inside(tmp_path, "a/b.c") == tmp_path / "a" / "b.c"
     assert path_inside(tmp_path, "link/a", follow_links=True) == tmp_path / "link" / "a"
