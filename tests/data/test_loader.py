@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from armd_scale.data import loader
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.data.loader import DataParallelShare, MicroBatchLoader
 from armd_scale.data.sample_stream import SampleStream
@@ -170,6 +172,26 @@ def test_stop_signals_are_left_to_the_trainer(prefix: str) -> None:
         next(batches)
     assert children[0].is_alive()
     children[0].terminate()  # from the parent: this one is meant
+    assert wait_until_gone(children, 5)
+
+
+def test_stop_signals_are_ignored_also_by_threads_of_libraries(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up_signals = loader._worker_init_fn
+
+    def start_a_thread_first(worker_id: int) -> None:  # it does not inherit the blocked signals
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        set_up_signals(worker_id)
+
+    monkeypatch.setattr(loader, "_worker_init_fn", start_a_thread_first)
+    batches, children = start(prefix, workers=1)
+    for _ in range(20):  # the kernel chooses the thread
+        subprocess.run(["sh", "-c", f"kill -TERM {children[0].pid}"], check=True)
+    for _ in range(12):
+        next(batches)
+    assert children[0].is_alive()
+    batches.close()
     assert wait_until_gone(children, 5)
 
 
