@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from armd_scale.config.derived import accumulation_steps
@@ -33,7 +34,8 @@ def run_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> Iterator[
     folder = Path(recipe.run.folder)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "log.txt")
+        # One that begins a new file if this one is removed or renamed during the run.
+        handler = WatchedFileHandler(folder / "log.txt", encoding="utf-8", errors="replace")
     except OSError as error:
         raise TrainingError(
             f"run.folder must be writable ({folder}: {error.strerror}): fix its permissions or "

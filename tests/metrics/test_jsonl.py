@@ -67,3 +67,77 @@ def test_lines_are_buffered_while_the_disk_is_full(
     file.close()
     os.close(full)
     os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"step": 3, "lo', b"\xff\xfe\x00", b'"text"', b"[" * 100_000, b"\0" * 4096],
+    ids=["torn", "not_utf8", "no_object", "nested", "zeros"],
+)
+def test_a_last_line_that_is_no_metrics_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: bytes
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + torn)
+    writer = JsonlWriter(path, last_step=2)
+    writer.write({"step": 3})
+    writer.close()
+    assert steps_in(path) == [1, 2, 3]
+    assert f"removed the last line of {path}" in caplog.text
+
+
+def test_lines_that_are_no_metrics_are_moved_to_another_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    foreign = b'a note\n\xff\n[1]\n{"loss": 1}\n{"step": true}\n{"step": "2"}\n{"step": 1e999}\n'
+    path.write_bytes(b'{"step": 1}\n' + foreign + b'{"step": 2}\n')
+    JsonlWriter(path, last_step=2).close()
+    assert steps_in(path) == [1, 2]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == foreign
+    assert "moved 7 lines" in caplog.text
+
+
+def test_a_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    file = JsonlFile(path)
+    file.write({"step": 3})
+    file.close()
+    assert steps_in(path) == [1, 2, 3]
+
+
+def test_a_torn_line_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    file = JsonlFile(path)
+    file.write({"step": 2})
+    file.close()
+    assert steps_in(path) == [1, 2]
+
+
+@pytest.mark.parametrize("action", ["removed", "renamed", "replaced"])
+def test_a_file_that_vanishes_while_it_is_written_is_begun_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, action: str
+) -> None:
+    path, other = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.1"
+    file = JsonlFile(path)
+    file.write({"step": 1})
+    match action:
+        case "removed":
+            path.unlink()
+        case "renamed":
+            path.rename(other)
+        case _:
+            other.write_bytes(b"")
+            other.replace(path)
+    file.write({"step": 2})
+    file.write({"step": 3})
+    file.close()
+    assert steps_in(path) == [2, 3]
+    assert caplog.text.count("was removed or replaced") == 1
+
+
+def test_a_folder_in_its_place_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="must be writable"):
+        JsonlWriter(tmp_path, last_step=0)
