@@ -5,9 +5,17 @@ what to do.
 """
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
+
+_INTERRUPTED = "interrupted: run the same command again to continue"
+_INTERRUPTED_STATUS = 130
+"""128 plus the number of SIGINT, as shells report it."""
 
 
 class ArmdError(Exception):
@@ -84,6 +92,29 @@ class _RenamedOption(argparse.Action):
         raise ArmdError(f"{self.option_strings[0]} has been renamed: use {self._new}")
 
 
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, with one line instead of a traceback.
+
+    For the imports of a command, which take seconds: a KeyboardInterrupt raised in the middle of a
+    library's import would be printed with its traceback, or be caught there and lost.
+    """
+    if threading.current_thread() is not threading.main_thread():  # nor may it set handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _exit_interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _exit_interrupted(*_: object) -> NoReturn:
+    # A system call and no print: the signal may have arrived in the middle of another print.
+    os.write(2, f"{_INTERRUPTED}\n".encode())
+    os._exit(_INTERRUPTED_STATUS)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run the `main` function of a command, and exit with its status.
 
@@ -91,15 +122,16 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     130 for Ctrl-C, and 141 if the reader of the output has closed the pipe, as shells report it.
     """
     try:
-        # 2 is also argparse's status for a wrong option. 130 and 141 are 128 plus the number of the
-        # signal, SIGINT (2) and SIGPIPE (13).
+        # 2 is also argparse's status for a wrong option, and 141 is 128 plus the number of SIGPIPE.
         status = main() or 0
     except ArmdError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue", file=sys.stderr)
-        status = 130
+        print(_INTERRUPTED, file=sys.stderr)
+        status = _INTERRUPTED_STATUS
     except BrokenPipeError:
         status = 141
+    # What is left is the end of threads and of the interpreter, which would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)

@@ -30,6 +30,15 @@ def _expected_minutes(item: pytest.Item) -> float:
     return 0 if marker is None else marker.kwargs.get("minutes", 1)
 
 
+@pytest.fixture(autouse=True)
+def restore_ctrl_c() -> Iterator[None]:
+    """Ctrl-C as before each test: the end of a command ignores it for the rest of the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    if signal.getsignal(signal.SIGINT) is not handler:
+        signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture(scope="session")
 def groups() -> Iterator[ProcessGroupCollection]:
     """The process groups of a job of one process."""

@@ -3,8 +3,10 @@
 Example: python tools/bench.py memory --ranks 4 --json memory.json
 """
 
-from armd_scale.bench.cli import benchmark_parser, run_benchmark
-from armd_scale.errors import run_command
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.bench.cli import benchmark_parser, run_benchmark
 
 
 def main() -> None:

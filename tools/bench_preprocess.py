@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from armd_scale.errors import exit_on_interrupt, run_command
 
-from armd_scale.errors import run_command
+with exit_on_interrupt():
+    from tokenizers import Tokenizer
 
 _EXAMPLE = """\
 example:

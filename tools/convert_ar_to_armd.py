@@ -8,13 +8,15 @@ import signal
 from dataclasses import fields
 from pathlib import Path
 
-from armd_scale.checkpoint.hf.convert import ParityCheck, convert_and_check
-from armd_scale.checkpoint.hf.importer import ConversionRequest
-from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings
-from armd_scale.config.schema import ParallelConfig
-from armd_scale.errors import refuse_renamed_options, run_command
-from armd_scale.log import configure
-from armd_scale.parallel.environment import read_environment
+from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
+
+with exit_on_interrupt():
+    from armd_scale.checkpoint.hf.convert import ParityCheck, convert_and_check
+    from armd_scale.checkpoint.hf.importer import ConversionRequest
+    from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings
+    from armd_scale.config.schema import ParallelConfig
+    from armd_scale.log import configure
+    from armd_scale.parallel.environment import read_environment
 
 _EXAMPLE = """example:
   python tools/convert_ar_to_armd.py --hf models/Llama-3.1-8B --output checkpoints/llama-3.1-8b

@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.errors import refuse_renamed_options, run_command
-from armd_scale.eval.detokenizers import DETOKENIZERS
-from armd_scale.eval.evaluate import evaluate_checkpoint
-from armd_scale.eval.request import EvalRequest
-from armd_scale.eval.tasks.registry import TASKS
-from armd_scale.log import configure
-from armd_scale.order.spec import SPEC_SYNTAX
-from armd_scale.parallel.environment import read_environment
+from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
+
+with exit_on_interrupt():
+    from armd_scale.eval.detokenizers import DETOKENIZERS
+    from armd_scale.eval.evaluate import evaluate_checkpoint
+    from armd_scale.eval.request import EvalRequest
+    from armd_scale.eval.tasks.registry import TASKS
+    from armd_scale.log import configure
+    from armd_scale.order.spec import SPEC_SYNTAX
+    from armd_scale.parallel.environment import read_environment
 
 _EXAMPLE = """examples:
   python tools/evaluate.py --checkpoint runs/demo --data data/web_valid --order strided:4

@@ -4,13 +4,15 @@ import argparse
 import signal
 from pathlib import Path
 
-from armd_scale.checkpoint.hf.exporter import export
-from armd_scale.checkpoint.load import open_checkpoint
-from armd_scale.config.schema import ParallelConfig
-from armd_scale.errors import run_command
-from armd_scale.log import configure, get_logger
-from armd_scale.parallel.environment import read_environment
-from armd_scale.parallel.process_groups import process_groups
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.checkpoint.hf.exporter import export
+    from armd_scale.checkpoint.load import open_checkpoint
+    from armd_scale.config.schema import ParallelConfig
+    from armd_scale.log import configure, get_logger
+    from armd_scale.parallel.environment import read_environment
+    from armd_scale.parallel.process_groups import process_groups
 
 _EXAMPLE = """example:
   python tools/export_hf.py --checkpoint runs/adapted --output models/llama-armd

@@ -6,16 +6,18 @@ Example: python tools/generate.py --checkpoint runs/demo --prompt "def main" --t
 import argparse
 from pathlib import Path
 
-import torch
+from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
-from armd_scale.checkpoint.pretrained import open_model
-from armd_scale.config.schema import ParallelConfig
-from armd_scale.errors import refuse_renamed_options, run_command
-from armd_scale.generation.cli import GenerateRequest, generate_from_request, print_and_write
-from armd_scale.generation.text import JSON_HELP
-from armd_scale.log import configure
-from armd_scale.parallel.environment import read_environment
-from armd_scale.parallel.process_groups import process_groups
+with exit_on_interrupt():
+    import torch
+
+    from armd_scale.checkpoint.pretrained import open_model
+    from armd_scale.config.schema import ParallelConfig
+    from armd_scale.generation.cli import GenerateRequest, generate_from_request, print_and_write
+    from armd_scale.generation.text import JSON_HELP
+    from armd_scale.log import configure
+    from armd_scale.parallel.environment import read_environment
+    from armd_scale.parallel.process_groups import process_groups
 
 RENAMED = {
     "--lossless": "--speculative",

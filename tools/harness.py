@@ -7,8 +7,10 @@ Example: python tools/harness.py --model armd_scale --model_args checkpoint=runs
 
 import sys
 
-from armd_scale.errors import ArmdError, run_command
-from armd_scale.log import configure
+from armd_scale.errors import ArmdError, exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.log import configure
 
 
 def main() -> None:

@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from armd_scale.errors import refuse_renamed_options, run_command
-from armd_scale.eval.paper.cli import PaperTableRequest, TableName, run_paper_table
-from armd_scale.log import configure
-from armd_scale.parallel.environment import read_environment
+from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
+
+with exit_on_interrupt():
+    from armd_scale.eval.paper.cli import PaperTableRequest, TableName, run_paper_table
+    from armd_scale.log import configure
+    from armd_scale.parallel.environment import read_environment
 
 _EXAMPLE = """examples:
   python tools/paper_tables.py zero-shot --checkpoint runs/a --text PTB=ptb.test.txt --plot t1.svg

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.errors import run_command
-from armd_scale.plan.cli import PlanRequest, run_plan
-from armd_scale.plan.gpus import EFFICIENCY, GPUS
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.plan.cli import PlanRequest, run_plan
+    from armd_scale.plan.gpus import EFFICIENCY, GPUS
 
 _EXAMPLE = """examples:
   python tools/plan.py recipes/pretrain_7b.yaml --gpus 64 --gpu-type h100

@@ -3,13 +3,15 @@
 import argparse
 import signal
 
-from armd_scale.data.indexed_reader import verify
-from armd_scale.data.manifest import existing_splits
-from armd_scale.data.preprocess.arguments import add_arguments, read_options
-from armd_scale.data.preprocess.merge import merge
-from armd_scale.data.preprocess.pipeline import preprocess
-from armd_scale.errors import run_command
-from armd_scale.log import configure
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.data.indexed_reader import verify
+    from armd_scale.data.manifest import existing_splits
+    from armd_scale.data.preprocess.arguments import add_arguments, read_options
+    from armd_scale.data.preprocess.merge import merge
+    from armd_scale.data.preprocess.pipeline import preprocess
+    from armd_scale.log import configure
 
 _EXAMPLES = """\
 examples:

@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.errors import run_command
-from armd_scale.report.write import write_report
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.report.write import write_report
 
 _EXAMPLE = """example:
   python tools/report.py runs/demo

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.errors import run_command
-from armd_scale.experiments.adaptation.report import collect, table, write
-from armd_scale.log import configure
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.experiments.adaptation.report import collect, table, write
+    from armd_scale.log import configure
 
 
 def main() -> None:

@@ -5,19 +5,21 @@ import re
 from functools import partial
 from pathlib import Path
 
-from armd_scale.cluster.submit import (
-    JobSpec,
-    Resources,
-    cancel,
-    follow,
-    jobs_of,
-    state,
-    submit,
-    sweep,
-)
-from armd_scale.config.load import load_recipe
-from armd_scale.errors import refuse_renamed_options, run_command
-from armd_scale.train.__main__ import train_recipe
+from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
+
+with exit_on_interrupt():
+    from armd_scale.cluster.submit import (
+        JobSpec,
+        Resources,
+        cancel,
+        follow,
+        jobs_of,
+        state,
+        submit,
+        sweep,
+    )
+    from armd_scale.config.load import load_recipe
+    from armd_scale.train.__main__ import train_recipe
 
 _EXAMPLES = """examples:
   python tools/submit.py recipes/pretrain_7b.yaml --nodes 8 --slurm partition=gpu --follow

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.config.load import load_recipe
-from armd_scale.errors import run_command
-from armd_scale.experiments.adaptation.train_llama import train_llama, write_byte_tokenizer
-from armd_scale.log import configure
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.config.load import load_recipe
+    from armd_scale.experiments.adaptation.train_llama import train_llama, write_byte_tokenizer
+    from armd_scale.log import configure
 
 _EXAMPLE = """example:
   python tools/train_llama.py --tokenizer runs/adapt/tokenizer

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
-from armd_scale.checkpoint.upgrade import upgrade_checkpoint
-from armd_scale.errors import run_command
-from armd_scale.log import configure, get_logger
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.checkpoint.upgrade import upgrade_checkpoint
+    from armd_scale.log import configure, get_logger
 
 _EXAMPLE = """example:
   python tools/upgrade_checkpoint.py runs/owt/checkpoints/step_*

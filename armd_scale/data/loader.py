@@ -215,9 +215,9 @@ def _worker_init_fn(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         # A Python signal handler does not learn who sent the signal, but sigwaitinfo does. It needs
-        # the signal blocked and a thread that waits for it. Ignored besides, because libraries may
-        # have started threads in this process, at the fork, that do not block it: there DataLoader's
-        # own handler would end the process.
+        # the signal blocked and a thread that waits for it. Ignored besides, because a library may
+        # have started a thread in this process, at the fork, that does not block it: there the
+        # handler of DataLoader would end the process.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()

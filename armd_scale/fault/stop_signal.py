@@ -1,19 +1,43 @@
-"""Graceful stop: SIGTERM, SIGUSR1/2 and Ctrl-C let the step finish and the state be saved."""
+"""Graceful stop: a stop signal lets the step finish and the state be saved."""
 
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 # Schedulers announce a time limit or a preemption by SIGUSR1, submitit by SIGUSR2.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# SIGHUP comes when a terminal or an ssh connection is closed.
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+_num_deferrals = 0
+
+
+@contextmanager
+def defer_interrupts() -> Iterator[None]:
+    """Keep a second Ctrl-C from interrupting the block, such as a save that would be lost."""
+    global _num_deferrals
+    _num_deferrals += 1
+    try:
+        yield
+    finally:
+        _num_deferrals -= 1
 
 
 class StopRequest:
     """Context manager that records stop signals; a second Ctrl-C interrupts immediately.
 
-    The previous signal handlers are restored on exit.
+    Not while a save is in progress (`defer_interrupts`): there it is only answered with a line. The
+    previous signal handlers are restored on exit.
     """
 
     def __init__(self) -> None:
@@ -21,7 +45,10 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous_handlers = {
-            signum: signal.signal(signum, self._record) for signum in STOP_SIGNALS
+            signum: signal.signal(signum, self._record)
+            for signum in STOP_SIGNALS
+            # A command under nohup is to go on when its terminal is closed.
+            if not (signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN)
         }
         return self
 
@@ -31,7 +58,10 @@ class StopRequest:
 
     def _record(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            if _num_deferrals == 0:
+                raise KeyboardInterrupt
+            # A system call and no log line: the signal may have arrived in the middle of another.
+            os.write(2, b"a checkpoint is being saved; the process ends when it is complete\n")
         self._signal = signum
 
     def any_rank(self, device: torch.device) -> int | None:

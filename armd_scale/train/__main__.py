@@ -4,11 +4,13 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from armd_scale.config.load import load_recipe
-from armd_scale.errors import run_command
-from armd_scale.fault.stop_signal import StopRequest
-from armd_scale.log import configure, get_logger
-from armd_scale.parallel.environment import read_environment
+from armd_scale.errors import exit_on_interrupt, run_command
+
+with exit_on_interrupt():
+    from armd_scale.config.load import load_recipe
+    from armd_scale.fault.stop_signal import StopRequest
+    from armd_scale.log import configure, get_logger
+    from armd_scale.parallel.environment import read_environment
 
 
 def main() -> int:
@@ -42,7 +44,8 @@ def train_recipe(path: str, overrides: Sequence[str]) -> int:
     configure(prefix=prefix, level=logging.INFO if environment.is_rank0 else logging.WARNING)
     # Imported here, because it takes seconds, in which a wrong recipe has already been reported;
     # and after read_environment, which sets the variables that DeepSpeed reads when imported.
-    from armd_scale.train.trainer import Trainer
+    with exit_on_interrupt():
+        from armd_scale.train.trainer import Trainer
 
     # Signals are obeyed from here on: one that arrives while the run is being built stops it after
     # its first step, with a checkpoint.
@@ -50,9 +53,18 @@ def train_recipe(path: str, overrides: Sequence[str]) -> int:
         stopped_by = trainer.fit(stop)
         if stopped_by is None:
             return 0
-        get_logger("armd_scale.train").info(
-            "stopped by signal %d; run the same command to resume", stopped_by
-        )
+        logger = get_logger("armd_scale.train")
+        if trainer.saved_step == trainer.state.step:
+            logger.info("stopped by signal %d; run the same command to resume", stopped_by)
+        else:  # no checkpoints were wanted, or the last step was bad
+            logger.warning(
+                "stopped by signal %d after step %d, which was not saved (%s); the same command "
+                "continues from step %d",
+                stopped_by,
+                trainer.state.step,
+                "it was skipped" if recipe.checkpoint.every_steps else "checkpoint.every_steps=0",
+                trainer.saved_step,
+            )
         return 128 + stopped_by
 
 

@@ -21,7 +21,7 @@ from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
 from armd_scale.eval.likelihood import Likelihood
 from armd_scale.fault.peer_monitor import monitor_peers
-from armd_scale.fault.stop_signal import StopRequest
+from armd_scale.fault.stop_signal import StopRequest, defer_interrupts
 from armd_scale.fault.watchdog import Watchdog
 from armd_scale.log import get_logger
 from armd_scale.metrics.writer import open_writers
@@ -186,6 +186,11 @@ class Trainer:
             context.events.write("stop", self.state.step, signal=stopped_by)
         return stopped_by
 
+    @property
+    def saved_step(self) -> int:
+        """Step of the newest complete checkpoint; without one, the step that the run began at."""
+        return self._checkpointer.saved_step
+
     def train_step(self) -> StepResult:
         """Take one optimizer step and advance `state`; callbacks are not called.
 
@@ -275,8 +280,10 @@ class Trainer:
             watchdog.set_phase("stop_check")
             # A collective: a signal may have reached one rank only, and all must stop at one step.
             stopped_by = stop.any_rank(self._context.device)
-        for callback in self.callbacks:
-            callback.on_train_end(self.state)
+        # From here on all ranks are on their way to the last save, some perhaps not in it yet.
+        with defer_interrupts():
+            for callback in self.callbacks:
+                callback.on_train_end(self.state)
         return stopped_by
 
     def _roll_back(self, request: RollbackRequest) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from armd_scale.fault.stop_signal import STOP_SIGNALS, StopRequest
+from armd_scale.fault.stop_signal import STOP_SIGNALS, StopRequest, defer_interrupts
 from tests.support.spawn import run_on_ranks
 
 CPU = torch.device("cpu")
@@ -32,6 +32,30 @@ def test_a_second_ctrl_c_interrupts_immediately(groups: ProcessGroupCollection) 
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
         assert stop.any_rank(CPU) == signal.SIGINT
+
+
+def test_a_deferred_interrupt_is_answered_with_a_line(
+    groups: ProcessGroupCollection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with StopRequest() as stop:
+        with defer_interrupts(), defer_interrupts():
+            send(signal.SIGINT)
+            assert capfd.readouterr().err == ""  # the first one is handled as ever
+            send(signal.SIGINT)
+            assert "a checkpoint is being saved" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stop.any_rank(CPU) == signal.SIGINT
+
+
+def test_a_run_under_nohup_survives_its_terminal(groups: ProcessGroupCollection) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert stop.any_rank(CPU) is None
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_the_previous_handlers_are_restored() -> None:

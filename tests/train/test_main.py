@@ -161,7 +161,9 @@ def test_a_run_killed_in_a_save_resumes_from_the_checkpoint_before_it(
     )
 
 
-@pytest.mark.parametrize(("signum", "to_group"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+@pytest.mark.parametrize(
+    ("signum", "to_group"), [(signal.SIGTERM, True), (signal.SIGINT, False), (signal.SIGHUP, False)]
+)
 def test_a_stopped_run_saves_exits_and_resumes(
     recipe_in: Callable[..., Recipe], signum: signal.Signals, to_group: bool
 ) -> None:
@@ -180,6 +182,17 @@ def test_a_stopped_run_saves_exits_and_resumes(
     steps = step + 5
     resumed = trained(bend(stopped, {"train.steps": steps}))
     assert resumed == trained(recipe_in("whole", train__steps=steps, checkpoint__every_steps=0))
+
+
+def test_a_stopped_run_without_checkpoints_says_so(recipe_in: Callable[..., Recipe]) -> None:
+    stopped = recipe_in("stopped", train__steps=100_000, checkpoint__every_steps=0)
+    command = start(stopped)
+    command.wait_for(lambda: last_step(stopped) >= 2)
+    command.send(signal.SIGTERM)
+    done = command.finish()
+    assert done.status == 128 + signal.SIGTERM, done.errors
+    assert "was not saved (checkpoint.every_steps=0)" in done.errors
+    assert "the same command continues from step 0" in done.errors
 
 
 def test_a_longer_run_repeats_the_shorter_one(recipe_in: Callable[..., Recipe]) -> None:

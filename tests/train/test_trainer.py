@@ -18,6 +18,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
+from armd_scale.fault.stop_signal import StopRequest
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 from armd_scale.train.trainer import Trainer
@@ -220,3 +221,19 @@ def test_one_line_trains_in_a_fresh_process(recipe: Recipe, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["None", "None"]
     assert events(recipe)[-3:] == [("resume", 5), ("save", 7), ("end", 7)]
+
+
+def test_a_second_ctrl_c_waits_for_a_save(
+    recipe: Recipe, groups: ProcessGroupCollection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = bend(recipe, {"checkpoint.asynchronous": True})
+    with Trainer.from_recipe(recipe, groups=groups) as trainer, StopRequest():
+        trainer.train_step()
+        trainer._checkpointer.save(trainer.state)  # in the background
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert "a checkpoint is being saved" in capfd.readouterr().err
+        trainer._checkpointer.poll(wait=True)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert open_checkpoint(recipe.run.folder, with_optimizer=True).state["step"] == 1

@@ -6,12 +6,14 @@ after short delays, then at the next interval, while training goes on from the s
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from armd_scale.checkpoint.pinned_buffers import HostBuffers
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.errors import CheckpointError
+from armd_scale.fault.stop_signal import defer_interrupts
 from armd_scale.log import get_logger
 from armd_scale.metrics.writer import MetricsWriter
 from armd_scale.optim.ema import ExponentialMovingAverage
@@ -72,6 +74,7 @@ class Checkpointer:
         self.saved_step = start_step
         """Step of the newest complete checkpoint."""
         self._pending: _PendingSave | None = None
+        self._deferral = ExitStack()  # holds `defer_interrupts` while a save is pending
         self._has_warned = False
         self._num_failures = 0
         self._is_async = context.recipe.checkpoint.asynchronous
@@ -116,7 +119,7 @@ class Checkpointer:
         """Abandon a pending save. When this returns, no thread writes any more."""
         if self._pending is not None:
             self._pending.save.cancel()
-            self._pending = None
+            self._set_pending(None)
 
     def save(self, state: TrainState, *, wait: bool = False) -> Path:
         """Start the save of a state, after the pending one is complete; return its folder.
@@ -139,10 +142,12 @@ class Checkpointer:
         # Two saves at a time would need a second set of host buffers.
         self.poll(wait=True)
         start = time.perf_counter()
-        save = self._start_save(state)
-        # The constructor copies the state to host memory and plans who writes what. Training has
-        # waited for that even if the rest runs in the background.
-        self._pending = _PendingSave(save, state.step, start, time.perf_counter() - start)
+        with defer_interrupts():
+            save = self._start_save(state)
+            # The constructor copies the state to host memory and plans who writes what. Training
+            # has waited for that even if the rest runs in the background.
+            seconds = time.perf_counter() - start
+            self._set_pending(_PendingSave(save, state.step, start, seconds))
         if wait or not self._is_async:
             self.poll(wait=True)
         return save.folder
@@ -163,14 +168,20 @@ class Checkpointer:
             is_done = pending.save.poll()
         except CheckpointError:
             # Dropped, not retried here: the state in memory has moved on, and is saved instead.
-            self._pending = None
+            self._set_pending(None)
             raise
         stop = time.perf_counter()
         pending.wait_seconds += stop - start
         if is_done:
-            self._pending = None
+            self._set_pending(None)
             self.saved_step, self._num_failures = pending.step, 0
             self._report(pending, total_seconds=stop - pending.start_time)
+
+    def _set_pending(self, pending: _PendingSave | None) -> None:
+        self._pending = pending
+        self._deferral.close()
+        if pending is not None:
+            self._deferral.enter_context(defer_interrupts())
 
     def _start_save(self, state: TrainState) -> CheckpointSave:
         recipe, network = self._context.recipe, self._engine.network
