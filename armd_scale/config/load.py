@@ -15,6 +15,8 @@ from armd_scale.errors import RecipeError
 from armd_scale.order.policies import POLICIES, OrderPolicy
 
 EXTENDS = "extends"
+HERE = "."
+"""Value of `model.init_from` that stands for the folder of the recipe file."""
 # A recipe with every key has about 150 values and 4 levels. These limits stop a small file from
 # growing without end through aliases, and from exhausting the stack.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_EXTENDS = 1 << 20, 100_000, 50, 32
@@ -103,7 +105,11 @@ def _read_file(path: Path) -> RecipeSource:
         raise RecipeError(
             f"{path}: a recipe must be a mapping of sections (got {format_value(values)})"
         )
-    return RecipeSource(values=cast(dict[Any, Any], values or {}), origins=origins)
+    source = RecipeSource(values=cast(dict[Any, Any], values or {}), origins=origins)
+    model = source.values.get("model")
+    if isinstance(model, dict) and cast(dict[Any, Any], model).get("init_from") == HERE:
+        model["init_from"] = str(path.parent)
+    return source
 
 
 def _apply_override(document: RecipeSource, override: str) -> None:

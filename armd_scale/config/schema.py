@@ -142,7 +142,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights."""
     init_from: str | None = None
-    """Checkpoint whose weights (without optimizer) the run starts from; null: random weights."""
+    """Checkpoint whose weights (without optimizer) the run starts from; `.` in a recipe file: the
+    checkpoint that the file lies in; null: random weights."""
 
     @property
     def has_position_table(self) -> bool:
@@ -263,6 +264,8 @@ class CheckpointConfig:
     """Write in the background: training waits only for a copy to host memory, of the same size."""
     resume: str = "auto"
     """`auto`: the newest valid checkpoint in the run's folder; `never`; or the path of one."""
+    allow_changes: bool = False
+    """Resume also with settings or data under which the steps so far would have been others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from armd_scale.parallel.pipeline.partition import stages_of_rank
 from armd_scale.train.callbacks.checkpointer import Checkpointer
 from armd_scale.train.callbacks.evaluator import Evaluator
 from armd_scale.train.callbacks.progress import ProgressLogger
+from armd_scale.train.changes import describe_data
 from armd_scale.train.context import TrainingContext, compute_dtype
 from armd_scale.train.data import EvalData, tokenizer_contents
 from armd_scale.train.resume import load_train_state
@@ -190,5 +191,6 @@ def build_callbacks(
             average=average,
             start_step=state.step,
             tokenizer=tokenizer_contents(context.recipe),
+            data=describe_data(context.recipe),
         ),
     )

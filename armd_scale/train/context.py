@@ -6,6 +6,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.resolve import ResolvedRecipe
+from armd_scale.fault.run_lock import RunLock
 from armd_scale.fault.watchdog import Watchdog
 from armd_scale.metrics.events import EventLog
 from armd_scale.parallel.environment import DistributedEnv
@@ -20,6 +21,8 @@ class TrainingContext:
     groups: ProcessGroupCollection
     watchdog: Watchdog = field(default_factory=Watchdog)
     events: EventLog = field(default_factory=EventLog)
+    lock: RunLock | None = None
+    """The lock of the run folder, on rank 0."""
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from armd_scale.config.schema import Recipe
 from armd_scale.data.sample_stream import SampleStream
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.plan.recompute import resolve_recompute
+from armd_scale.train.changes import Change, check_changes
 from armd_scale.train.data import (
     EvalData,
     check_tokenizers,
@@ -31,6 +32,8 @@ class RunInputs(NamedTuple):
     teacher: Checkpoint | None
     samples: SampleStream
     eval_data: EvalData | None
+    changes: list[Change]
+    """What differs from the run that saved `resumed`."""
 
 
 def resolve_recipe(recipe: Recipe, environment: DistributedEnv) -> ResolvedRecipe:
@@ -53,7 +56,8 @@ def open_inputs(recipe: ResolvedRecipe) -> RunInputs:
     """Open checkpoints and data, and check that they fit the recipe and each other.
 
     Raises:
-        CheckpointError: a checkpoint is damaged or does not fit the recipe.
+        CheckpointError: a checkpoint is damaged or does not fit the recipe, or settings have
+            changed since it was saved.
         ShardError: a shard is missing, damaged or shorter than one window.
         TokenizerError: two tokenizers differ.
         OrderError: an order of `eval.orders` does not exist.
@@ -62,4 +66,6 @@ def open_inputs(recipe: ResolvedRecipe) -> RunInputs:
     weights, teacher = initial_checkpoint(recipe, resumed), open_teacher(recipe)
     for checkpoint in (weights, teacher):
         check_tokenizers(recipe, checkpoint)
-    return RunInputs(resumed, weights, teacher, open_samples(recipe), open_eval_data(recipe))
+    samples, eval_data = open_samples(recipe), open_eval_data(recipe)
+    changes = [] if resumed is None else check_changes(recipe, resumed)
+    return RunInputs(resumed, weights, teacher, samples, eval_data, changes)

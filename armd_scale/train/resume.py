@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from armd_scale.checkpoint.load import Checkpoint, load_optimizer, open_checkpoint
@@ -12,6 +14,7 @@ from armd_scale.errors import CheckpointError
 from armd_scale.log import get_logger
 from armd_scale.model.model_chunks import ModelChunks
 from armd_scale.optim.zero_engine import MOMENTS, OptimizerState
+from armd_scale.train.changes import DATA_KEY
 from armd_scale.train.state import TrainState
 
 # Keys in which a run's model may differ from the one whose weights it starts from: they choose how
@@ -22,13 +25,11 @@ KEYS_FREE_WITH_INIT_FROM = frozenset(
 )
 
 
-def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
-    """Open the checkpoint that `checkpoint.resume` selects; None for a fresh start.
+def refuse_checkpoint_as_run_folder(recipe: ResolvedRecipe) -> None:
+    """Refuse a run folder that is a checkpoint, whose files the run would overwrite.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or has a different model, a fresh start was
-            requested in a run folder that already has checkpoints, or the run folder is itself a
-            checkpoint, whose files the run would overwrite.
+        CheckpointError: it is one.
     """
     folder = Path(recipe.run.folder)
     if (folder / MANIFEST).is_file():
@@ -36,6 +37,15 @@ def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
             f"run.folder must not be a checkpoint, and {folder} is one: choose another run.folder, "
             f"and set model.init_from={folder} to start from its weights"
         )
+
+
+def find_checkpoint(recipe: ResolvedRecipe) -> Checkpoint | None:
+    """Open the checkpoint that `checkpoint.resume` selects; None for a fresh start.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or has a different model, or a fresh start was
+            requested in a run folder that already has checkpoints.
+    """
     resume = recipe.checkpoint.resume
     checkpoints = checkpoints_folder(recipe)
     if resume == "never":
@@ -59,7 +69,35 @@ def checkpoints_folder(recipe: ResolvedRecipe) -> Path:
     return Path(recipe.run.folder) / "checkpoints"
 
 
-def set_aside_later_checkpoints(recipe: ResolvedRecipe, resumed: Checkpoint | None) -> None:
+def check_same_on_all_ranks(checkpoint: Checkpoint | None, device: torch.device) -> None:
+    """Check that all ranks have found the same checkpoint (collective).
+
+    Raises:
+        CheckpointError: they have not; on all ranks alike.
+    """
+    step = -1 if checkpoint is None else checkpoint.state["step"]
+    largest = torch.tensor([step, -step], device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    newest, oldest = int(largest[0]), -int(largest[1])
+    if newest != oldest:
+        raise CheckpointError(
+            f"all ranks must resume from one checkpoint, and they found those of steps {oldest} "
+            f"and {newest} (-1: none): set run.folder to a filesystem that all machines share, and "
+            "rerun the same command"
+        )
+
+
+def load_progress(checkpoint: Checkpoint) -> TrainState:
+    """Return the counters of a checkpoint.
+
+    Raises:
+        CheckpointError: its training state is of another format.
+    """
+    values = {key: value for key, value in checkpoint.state.items() if key != DATA_KEY}
+    return TrainState.from_json(values)
+
+
+def set_aside_later_checkpoints(recipe: ResolvedRecipe, resumed: Checkpoint) -> None:
     """Rename checkpoints of the run that are later than the one it continues from.
 
     On rank 0, once all ranks have opened their checkpoint.
@@ -71,8 +109,6 @@ def set_aside_later_checkpoints(recipe: ResolvedRecipe, resumed: Checkpoint | No
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    if resumed is None:
-        return
     # With `auto` the newest sound one was opened, so later ones are damaged. A path may name an
     # older one although there are later ones: the run branches off.
     suffix = "damaged" if recipe.checkpoint.resume == "auto" else "abandoned"
@@ -144,7 +180,7 @@ def load_train_state(
     with_average = with_average and checkpoint.recipe.optim.ema_decay is not None
     names = ["master", *MOMENTS, *(["average"] if with_average else [])]
     sections = load_optimizer(checkpoint, names, network=network, groups=network.groups)
-    state = TrainState.from_json(checkpoint.state)
+    state = load_progress(checkpoint)
     moments = {key: sections[key] for key in MOMENTS}
     # Not `state.step`: AdamW corrects its bias by the updates it has made, without skipped steps.
     optimizer = OptimizerState(

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from armd_scale.config.derived import accumulation_steps
 from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.errors import TrainingError
+from armd_scale.fault.run_lock import RunLock
 from armd_scale.log import get_logger
 from armd_scale.metrics.events import EventLog
 from armd_scale.model.attention import sdpa_backend_name
@@ -20,8 +21,38 @@ _PACKAGE = "armd_scale"
 
 
 @contextmanager
-def run_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> Iterator[EventLog]:
-    """Create the run folder and open its log.txt and events.jsonl, on rank 0; yield the event log.
+def locked_run_folder(
+    recipe: ResolvedRecipe, environment: DistributedEnv
+) -> Iterator[RunLock | None]:
+    """Create the run folder and lock it for this job, on rank 0; yield the lock there.
+
+    A folder that is still empty at the end is removed again, with the parents that were created.
+
+    Raises:
+        TrainingError: the folder cannot be written, or another job uses it.
+    """
+    if not environment.is_rank0:
+        yield None
+        return
+    folder = Path(recipe.run.folder)
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _explained_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = RunLock(folder)
+        try:
+            yield lock
+        finally:
+            lock.release()
+    finally:
+        with suppress(OSError):  # not empty: the run has begun
+            for path in created:
+                path.rmdir()
+
+
+@contextmanager
+def run_logs(recipe: ResolvedRecipe, environment: DistributedEnv) -> Iterator[EventLog]:
+    """Open log.txt and events.jsonl of the run folder, on rank 0; yield the event log.
 
     Every log line of this package goes to log.txt until the block ends.
 
@@ -32,15 +63,10 @@ def run_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> Iterator[
         yield EventLog()
         return
     folder = Path(recipe.run.folder)
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with _explained_errors(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
         # One that begins a new file if this one is removed or renamed during the run.
         handler = WatchedFileHandler(folder / "log.txt", encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise TrainingError(
-            f"run.folder must be writable ({folder}: {error.strerror}): fix its permissions or "
-            "choose another run.folder"
-        ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = get_logger(_PACKAGE)
     if logger.level == logging.NOTSET:  # used as a library, whose caller has not configured it
@@ -53,6 +79,18 @@ def run_folder(recipe: ResolvedRecipe, environment: DistributedEnv) -> Iterator[
         events.close()
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _explained_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TrainingError(
+            f"run.folder must be writable ({folder}: {reason}): fix its permissions or choose "
+            "another run.folder"
+        ) from error
 
 
 def log_setup(context: TrainingContext) -> None:

@@ -36,6 +36,7 @@ from armd_scale.train.build import (
     build_optimizer,
 )
 from armd_scale.train.callbacks.base import Callback
+from armd_scale.train.changes import log_changes
 from armd_scale.train.context import TrainingContext
 from armd_scale.train.inputs import RunInputs, open_inputs, resolve_recipe
 from armd_scale.train.loss_guard import (
@@ -44,8 +45,14 @@ from armd_scale.train.loss_guard import (
     record_step_outcome,
     state_after_rollback,
 )
-from armd_scale.train.resume import latest_checkpoint_before, set_aside_later_checkpoints
-from armd_scale.train.run_folder import log_setup, run_folder
+from armd_scale.train.resume import (
+    check_same_on_all_ranks,
+    latest_checkpoint_before,
+    load_progress,
+    refuse_checkpoint_as_run_folder,
+    set_aside_later_checkpoints,
+)
+from armd_scale.train.run_folder import locked_run_folder, log_setup, run_logs
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult, StepRunner
 from armd_scale.train.teacher import Teacher, load_teacher
@@ -85,7 +92,7 @@ class Trainer:
 
         Builds in order: the checkpoints to start from, the data, the process groups, the network,
         the optimizer and the callbacks. What is wrong with the recipe, the data or a checkpoint is
-        found before the run folder is created.
+        found before anything is written to the run folder but its lock.
 
         Args:
             recipe: from `load_recipe`.
@@ -101,10 +108,13 @@ class Trainer:
         """
         environment = env or read_environment()
         resolved = resolve_recipe(recipe, environment)
-        inputs = open_inputs(resolved)
         # If anything below fails, the stack closes what is open, in reverse order.
         with ExitStack() as stack:
-            events = stack.enter_context(run_folder(resolved, environment))
+            refuse_checkpoint_as_run_folder(resolved)
+            # Locked before a checkpoint is chosen: another job may be about to save a newer one.
+            lock = stack.enter_context(locked_run_folder(resolved, environment))
+            inputs = open_inputs(resolved)
+            events = stack.enter_context(run_logs(resolved, environment))
             # The event before the log line: what lies between them and the sign of life before, in
             # either file, is downtime.
             events.write("start", 0, processes=environment.world_size)
@@ -117,14 +127,16 @@ class Trainer:
             if groups is None:
                 groups = stack.enter_context(process_groups(environment, resolved.parallel))
             # Now all ranks have opened what they resume from: they met to make the groups.
-            if environment.is_rank0:
+            check_same_on_all_ranks(inputs.resumed, environment.device)
+            if environment.is_rank0 and inputs.resumed is not None:
                 set_aside_later_checkpoints(resolved, inputs.resumed)
+                log_changes(inputs.changes, inputs.resumed)
             watchdog = Watchdog(
                 Path(resolved.run.folder),
                 rank=environment.rank,
                 hang_timeout_seconds=resolved.train.hang_timeout_seconds,
             )
-            context = TrainingContext(resolved, environment, groups, watchdog, events)
+            context = TrainingContext(resolved, environment, groups, watchdog, events, lock)
             with monitor_peers(environment, watchdog=watchdog):
                 trainer = cls(context, inputs, callbacks, stack=stack)
             # Success: everything stays open until the trainer is closed or garbage-collected.
@@ -272,6 +284,8 @@ class Trainer:
         watchdog, stopped_by = self._context.watchdog, None
         while self.state.step < self.recipe.train.steps and stopped_by is None:
             result = self.train_step()
+            if self._context.lock is not None:
+                self._context.lock.check()
             # All ranks pass the same phases in the same order: the rank with the lowest phase index
             # is the one that hangs.
             watchdog.set_phase("callbacks")
@@ -297,7 +311,7 @@ class Trainer:
         self.state = request.state
         self._release()
         checkpoint = latest_checkpoint_before(self.recipe, request.last_good_step)
-        saved = None if checkpoint is None else TrainState.from_json(checkpoint.state)
+        saved = None if checkpoint is None else load_progress(checkpoint)
         state = state_after_rollback(request, saved, self.recipe.train.loss_guard)
         assert checkpoint is not None
         assert saved is not None

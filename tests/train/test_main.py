@@ -184,6 +184,36 @@ def test_a_stopped_run_saves_exits_and_resumes(
     assert resumed == trained(recipe_in("whole", train__steps=steps, checkpoint__every_steps=0))
 
 
+def test_a_second_run_in_the_folder_is_refused(recipe_in: Callable[..., Recipe]) -> None:
+    recipe = recipe_in("run", train__steps=100_000, checkpoint__every_steps=10)
+    command = start(recipe)
+    command.wait_for(lambda: last_step(recipe) >= 2)
+    before = (folder_of(recipe) / "log.txt").read_text()
+    second = folder_of(recipe).parent / "second"
+    second.mkdir()
+    done = run(TRAIN, folder_of(recipe).parent / "recipe.yaml", folder=second)
+    assert f"is in use (process {command.pid} on" in done.sentence
+    assert "run.folder must be used by one job at a time" not in before
+    command.send(signal.SIGTERM)
+    done = command.finish()
+    assert done.status == 128 + signal.SIGTERM, done.errors
+    assert not (folder_of(recipe) / "lock.json").exists()
+
+
+def test_a_changed_run_is_refused_with_its_differences(recipe_in: Callable[..., Recipe]) -> None:
+    recipe = recipe_in("run", train__steps=6)
+    trained(recipe)
+    before = contents(folder_of(recipe))
+    home = folder_of(recipe).parent
+    done = run(TRAIN, home / "recipe.yaml", "run.seed=7", "train.steps=8", folder=home)
+    assert f"run.seed: {recipe.run.seed} -> 7" in done.sentence
+    assert contents(folder_of(recipe)) == before
+    trained(recipe, "run.seed=7", "train.steps=8", "checkpoint.allow_changes=true")
+    log = (folder_of(recipe) / "log.txt").read_text()
+    assert f"  run.seed     {recipe.run.seed}  7  (another curve)" in log
+    assert "  train.steps  4" in log
+
+
 def test_a_stopped_run_without_checkpoints_says_so(recipe_in: Callable[..., Recipe]) -> None:
     stopped = recipe_in("stopped", train__steps=100_000, checkpoint__every_steps=0)
     command = start(stopped)
@@ -279,7 +309,7 @@ def test_a_diverging_run_keeps_its_checkpoints(
     before = contents(folder_of(recipe) / "checkpoints")
     done = run(
         TRAIN, folder_of(recipe).parent / "recipe.yaml", "train.steps=100", "optim.lr=1e30",
-        folder=folder_of(recipe).parent,
+        "checkpoint.allow_changes=true", folder=folder_of(recipe).parent,
     )  # fmt: skip
     assert "loss and gradient must stay finite and steady (got: " in done.sentence
     assert "already rolled back 2 times: lower optim.lr" in done.sentence

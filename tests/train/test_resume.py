@@ -12,6 +12,7 @@ from armd_scale.train.resume import (
     find_checkpoint,
     initial_checkpoint,
     latest_checkpoint_before,
+    refuse_checkpoint_as_run_folder,
     set_aside_later_checkpoints,
 )
 from tests.support.checkpoints import save_network
@@ -55,12 +56,12 @@ def test_what_a_run_does_not_continue_from_is_set_aside(
     folders = [save_network(recipe, groups, step=step) for step in (2, 4, 6)]
     (folders[2] / "state.json").unlink()
     resumed = find_checkpoint(recipe)
-    set_aside_later_checkpoints(recipe, resumed)
     assert resumed is not None
+    set_aside_later_checkpoints(recipe, resumed)
     assert resumed.folder == folders[1]
     assert (folders[1].parent / "step_00000006.damaged").is_dir()
     older = resuming(recipe, str(folders[0]))
-    set_aside_later_checkpoints(older, find_checkpoint(older))
+    set_aside_later_checkpoints(older, open_checkpoint(folders[0]))
     assert (folders[1].parent / "step_00000004.abandoned" / "state.json").is_file()
     resumed = find_checkpoint(recipe)
     assert resumed is not None
@@ -72,7 +73,8 @@ def test_a_checkpoint_is_not_a_run_folder(
 ) -> None:
     folder = save_network(recipe, groups)
     with pytest.raises(CheckpointError, match=f"set model.init_from={folder}"):
-        find_checkpoint(bend(recipe, {"run.folder": str(folder)}))
+        refuse_checkpoint_as_run_folder(bend(recipe, {"run.folder": str(folder)}))
+    refuse_checkpoint_as_run_folder(recipe)
 
 
 def test_never_rejects_a_folder_that_has_checkpoints(

@@ -19,6 +19,7 @@ from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
 from armd_scale.fault.stop_signal import StopRequest
+from armd_scale.train.changes import describe_data
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 from armd_scale.train.trainer import Trainer
@@ -139,7 +140,8 @@ def test_save_and_evaluate_whenever_asked(recipe: Recipe, groups: ProcessGroupCo
         folder = trainer.save()
         results = trainer.evaluate()
     assert open_checkpoint(folder, with_optimizer=True).state == state_after(1).to_json() | {
-        "recent_losses": []
+        "recent_losses": [],
+        "data": describe_data(trainer.recipe),
     }
     assert [result.order for result in results] == ["l2r", "strided-ar:2"]
     lines = [line for line in metrics(recipe) if "eval_order" in line]

@@ -219,6 +219,7 @@ class _Job:
             average=None,
             start_step=-1,
             tokenizer={},
+            data=[],
         )
 
     def save(self, checkpointer: Checkpointer) -> _Save:

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIG
 from armd_scale.checkpoint.store import read_manifest, write_manifest
 from armd_scale.checkpoint.streaming_io import write_streamed
 from armd_scale.checkpoint.tensor_files import FileRecord
-from armd_scale.config.load import dump_recipe
+from armd_scale.config.load import HERE, dump_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import (
@@ -91,6 +91,8 @@ def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> No
     )
     source = HfCheckpoint(request.hf, request.settings)
     recipe = recipe_for(source, request.output, parallel=request.parallel, dtype=request.dtype)
+    # What trains this recipe as it is, or extends it, starts from the converted weights.
+    recipe = replace(recipe, model=replace(recipe.model, init_from=HERE))
     rules.check(recipe)  # refuses an impossible --tp or --pp before anything is written
     weights, dtype = HfWeights(source, groups), DTYPES.get(request.dtype)
     tensors = weights.tensors(dtype)
@@ -125,14 +127,14 @@ def recipe_for(
 
     Args:
         source: the folder.
-        output: folder of the run; its last part is the name of the run.
+        output: the checkpoint; its last part is the name of a run of the recipe.
         parallel: layout.
         dtype: as of `ConversionRequest`.
     """
     assert source.model.max_positions is not None
     weights_dtype = DTYPES.get(dtype, source.dtype)
     recipe = Recipe(
-        run=RunConfig(name=output.name, folder=str(output), seed=source.settings.seed),
+        run=RunConfig(name=output.name, folder=f"runs/{output.name}", seed=source.settings.seed),
         data=DataConfig(
             train="unset", seq_length=min(source.model.max_positions - 1, DEFAULT_SEQ_LENGTH)
         ),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from armd_scale.checkpoint.pinned_buffers import HostBuffers
 from armd_scale.checkpoint.save import CheckpointSave
@@ -19,6 +20,7 @@ from armd_scale.metrics.writer import MetricsWriter
 from armd_scale.optim.ema import ExponentialMovingAverage
 from armd_scale.optim.zero_engine import ZeroEngine
 from armd_scale.train.callbacks.base import is_due
+from armd_scale.train.changes import DATA_KEY
 from armd_scale.train.context import TrainingContext
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
@@ -57,6 +59,7 @@ class Checkpointer:
         average: averaged weights to save.
         start_step: the step that training starts from, which needs no checkpoint.
         tokenizer: contents of the tokenizer's files by name, for each checkpoint.
+        data: fingerprints of the training data, for each checkpoint; JSON values.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class Checkpointer:
         average: ExponentialMovingAverage | None,
         start_step: int,
         tokenizer: Mapping[str, bytes],
+        data: Sequence[Mapping[str, Any]],
     ) -> None:
         self._context, self._engine, self._writers = context, engine, writers
-        self._average, self._tokenizer = average, tokenizer
+        self._average, self._tokenizer, self._data = average, tokenizer, data
         self.saved_step = start_step
         """Step of the newest complete checkpoint."""
         self._pending: _PendingSave | None = None
@@ -198,7 +202,7 @@ class Checkpointer:
             step=state.step,
             network=network,
             recipe=recipe,
-            state=state.to_json(),
+            state={**state.to_json(), DATA_KEY: self._data},
             # From the master weights: under ZeRO 3 the network's own parameters are shards.
             weights=optimizer.weights(network),
             optimizer=sections,

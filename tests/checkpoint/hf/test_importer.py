@@ -1,6 +1,7 @@
 """Tests of conversion: models of every family compute the same after it, on every layout."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from armd_scale.checkpoint.hf.parity import check_parity, describe
 from armd_scale.checkpoint.hf.source import ArmdSettings
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.streaming_io import StreamedWeights
+from armd_scale.config.load import load_recipe
+from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.batch import ArmdBatch
 from armd_scale.errors import CheckpointError, RecipeError
 from armd_scale.model.weight_init import init_parameter
 from armd_scale.train.build import build_model
 from armd_scale.train.callbacks.evaluator import PipelineEvaluator
+from armd_scale.train.resume import find_checkpoint, initial_checkpoint
 from armd_scale.train.schedule_chunks import make_schedule_chunks
 from tests.support.hf_folders import CONFIGS, VOCAB, make_model, write_folder
 from tests.support.networks import batch_of
@@ -194,6 +198,18 @@ def test_weights_keep_their_type_unless_another_is_requested(groups, tmp_path, r
     assert {tensor.dtype for tensor in weights.tensors.values()} == {dtype}
     parity = check_parity(open_checkpoint(tmp_path / "armd"), tmp_path / "hf", groups=groups)
     assert parity.passed == (requested != "bf16")  # bf16 rounds fp16 values
+
+
+def test_a_recipe_of_a_conversion_starts_from_its_weights(converted, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(converted / "llama.armd", folder)
+    recipe = resolve(load_recipe(folder / "recipe.yaml"))
+    checkpoint = initial_checkpoint(recipe, find_checkpoint(recipe))
+    assert checkpoint is not None
+    assert checkpoint.folder == folder
+    extended = tmp_path / "finetune.yaml"
+    extended.write_text("extends: moved/recipe.yaml\n")
+    assert load_recipe(extended).model.init_from == str(folder)
 
 
 def test_an_output_is_replaced_only_on_request(converted, groups, tmp_path):
