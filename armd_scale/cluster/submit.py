@@ -1,6 +1,8 @@
 """Submit, follow and cancel jobs through submitit, on Slurm or on this machine."""
 
 import itertools
+import os
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from submitit.core.utils import FailedJobError
 
 from armd_scale.cluster.requeueable import RequeueableTask
 from armd_scale.errors import TrainingError
+from armd_scale.files import reraise_write_errors
 
 # Runs at the end of the batch script, as in the scripts of slurm/. submitit itself requeues only
 # after its signal, not after a lost or crashed process.
@@ -140,14 +143,36 @@ def jobs_of(folder: Path) -> list[submitit.SlurmJob]:
         folder: the run's folder.
     """
     # submitit names its files JOB_submitted.pkl, or JOB_0_submitted.pkl for a task of an array.
-    job_ids = {path.name.split("_")[0] for path in _submitit_folder(folder).glob("*_submitted.pkl")}
-    return [
-        submitit.SlurmJob(_submitit_folder(folder), job_id) for job_id in sorted(job_ids, key=int)
-    ]
+    path = _submitit_folder(folder)
+    job_ids = {file.name.split("_")[0] for file in path.glob("*_submitted.pkl")}
+    numbers = sorted(int(job_id) for job_id in job_ids if job_id.isdecimal())
+    return [submitit.SlurmJob(path, str(number)) for number in numbers]
 
 
 def _submitit_folder(folder: Path) -> Path:
-    return folder / "submitit"
+    """The folder of submitit's files.
+
+    Raises:
+        TrainingError: somebody else could put files there. submitit unpickles some of them, which
+            runs whatever code they hold.
+    """
+    path = folder / "submitit"
+    if path.exists():
+        status = path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise TrainingError(
+                f"{path} must be yours, and nobody else may write there, because submitit runs "
+                f"code from it: chmod go-w {path}, or choose another run.folder"
+            )
+    return path
+
+
+def _create_submitit_folder(folder: Path) -> Path:
+    path = _submitit_folder(folder)
+    with reraise_write_errors(path, error_class=TrainingError):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    return _submitit_folder(folder)
 
 
 def _submit(spec: JobSpec, resources: Resources, after: str | None) -> submitit.Job:
@@ -167,8 +192,7 @@ def _make_executor(spec: JobSpec, resources: Resources, after: str | None) -> su
             "submitting to Slurm needs sbatch and srun, which are not on PATH: run this on a login "
             "node, or add --cluster local"
         )
-    folder = _submitit_folder(spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _create_submitit_folder(spec.folder)
     executor = submitit.AutoExecutor(
         folder, cluster=resources.cluster, slurm_max_num_timeout=MAX_REQUEUES
     )

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from armd_scale.checkpoint.load import open_checkpoint
-from armd_scale.cluster.submit import sweep
+from armd_scale.cluster.submit import JobSpec, Resources, jobs_of, submit, sweep
 from armd_scale.config.schema import Recipe
 from armd_scale.errors import TrainingError
 from tests.support.cli import ROOT, metrics, tiny_recipe, train, write_recipe, write_text
@@ -152,3 +152,25 @@ def test_keys_follow_the_recipes_and_former_options_are_refused(tmp_path: Path) 
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_folder_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "submitit"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(TrainingError, match="nobody else may write there"):
+        jobs_of(tmp_path)
+    spec = JobSpec(run=int, name="job", folder=tmp_path)
+    with pytest.raises(TrainingError, match=f"chmod go-w {folder}"):
+        submit([spec], Resources(cluster="local", nodes=1, tasks_per_node=1))
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o755)
+    assert jobs_of(tmp_path) == []
+
+
+def test_files_of_other_names_are_no_jobs(tmp_path: Path) -> None:
+    (tmp_path / "submitit").mkdir(mode=0o700)
+    for name in ("12_submitted.pkl", "3_0_submitted.pkl", "x_submitted.pkl"):
+        (tmp_path / "submitit" / name).touch()
+    assert [job.job_id for job in jobs_of(tmp_path)] == ["3", "12"]
