@@ -1,9 +1,10 @@
 """Damaged and crafted files: every artefact is read, or refused in one sentence.
 
-Mutations are drawn from a seed. Those of a checkpoint are listed in its manifest anew, so that the
+Mutations are drawn from a seed; FUZZ_MUTATIONS=3600 in the environment draws more of them. Those of a checkpoint are listed in its manifest anew, so that the
 readers themselves must notice what is wrong, not only the hashes.
 """
 
+import os
 import random
 import re
 from collections.abc import Callable
@@ -26,7 +27,8 @@ from tests.support.hf_folders import write_byte_tokenizer, write_folder
 
 pytestmark = pytest.mark.slow(minutes=1)
 
-NUM_MUTATIONS = 60
+NUM_MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "60"))
+"""Of each file; 60 take a minute for all tests, and 3600 an hour."""
 VALUES = (
     *("null", "true", "-1", "0", "1.5", "1e999", "NaN", "9" * 23, "[]", "{}", '"x"', '""'),
     *('"\\ud800"', '"../a"', '"/etc/passwd"', '"a\\u0000b"', "[" * 2000, '{"a": ' * 2000),
