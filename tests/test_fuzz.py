@@ -1,7 +1,8 @@
 """Damaged and crafted files: every artefact is read, or refused in one sentence.
 
-Mutations are drawn from a seed; FUZZ_MUTATIONS=3600 in the environment draws more of them. Those of a checkpoint are listed in its manifest anew, so that the
-readers themselves must notice what is wrong, not only the hashes.
+Mutations are drawn from a seed; FUZZ_MUTATIONS=3600 in the environment draws more of them. Those of
+a checkpoint are listed in its manifest anew, so that the readers themselves must notice what is
+wrong, not only the hashes.
 """
 
 import os
