@@ -1,6 +1,8 @@
 """Open token shards for reading, and verify them against truncation and changed bits."""
 
 import math
+import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -48,6 +50,9 @@ class IndexedTokens:
         # Kept for the lifetime of this object: its arrays are views of a memory mapping that it
         # closes when it is deleted.
         self._dataset: Any = IndexedDataset(prefix)
+        self._bin_path = Path(f"{prefix}.bin")
+        self._descriptor = os.open(self._bin_path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
         self._dtype = header.dtype
         self.num_tokens = int(ends[-1])
         # Elsewhere a document may consist of several sequences, so its start is looked up from the
@@ -61,13 +66,23 @@ class IndexedTokens:
 
         Returns:
             Token ids, int64 [count].
+
+        Raises:
+            ShardError: the file cannot be read, or was truncated since it was opened.
         """
         assert 0 <= start <= start + count <= self.num_tokens, (start, count, self.num_tokens)
         # The position in the stream is the position in the file, because the format has no gaps
         # between sequences: _check_files has compared the end of the last one with the file size.
-        offset = start * self._dtype.itemsize
-        tokens = self._dataset.bin_reader.read(dtype=self._dtype.type, count=count, offset=offset)
-        return tokens.astype(np.int64)
+        offset, num_bytes = start * self._dtype.itemsize, count * self._dtype.itemsize
+        # Not through the library's memory mapping: a file that was truncated since would end the
+        # process with SIGBUS there. pread also leaves the offset alone that forked workers share.
+        try:
+            data = os.pread(self._descriptor, num_bytes, offset)
+        except OSError as error:
+            raise _corrupt_error(self._bin_path, f"it cannot be read: {error.strerror}") from error
+        if len(data) < num_bytes:
+            raise _corrupt_error(self._bin_path, "it was truncated since it was opened")
+        return np.frombuffer(data, self._dtype).astype(np.int64)
 
     def __reduce__(self) -> tuple[type["IndexedTokens"], tuple[str]]:
         return IndexedTokens, (self.prefix,)

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from armd_scale.data.preprocess.pipeline import preprocess
 from armd_scale.data.tokenizer import train_sentencepiece
 from armd_scale.errors import ShardError
 from armd_scale.files import sha256_file
+from tests.support.shards import write_pair
 
 DOCUMENTS = [[5, 6, 7], [1], [], [9, 65_498, 2, 4], [3, 3]]
 
@@ -268,3 +270,13 @@ def test_pair_without_tokens(tmp_path: Path):
     verify(tmp_path / "pair")
     with pytest.raises(ShardError, match="pair contains no tokens"):
         open_shards(tmp_path / "pair")
+
+
+def test_a_file_that_is_truncated_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    prefix = write_pair(tmp_path / "pair", [[1] * 5000, [2] * 5000])
+    tokens = open_shards(prefix)
+    assert tokens.read(9000, 100).tolist() == [2] * 100
+    os.truncate(f"{prefix}.bin", 4096)
+    assert tokens.read(0, 100).tolist() == [1] * 100
+    with pytest.raises(ShardError, match=r"pair\.bin is damaged \(it was truncated since"):
+        tokens.read(9000, 100)
