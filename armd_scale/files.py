@@ -8,6 +8,7 @@ temporary name is in the same folder because a rename is atomic only within one 
 import errno
 import hashlib
 import json
+import os
 import shutil
 import stat
 import tempfile
@@ -206,6 +207,41 @@ def path_inside(folder: Path, name: object, *, follow_links: bool = False) -> Pa
     if not follow_links and not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{name!r} is a link out of its folder")
     return path
+
+
+def regular_file_status(path: str | Path) -> os.stat_result:
+    """Return the status of a regular file, without opening it.
+
+    For files that are about to be read: opening a pipe waits for a writer that may never come, and
+    a device has no end.
+
+    Raises:
+        OSError: there is nothing at `path`, or a folder, pipe, socket or device.
+    """
+    try:
+        status = Path(path).stat()
+    except ValueError as error:  # a NUL character, or characters that no file name can have
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    except FileNotFoundError as error:
+        if Path(path).is_symlink():
+            raise OSError(errno.ENOENT, "a link to nothing", str(path)) from error
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"{kind}, not a regular file", str(path))
+    return status
+
+
+def read_regular_file(path: Path, *, max_bytes: int = 1 << 30) -> bytes:
+    """Read a file that is expected to be small.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `max_bytes` bytes.
+    """
+    if regular_file_status(path).st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB", str(path))
+    return path.read_bytes()
 
 
 def sha256_file(path: Path) -> str:

@@ -17,6 +17,7 @@ from armd_scale.files import (
     atomic_write_json,
     atomic_write_text,
     path_inside,
+    read_regular_file,
     require_parent_dir,
     require_writable,
     sha256_file,
@@ -196,3 +197,21 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: object) -
         path_inside(tmp_path, "a/../../b", follow_links=True)
     assert path_inside(tmp_path, "a/b.c") == tmp_path / "a" / "b.c"
     assert path_inside(tmp_path, "link/a", follow_links=True) == tmp_path / "link" / "a"
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "nowhere").symlink_to("none")
+    (tmp_path / "large").write_bytes(bytes(11))
+    for name, reason in (
+        ("pipe", "a pipe, not a regular file"),
+        ("nowhere", "a link to nothing"),
+        (".", "a folder, not a regular file"),
+        ("a\0b", "no file can have this name"),
+        ("large", "larger than 0 MiB"),
+        ("none", "No such file"),
+    ):
+        with pytest.raises(OSError, match=reason):
+            read_regular_file(tmp_path / name, max_bytes=10)
+    (tmp_path / "small").write_bytes(b"small")
+    assert read_regular_file(tmp_path / "small", max_bytes=10) == b"small"

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import sys
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
@@ -57,6 +58,8 @@ def main() -> None:
 
 
 def _verify(prefix: str) -> None:
+    # A prefix may have bytes that are no characters, which stdout would not print.
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     for dataset in existing_splits(prefix).values():
         manifest = verify(dataset)
         print(f"{dataset}: ok" + ("" if manifest else " (no manifest, so checksums not checked)"))

@@ -1,13 +1,13 @@
 """The manifest PREFIX.json beside a .bin/.idx dataset: counts, checksums, sources, tokenizer."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from armd_scale.errors import ShardError
-from armd_scale.files import path_inside
+from armd_scale.files import path_inside, read_regular_file
 
 VERSION = 1
 # Skipped documents that are described one by one; their count is always complete.
@@ -27,23 +27,36 @@ class TokenizerRecord:
 @final
 @dataclass(frozen=True)
 class SourceRecord:
-    """An input file: its path as the command found it, and its size in bytes."""
+    """An input file: its path as the command found it, its size in bytes, and its content.
+
+    `content_hash` is that of `preprocess.input_hash`; in a shard, of the parts that it contains.
+    None for a hub dataset, and in manifests of earlier versions.
+    """
 
     path: str
     size: int
+    content_hash: str | None = None
 
 
 @final
 @dataclass(frozen=True)
 class Skipped:
-    """Documents that could not be read: how many, and the first ones as `file:line: reason`."""
+    """Documents that could not be read: how many, and the first ones as `file:line: reason`.
+
+    `files` lists all files that could not be read, or not to their end, in the same form.
+    """
 
     count: int = 0
     examples: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def plus(self, other: "Skipped") -> "Skipped":
         """Return the sum; the examples of this one come first."""
-        return Skipped(self.count + other.count, (self.examples + other.examples)[:MAX_EXAMPLES])
+        return Skipped(
+            self.count + other.count,
+            (self.examples + other.examples)[:MAX_EXAMPLES],
+            self.files + other.files,
+        )
 
 
 @final
@@ -157,11 +170,12 @@ def load_manifest(prefix: str | Path) -> Manifest | None:
     path = manifest_path(prefix)
     # A missing file is normal (datasets of other programs), a file that is not a manifest is not.
     try:
-        return _from_mapping(json.loads(path.read_text(encoding="utf-8")))
+        return _from_mapping(json.loads(read_regular_file(path)))
     except FileNotFoundError:
         return None
     # KeyError and TypeError: missing or unknown keys, which the dataclasses below report.
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # RecursionError: JSON that is nested too deeply.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(
             f"{path} must be the manifest of token shards, but is not ({error!r}): build the "
             "shards again, or delete it to read them without a manifest"
@@ -179,7 +193,12 @@ def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> 
     skipped = Skipped()
     for manifest in manifests:
         skipped = skipped.plus(manifest.skipped)
-    # Each shard lists the sources and ignored files of the whole corpus, so these are not summed.
+    # Each shard lists the sources and ignored files of the whole corpus, so these are not summed;
+    # but the hash of a source is a sum over the parts that are in the shards.
+    sources = tuple(
+        replace(records[0], content_hash=add_hashes(record.content_hash for record in records))
+        for records in zip(*(manifest.sources for manifest in manifests), strict=True)
+    )
     return replace(
         first,
         documents=sum(m.documents for m in manifests),
@@ -188,9 +207,17 @@ def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> 
         cut_documents=sum(m.cut_documents for m in manifests),
         tokenizer=replace(first.tokenizer, folder=tokenizer_folder),
         sha256={},
+        sources=sources,
         skipped=skipped,
         shard=None,
     )
+
+
+def add_hashes(hashes: Iterable[str | None]) -> str | None:
+    """Add the content hashes of parts of a file; None if one of them is not known."""
+    values = list(hashes)
+    known = [int(value, 16) for value in values if value is not None]
+    return f"{sum(known) % (1 << 256):064x}" if len(known) == len(values) else None
 
 
 def _to_mapping(manifest: Manifest) -> dict[str, Any]:
@@ -204,14 +231,23 @@ def _to_mapping(manifest: Manifest) -> dict[str, Any]:
     return mapping
 
 
+def _source_record(mapping: dict[str, Any]) -> SourceRecord:
+    record = SourceRecord(**mapping)
+    add_hashes([record.content_hash])  # raises an error if it is not a hash
+    return record
+
+
 def _from_mapping(mapping: dict[str, Any]) -> Manifest:
     if mapping["version"] != VERSION:
         raise ValueError(f"version {mapping['version']}; this program reads version {VERSION}")
     skipped, split, shard = mapping["skipped"], mapping["split"], mapping["shard"]
     records: dict[str, Any] = {
         "tokenizer": TokenizerRecord(**mapping["tokenizer"]),
-        "sources": tuple(SourceRecord(**source) for source in mapping["sources"]),
-        "skipped": Skipped(skipped["count"], tuple(skipped["examples"])),
+        "sources": tuple(_source_record(source) for source in mapping["sources"]),
+        # Earlier versions have no list of files.
+        "skipped": Skipped(
+            skipped["count"], tuple(skipped["examples"]), tuple(skipped.get("files", ()))
+        ),
         "split": split and SplitRecord(split["side"], tuple(split["fractions"])),
         "shard": shard and ShardIndex(**shard),
     }

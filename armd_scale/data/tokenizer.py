@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armd_scale.errors import TokenizerError
-from armd_scale.files import path_inside
+from armd_scale.files import path_inside, read_regular_file
 
 IntArray: TypeAlias = NDArray[np.int32]
 
@@ -27,6 +27,8 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 HF_FILE = "tokenizer.json"
 # Files beside tokenizer.json, both optional, that name the special tokens.
 _HF_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (HF_FILE, SENTENCEPIECE_FILE, *_HF_CONFIG_FILES)
+"""All files that the folder of a tokenizer may need."""
 # Tried in this order for a folder that names no special tokens.
 _COMMON_EOS_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _COMMON_BOS_TOKENS = ("<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[CLS]")
@@ -161,7 +163,7 @@ class HFTokenizer:
     def __init__(self, folder: Path) -> None:
         import tokenizers
 
-        definition = (folder / HF_FILE).read_bytes()
+        definition = read_regular_file(folder / HF_FILE)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(definition)
         except Exception as error:  # the library raises ValueError, and also Exception itself
@@ -172,6 +174,9 @@ class HFTokenizer:
         # A file may have been saved with either switched on, which would change the documents.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        # Random merges, for training on varied tokens: here a text must always give the same ones.
+        if getattr(self._tokenizer.model, "dropout", None) is not None:
+            self._tokenizer.model.dropout = None
         self._folder = folder
         # The highest id, not the number of tokens: ids may have gaps, and must be below vocab_size.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
@@ -193,7 +198,7 @@ class HFTokenizer:
         """Copy `tokenizer.json` and the files that name its special tokens."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in (HF_FILE, *_HF_CONFIG_FILES):
-            if (self._folder / name).exists():
+            if (self._folder / name).is_file():
                 shutil.copyfile(self._folder / name, folder / name)
 
     def _find_prefix_ids(self) -> tuple[int, ...]:
@@ -228,14 +233,14 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         TokenizerError: the file does not exist or cannot be read.
     """
     path = Path(spec)
-    if path.is_dir():
-        if (path / HF_FILE).exists():
-            return HFTokenizer(path)
-        path = path / SENTENCEPIECE_FILE
-    elif path.name == HF_FILE and path.exists():
-        return HFTokenizer(path.parent)
     try:
-        return SentencePieceTokenizer(path.read_bytes(), source=str(path))
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+            if (path / HF_FILE).exists():
+                return HFTokenizer(path)
+            path = path / SENTENCEPIECE_FILE
+        elif path.name == HF_FILE:
+            return HFTokenizer(path.parent)
+        return SentencePieceTokenizer(read_regular_file(path), source=str(path))
     except OSError as error:
         raise TokenizerError(
             f"tokenizer {spec} cannot be read ({error.strerror}): give a sentencepiece model file, "
@@ -260,7 +265,7 @@ def read_tokenizer_files(folder: Path, *, fingerprint: str) -> dict[str, bytes]:
     """
     contents: dict[str, bytes] = {}
     try:
-        for name in (HF_FILE, SENTENCEPIECE_FILE, *_HF_CONFIG_FILES):
+        for name in TOKENIZER_FILES:
             if (path := path_inside(folder, name)).is_file():
                 contents[name] = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -367,9 +372,10 @@ def _training_chunks(texts: Iterable[str], num_characters: int = 1000) -> Iterat
 def _special_token(path: Path, name: str) -> str | None:
     """Return the token that a configuration file names: a string, or `{"content": string}`."""
     try:
-        token: Any = json.loads(path.read_text(encoding="utf-8")).get(name)
-        return token if token is None or isinstance(token, str) else token["content"]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        token: Any = json.loads(read_regular_file(path)).get(name)
+        token = token if token is None or isinstance(token, str) else token["content"]
+        return token if isinstance(token, str) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None  # no such file, or one of another form: the common names are tried
 
 

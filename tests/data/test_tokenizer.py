@@ -152,3 +152,51 @@ def test_tokenizers_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer.json cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_sampling_that_a_file_asks_for_is_switched_off(tmp_path: Path) -> None:
+    folder = save_hf(tmp_path / "bpe")
+    plain = HFTokenizer(folder).encode_batch(SOURCES)
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    for _ in range(3):
+        for ids, expected in zip(HFTokenizer(folder).encode_batch(SOURCES), plain, strict=True):
+            assert np.array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "x.model"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to nothing", "too large"])
+def test_special_files_are_no_tokenizers(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "link to nothing":
+            path.symlink_to("none")
+        case _:
+            with path.open("wb") as file:
+                file.truncate(1 << 40)
+    for spec in (path, tmp_path if name != "x.model" else path):
+        with pytest.raises(TokenizerError, match=r"tokenizer .* cannot be read"):
+            load_tokenizer(spec)
+
+
+@pytest.mark.parametrize("spec", ["a\0b", "x" * 300, "~no_such_user/x"])
+def test_names_that_no_file_can_have_are_no_tokenizers(spec: str) -> None:
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        load_tokenizer(spec)
+
+
+def test_a_special_configuration_beside_a_tokenizer_is_not_opened(tmp_path: Path) -> None:
+    folder = save_hf(tmp_path / "hf")
+    (folder / "tokenizer_config.json").unlink()
+    os.mkfifo(folder / "tokenizer_config.json")
+    (folder / "special_tokens_map.json").write_text("[" * 100_000)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint

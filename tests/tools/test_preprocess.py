@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from armd_scale.data.tokenizer import train_sentencepiece
 
@@ -157,8 +158,10 @@ def test_file_size_limit_ends_the_run_and_loses_nothing(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert_full(ended, "File too large")
-    assert_only_workspace(tmp_path)
-    if workers == 1:
+    if workers == 2:  # no unit fits
+        assert not list(tmp_path.iterdir())
+    else:
+        assert_only_workspace(tmp_path)
         assert_continues(corpus, tmp_path, undisturbed)
 
 
@@ -190,6 +193,49 @@ def test_a_run_on_a_full_disk_finishes_when_there_is_space(
     assert_only_workspace(folder)
     subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
     assert_continues(corpus, folder, undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_cannot_be_written_is_refused_in_a_sentence(
+    corpus: Path, small_disk: Callable[[str], Path], workers: int
+):
+    folder = small_disk("64m")
+    process = start(*arguments(corpus, folder / "out", workers))
+    wait_for_units(folder / "out.work", 3)
+    process.kill()
+    process.communicate()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    for output in ("out", "other/out"):
+        ended = run(*arguments(corpus, folder / output, workers))
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"error: {folder}/")
+        assert ended.stderr.count("\n") <= 2  # and perhaps the line "continuing:"
+        assert "cannot be written (Read-only file system): make the folder writable" in ended.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_compressed_data_without_end_ends_in_bounded_memory(
+    corpus: Path, tmp_path: Path, workers: int
+):
+    compressor = zstandard.ZstdCompressor().compressobj()
+    with (tmp_path / "bomb.jsonl.zst").open("wb") as file:
+        for _ in range(64):
+            file.write(compressor.compress(bytes(64 << 20)))
+        file.write(compressor.flush())
+    (tmp_path / "good.txt").write_text("some text")
+    tokenizer = str(corpus / "tokenizer")
+    for training in (tokenizer, "train:sentencepiece:300"):
+        ended = run(
+            *("--input", str(tmp_path), "--output", str(tmp_path / "out"), "--tokenizer", training),
+            *("--workers", str(workers)),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)),
+        )
+        assert ended.returncode == 2
+        if training == tokenizer:
+            assert ended.stderr.startswith(
+                f"error: {tmp_path}/bomb.jsonl.zst: cannot be read on from here (it expands to more"
+            )
+        assert not (tmp_path / "out.json").exists()
 
 
 def assert_full(ended: subprocess.CompletedProcess[str], why: str) -> None:

@@ -1,9 +1,11 @@
 """Command-line options of preprocessing."""
 
 import argparse
+from typing import get_args
 
 from armd_scale.data.manifest import ShardIndex
 from armd_scale.data.preprocess.documents import ReaderOptions
+from armd_scale.data.preprocess.encode_job import OnError
 from armd_scale.data.preprocess.options import PreprocessOptions
 from armd_scale.errors import CorpusError, refuse_renamed_options
 
@@ -73,9 +75,10 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--on-error",
         type=_on_error,
-        choices=("skip", "fail"),
-        default="skip",
-        help="count and list documents that cannot be read (default), or stop at the first",
+        choices=get_args(OnError),
+        default="skip-documents",
+        help="skip-documents (default): skip and count documents that are invalid, stop at a file "
+        "that cannot be read; skip: skip such files too; fail: stop at either",
     )
 
 

@@ -7,11 +7,11 @@ from armd_scale.data.indexed_format import dtype_for
 from armd_scale.data.manifest import (
     Manifest,
     Skipped,
-    SourceRecord,
     SplitRecord,
     TokenizerRecord,
 )
 from armd_scale.data.preprocess.encode_job import EncodeJob
+from armd_scale.data.preprocess.input_hash import source_records, sum_hashes
 from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan
 from armd_scale.data.preprocess.publish import SplitParts
 from armd_scale.data.preprocess.unit_report import UnitReport, load_report
@@ -30,11 +30,17 @@ def collect_splits(
     reports: dict[int, UnitReport] = {}
     skipped = Skipped()
     for unit_index, unit in plan.indexed_units:
-        report = load_report(job, unit_index)
+        report = load_report(job, unit_index, unit)
         assert report is not None, unit
         # In the order of the units, which is the order of the documents in the result.
         reports[unit_index] = report
-        skipped = skipped.plus(Skipped(report.num_skipped, tuple(report.skipped_examples)))
+        skipped = skipped.plus(
+            Skipped(
+                report.num_skipped,
+                tuple(report.skipped_examples),
+                tuple(report.unreadable_files),
+            )
+        )
     splits: dict[str, SplitParts] = {}
     for name in options.split_names:
         parts = [
@@ -76,7 +82,13 @@ def _make_manifest(
         ),
         sha256={},
         # Those of the whole corpus, also in a shard, because merging takes the list from a shard.
-        sources=tuple(SourceRecord(source.path, source.size) for source in plan.sources),
+        sources=source_records(
+            plan.sources,
+            sum_hashes(
+                [unit for _, unit in plan.indexed_units],
+                [report.content_hashes for report in reports],
+            ),
+        ),
         skipped=skipped,
         ignored=plan.ignored,
         split=SplitRecord(split_name, options.split) if split_name else None,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from armd_scale.data.preprocess.compression import check_expansion
 from armd_scale.data.preprocess.documents import (
     Document,
     ReaderOptions,
@@ -11,8 +12,10 @@ from armd_scale.data.preprocess.documents import (
     make_documents,
     one_line_reason,
 )
+from armd_scale.files import regular_file_status
 
 _ROWS_PER_BATCH = 256
+_BATCH_BYTES = 64 << 20
 _MAX_NAMES_CHARACTERS = 200
 
 
@@ -46,15 +49,34 @@ def _read_rows(
     path: str, batches: Iterator[tuple[int, Any]], options: ReaderOptions
 ) -> Iterator[Document | SkippedDocument]:
     pyarrow = _import_pyarrow()
+    num_bytes = 0
     try:
+        file_bytes = regular_file_status(path).st_size
         for first_row, column in batches:
-            for row, value in enumerate(column, first_row):
+            for row, value in enumerate(_values(column), first_row):
+                num_bytes += len(value or b"")
+                check_expansion(num_bytes, file_bytes)
                 try:
-                    yield from make_documents(value.as_py(), options)
+                    yield from make_documents(value, options)
                 except UnreadableError as error:
                     yield SkippedDocument(path, str(error), row=row)
-    except (pyarrow.ArrowException, OSError, UnreadableError) as error:
-        yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})")
+    except (pyarrow.ArrowException, OSError, EOFError, UnreadableError) as error:
+        reason = f"cannot be read ({one_line_reason(error)})"
+        yield SkippedDocument(path, reason, ends_file=True)
+
+
+def _values(column: Any) -> Iterator[bytes | None]:
+    """Yield the values of a batch of rows, of which a dictionary stores equal ones once."""
+    pyarrow = _import_pyarrow()
+    if not isinstance(column, pyarrow.DictionaryArray):
+        yield from (value.as_py() for value in _as_binary(column))
+        return
+    column.indices.validate(full=True)
+    dictionary = _as_binary(column.dictionary)
+    for index in column.indices.to_pylist():
+        if index is not None and not 0 <= index < len(dictionary):
+            raise UnreadableError(f"a value refers to entry {index} of {len(dictionary)}")
+        yield None if index is None else dictionary[index].as_py()
 
 
 def _parquet_batches(
@@ -62,18 +84,35 @@ def _parquet_batches(
 ) -> Iterator[tuple[int, Any]]:
     """Yield batches of the column, each with the number of its first row in the file."""
     pyarrow = _import_pyarrow()
-    # pre_buffer would read the column of all these row groups into memory ahead of time.
-    with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-        _check_column(file.schema_arrow, key)
+    _check_column(pyarrow.parquet.read_schema(path), key)
+    # pre_buffer would read the column of all these row groups into memory ahead of time. And a text
+    # that a file stores once for many rows stays in memory once.
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False, read_dictionary=[key]) as file:
         stop_group: int = file.num_row_groups if stop is None else stop
         # Messages name rows of the file, so the rows of the groups before this range are counted.
         row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-        for batch in file.iter_batches(
+        for index in range(start, stop_group):
+            group = file.metadata.row_group(index)
+            rows_per_batch = _rows_per_batch(group, key)
             # One thread: workers already use every core.
-            _ROWS_PER_BATCH, list(range(start, stop_group)), columns=[key], use_threads=False
-        ):  # fmt: skip
-            yield row, _as_binary(batch.column(0))
-            row += batch.num_rows
+            for batch in file.iter_batches(
+                rows_per_batch, [index], columns=[key], use_threads=False
+            ):
+                yield row, batch.column(0)
+                row += batch.num_rows
+
+
+def _rows_per_batch(group: Any, key: str) -> int:
+    """Return how many rows of a row group to read at a time, by the mean size of its texts.
+
+    Raises:
+        EOFError: it would expand to more than any text does.
+    """
+    chunks = (group.column(i) for i in range(group.num_columns))
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == key)
+    check_expansion(chunk.total_uncompressed_size, chunk.total_compressed_size)
+    row_bytes = chunk.total_uncompressed_size // max(group.num_rows, 1)
+    return max(1, min(_ROWS_PER_BATCH, _BATCH_BYTES // max(row_bytes, 1)))
 
 
 def _arrow_batches(path: str, key: str) -> Iterator[tuple[int, Any]]:
@@ -93,7 +132,7 @@ def _arrow_batches(path: str, key: str) -> Iterator[tuple[int, Any]]:
         _check_column(reader.schema, key)
         row = 0
         for batch in batches:
-            yield row, _as_binary(batch.column(batch.schema.get_field_index(key)))
+            yield row, batch.column(batch.schema.get_field_index(key))
             row += batch.num_rows
 
 
@@ -108,6 +147,8 @@ def _check_column(schema: Any, key: str) -> None:
         names = ", ".join(map(repr, schema.names))
         raise UnreadableError(f"no column {key!r}; its columns: {names[:_MAX_NAMES_CHARACTERS]}")
     kind = schema.field(key).type
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
     if kind not in (pyarrow.string(), pyarrow.large_string()):
         raise UnreadableError(f"the column {key!r} must hold strings, but holds {kind}")
 

@@ -20,11 +20,17 @@ def translate_os_errors(folder: Path) -> Generator[None, None, None]:
             not.
     """
     try:
+        if "\0" in str(folder):  # which Python reports as a ValueError, at every use of the path
+            raise OSError(errno.EINVAL, "its name has a NUL character", str(folder))
         yield
     except OSError as error:
-        is_full = error.errno in _DISK_FULL
-        advice = "free some space" if is_full else "make the folder writable"
+        if error.errno in _DISK_FULL:
+            advice = "free some space"
+        elif error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
+            advice = "choose another --output"
+        else:
+            advice = "make the folder writable"
         raise ShardError(
-            f"{error.filename or folder} cannot be written ({error.strerror}): {advice} and run "
-            "the same command again; finished work is kept"
+            f"{error.filename or folder} cannot be written ({error.strerror or error}): {advice} "
+            "and run the same command again; finished work is kept"
         ) from error

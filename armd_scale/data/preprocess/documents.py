@@ -54,6 +54,8 @@ class SkippedDocument:
     line: int | None = None
     offset: int | None = None
     row: int | None = None
+    ends_file: bool = False
+    """Whether nothing of the file can be read from there on: not one document, but the rest."""
 
     def __str__(self) -> str:
         # Editors and compilers understand file:line; a row of a table has no line.
@@ -130,17 +132,20 @@ def one_line_reason(error: Exception) -> str:
     return " ".join(text.split())[:_MAX_REASON_CHARACTERS] or type(error).__name__
 
 
-def _line_at(path: str, offset: int) -> int:
+def _line_at(path: str, offset: int) -> int | None:
     """Return the number of the line that contains a byte, from 1.
 
     This reads the file up to that byte. Readers that start in the middle of a file therefore keep
     the offset, and only the few skipped documents that are shown to the user are looked up.
     """
     line, num_bytes_left = 1, offset
-    with Path(path).open("rb") as file:
-        while num_bytes_left > 0 and (block := file.read(min(num_bytes_left, 1 << 20))):
-            line += block.count(b"\n")
-            num_bytes_left -= len(block)
+    try:
+        with Path(path).open("rb") as file:
+            while num_bytes_left > 0 and (block := file.read(min(num_bytes_left, 1 << 20))):
+                line += block.count(b"\n")
+                num_bytes_left -= len(block)
+    except OSError:  # the file cannot be read any more; the message does without the line
+        return None
     return line
 
 

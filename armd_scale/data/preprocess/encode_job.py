@@ -7,8 +7,13 @@ from typing import Literal, TypeAlias, final
 from armd_scale.data.indexed_format import IndexedPart
 from armd_scale.data.preprocess.documents import ReaderOptions
 
-OnError: TypeAlias = Literal["skip", "fail"]
-"""What to do about an input that is not a document: skip and count it, or end the run."""
+OnError: TypeAlias = Literal["skip-documents", "skip", "fail"]
+"""What to do about invalid input.
+
+`skip-documents` skips and counts documents that are invalid, and ends the run at a file that cannot
+be read or is damaged from some place on. `skip` skips what is unreadable of such files too. `fail`
+ends the run at either.
+"""
 
 
 @final
@@ -20,6 +25,8 @@ class EncodeJob:
     """The workspace, where the part files go."""
     tokenizer: Path
     """Folder of the tokenizer."""
+    fingerprint: str
+    """That of the tokenizer."""
     reader: ReaderOptions
     end_token: int | None
     """Token appended to every document; None: none."""

@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
 from armd_scale.data.preprocess.documents import Document, SkippedDocument
 from armd_scale.data.preprocess.encode_job import EncodeJob
+from armd_scale.data.preprocess.input_hash import check_unchanged, hash_unit
 from armd_scale.data.preprocess.part_writer import PartWriter
 from armd_scale.data.preprocess.readers import read_unit
 from armd_scale.data.preprocess.splits import assign_split
-from armd_scale.data.preprocess.unit_report import SplitCounts, UnitReport, write_report
+from armd_scale.data.preprocess.unit_report import (
+    SplitCounts,
+    UnitReport,
+    unit_digest,
+    write_report,
+)
 from armd_scale.data.preprocess.work_units import WorkUnit
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import CorpusError
@@ -34,38 +40,41 @@ def encode_unit(
         has no report and is encoded again by the next run.
 
     Raises:
-        CorpusError: an input is not a document and the job says `fail`.
+        CorpusError: an input is not a document, and the job says that this ends the run; or a file
+            changed while it was read.
         ShardError: the part files cannot be written.
     """
-    report = UnitReport({name: SplitCounts() for name in job.split_names})
+    report = UnitReport(
+        {name: SplitCounts() for name in job.split_names}, unit=unit_digest(job, unit)
+    )
+    check_unchanged(unit)
     with translate_os_errors(job.folder):
         with PartWriter(job, unit_index) as writer:
-            for batch in _batches(read_unit(unit, job.reader), report, job):
+            for batch in _batches(unit, report, job):
                 encoded = tokenizer.encode_batch([document.text for document in batch])
                 for document, ids in zip(batch, encoded, strict=True):
                     split_name = job.split_names[assign_split(document.utf8, job.split_bounds)]
                     report.splits[split_name].add(document, writer.write(split_name, ids))
                 yield len(batch)
+        report.content_hashes = hash_unit(unit)
+        check_unchanged(unit)
         # After the files are closed: only then has everything been written, and a full disk shows.
         write_report(job, unit_index, report)
 
 
-def _batches(
-    items: Iterator[Document | SkippedDocument], report: UnitReport, job: EncodeJob
-) -> Iterator[list[Document]]:
-    """Group documents into batches of bounded size; skipped ones go to the report.
+def _batches(unit: WorkUnit, report: UnitReport, job: EncodeJob) -> Iterator[list[Document]]:
+    """Group the documents of a unit into batches of bounded size; skipped ones go to the report.
 
     Raises:
-        CorpusError: a document was skipped and the job says `fail`.
+        CorpusError: a document was skipped, and the job says that this ends the run.
     """
     batch: list[Document] = []
     num_bytes = 0
-    for item in items:
+    for item in read_unit(unit, job.reader):
         if isinstance(item, SkippedDocument):
-            if job.on_error == "fail":
-                raise CorpusError(
-                    f"{item}; fix it, or pass --on-error skip to skip and count such documents"
-                )
+            if job.on_error == "fail" or (job.on_error == "skip-documents" and item.ends_file):
+                check_unchanged(unit)  # which would explain it
+                raise _skipped_error(item)
             report.add_skipped(item)
             continue
         batch.append(item)
@@ -75,3 +84,11 @@ def _batches(
             batch, num_bytes = [], 0
     if batch:
         yield batch
+
+
+def _skipped_error(item: SkippedDocument) -> CorpusError:
+    if item.ends_file:
+        advice = "repair the file, or pass --on-error skip to do without what cannot be read"
+    else:
+        advice = "fix it, or pass --on-error skip to skip and count such documents"
+    return CorpusError(f"{item}; {advice}")

@@ -1,8 +1,7 @@
 """Merge the shards that several machines wrote into the files that a single run would write."""
 
 import hashlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -17,8 +16,14 @@ from armd_scale.data.manifest import (
     merge_manifests,
 )
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
-from armd_scale.data.preprocess.publish import SplitParts, publish
+from armd_scale.data.preprocess.publish import SplitParts, publish, was_publishing
+from armd_scale.data.preprocess.result_files import (
+    SHARD_SUFFIXES,
+    check_inputs_apart,
+    check_tokenizer,
+)
 from armd_scale.data.preprocess.workspace import workspace
+from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ShardError
 
 
@@ -50,6 +55,7 @@ class _Shard:
         manifest = self.first_manifest
         return (
             manifest.plan,
+            [(source.path, source.size) for source in manifest.sources],
             manifest.tokenizer.fingerprint,
             self.shard_index.count,
             tuple(self.prefixes),
@@ -86,11 +92,27 @@ def merge(prefixes: Sequence[str], output: str, *, overwrite: bool = False) -> l
     # An interrupted merge of the same shards starts again in its own workspace; it has no state to
     # continue from, since joining is little more than copying.
     key = hashlib.sha256(repr((first.compat_key, prefixes)).encode()).hexdigest()
-    with workspace(output, list(splits), key=key, overwrite=overwrite) as folder:
+    tokenizer = first.first_manifest.tokenizer_folder(first.prefix)
+    check_inputs_apart(output, list(splits), inputs=_files(shards), tokenizer=str(tokenizer))
+    with workspace(
+        output, list(splits), key=key, overwrite=overwrite, has_progress=lambda _: False
+    ) as folder:
         with translate_os_errors(folder):
-            tokenizer = first.first_manifest.tokenizer_folder(first.prefix)
-            shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+            load_tokenizer(tokenizer).save(folder / "tokenizer")
+        check_tokenizer(
+            output,
+            list(splits),
+            new=folder / "tokenizer",
+            was_publishing=was_publishing(folder),
+        )
         return publish(output, splits, folder=folder)
+
+
+def _files(shards: Sequence[_Shard]) -> Iterator[str]:
+    """Yield the files of all shards."""
+    for shard in shards:
+        for prefix in shard.prefixes.values():
+            yield from (prefix + suffix for suffix in SHARD_SUFFIXES)
 
 
 def _load_shard(prefix: str) -> _Shard:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import final
 
 from armd_scale.data.manifest import ShardIndex, split_prefix
@@ -36,7 +35,7 @@ class PreprocessOptions:
     """Fractions of train, valid and perhaps test, as written; empty: one dataset for all."""
     shard: ShardIndex | None = None
     """Encode only this shard of the corpus; the shards are merged afterwards."""
-    on_error: OnError = "skip"
+    on_error: OnError = "skip-documents"
     append_eod: bool = True
     """Whether to append the tokenizer's end-of-sequence token to every document."""
     overwrite: bool = False
@@ -76,7 +75,13 @@ class WorkPlan:
     digest: str
     """Hash of the names and sizes of the inputs and of the arguments; equal in all shards."""
     workspace_key: str
-    """Hash of `digest`, the shard and the modification times: what unfinished work belongs to."""
+    """Hash of the inputs as they were given, the arguments and the shard.
+
+    Unfinished work belongs to it, and not to the sizes or times of the files: an input that made a
+    run fail is mended, and the same command continues with the units that are not concerned.
+    """
+    inputs_key: str
+    """Hash of `digest` and the modification times of the files."""
 
     @property
     def indexed_units(self) -> list[tuple[int, WorkUnit]]:
@@ -97,16 +102,11 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
     _check(options)
     sources, ignored = find_sources(options.inputs)
     units = make_work_units(sources, options.reader)
-    digest = _digest(
-        [(source.path, source.size) for source in sources],
-        _reader_digest_keys(options.reader),
-        # on_error is left out: a unit without an invalid document is the same under both values.
-        (options.split, options.append_eod, tokenizer),
-    )
+    # on_error is left out: a unit without an invalid document is the same under all values.
+    arguments = (options.split, options.append_eod, tokenizer)
+    reader_keys = _reader_digest_keys(options.reader)
+    digest = _digest([(source.path, source.size) for source in sources], reader_keys, arguments)
     shard = options.shard or ShardIndex(0, 1)
-    # Modification times are in the key of the workspace but not in the digest, because copies of
-    # the corpus on other machines, where other shards are made, may have other times.
-    times = [_modification_time_ns(source) for source in sources]
     return WorkPlan(
         tuple(sources),
         ignored,
@@ -115,7 +115,10 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
         start=len(units) * shard.index // shard.count,
         stop=len(units) * (shard.index + 1) // shard.count,
         digest=digest,
-        workspace_key=_digest(digest, asdict(shard), times),
+        workspace_key=_digest(options.inputs, reader_keys, arguments, asdict(shard)),
+        # Not in the digest, because copies of the corpus on other machines, where other shards are
+        # made, may have other times.
+        inputs_key=_digest(digest, [source.mtime_ns for source in sources]),
     )
 
 
@@ -149,7 +152,3 @@ def _check(options: PreprocessOptions) -> None:
 def _digest(*values: object) -> str:
     # JSON, not hash() or pickle: it is the same in every process and Python version.
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _modification_time_ns(source: Source) -> int:
-    return 0 if source.kind == "hub" else Path(source.path).stat().st_mtime_ns

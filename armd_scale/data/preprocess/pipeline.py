@@ -4,23 +4,24 @@ Each stage leaves its result in the workspace, so a run that was stopped anywher
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from armd_scale.data.indexed_format import dtype_for
-from armd_scale.data.manifest import Manifest, load_manifest, manifest_path
+from armd_scale.data.manifest import Manifest
 from armd_scale.data.preprocess.collect import collect_splits
 from armd_scale.data.preprocess.encode_job import EncodeJob
+from armd_scale.data.preprocess.existing_result import existing_result
 from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan, make_plan
-from armd_scale.data.preprocess.prepare_tokenizer import prepare_tokenizer
-from armd_scale.data.preprocess.publish import publish
+from armd_scale.data.preprocess.prepare_tokenizer import has_trained_tokenizer, prepare_tokenizer
+from armd_scale.data.preprocess.publish import publish, was_publishing
+from armd_scale.data.preprocess.result_files import check_inputs_apart, check_tokenizer
 from armd_scale.data.preprocess.splits import split_bounds
-from armd_scale.data.preprocess.unit_report import load_report
+from armd_scale.data.preprocess.unit_report import has_reports, load_report
 from armd_scale.data.preprocess.workers import encode_units
-from armd_scale.data.preprocess.workspace import workspace
+from armd_scale.data.preprocess.workspace import discard_published, workspace
 from armd_scale.data.tokenizer import Tokenizer, load_tokenizer, parse_train_spec
-from armd_scale.errors import ShardError, TokenizerError
+from armd_scale.errors import TokenizerError
 from armd_scale.log import ProgressBar, get_logger
 
 # Skipped documents shown in the log; the manifest keeps more of them.
@@ -53,14 +54,31 @@ def preprocess(options: PreprocessOptions) -> list[Manifest]:
     # A tokenizer that is still to be trained is identified by how it is trained: the same corpus
     # and vocabulary size give the same tokenizer.
     plan = make_plan(options, tokenizer=tokenizer.fingerprint if tokenizer else options.tokenizer)
-    if manifests := _existing_result(plan, options):
+    if manifests := existing_result(plan, options, tokenizer):
+        discard_published(options.prefix, plan.workspace_key)
         _logger.info("%s is already complete", options.prefix)
         return manifests
+    check_inputs_apart(
+        options.prefix,
+        options.split_names,
+        inputs=(source.path for source in plan.sources if source.kind != "hub"),
+        tokenizer=options.tokenizer if tokenizer else None,
+    )
     with workspace(
-        options.prefix, options.split_names, key=plan.workspace_key, overwrite=options.overwrite
+        options.prefix,
+        options.split_names,
+        key=plan.workspace_key,
+        overwrite=options.overwrite,
+        has_progress=lambda folder: has_reports(folder) or has_trained_tokenizer(folder, plan),
     ) as folder:
         tokenizer = prepare_tokenizer(
-            folder, tokenizer, vocab_size=vocab_size, units=plan.units, options=options
+            folder, tokenizer, vocab_size=vocab_size, plan=plan, options=options
+        )
+        check_tokenizer(
+            options.prefix,
+            options.split_names,
+            new=folder / "tokenizer",
+            was_publishing=was_publishing(folder),
         )
         job = _make_job(folder, tokenizer, options)
         _encode(job, plan, options.workers)
@@ -70,32 +88,11 @@ def preprocess(options: PreprocessOptions) -> list[Manifest]:
     return manifests
 
 
-def _existing_result(plan: WorkPlan, options: PreprocessOptions) -> list[Manifest]:
-    """Return the manifests of an earlier, complete run of this command; an empty list if none.
-
-    The inputs must not have changed since: every one is older than the manifests.
-    """
-    files = (source.path for source in plan.sources if source.kind != "hub")
-    newest_input = max((Path(file).stat().st_mtime for file in files), default=0)
-    manifests: list[Manifest] = []
-    for prefix in options.split_prefixes.values():
-        with suppress(ShardError):  # a damaged manifest counts as none
-            manifest = load_manifest(prefix)
-            if (
-                manifest is not None
-                and (manifest.plan, manifest.shard) == (plan.digest, options.shard)
-                and not (manifest.skipped.count and options.on_error == "fail")
-                and manifest_path(prefix).stat().st_mtime >= newest_input
-                and all(Path(prefix + suffix).exists() for suffix in (".bin", ".idx"))
-            ):
-                manifests.append(manifest)
-    return manifests if len(manifests) == len(options.split_prefixes) else []
-
-
 def _make_job(folder: Path, tokenizer: Tokenizer, options: PreprocessOptions) -> EncodeJob:
     return EncodeJob(
         folder=folder,
         tokenizer=folder / "tokenizer",
+        fingerprint=tokenizer.fingerprint,
         # An empty document consists of its end token. Without end tokens it would have length 0.
         reader=replace(options.reader, keep_empty=options.append_eod),
         end_token=tokenizer.eod if options.append_eod else None,
@@ -109,7 +106,7 @@ def _make_job(folder: Path, tokenizer: Tokenizer, options: PreprocessOptions) ->
 def _encode(job: EncodeJob, plan: WorkPlan, num_workers: int) -> None:
     """Encode the units of this run that are not finished yet."""
     units = plan.indexed_units
-    unfinished = [(index, unit) for index, unit in units if load_report(job, index) is None]
+    unfinished = [(index, unit) for index, unit in units if load_report(job, index, unit) is None]
     if len(unfinished) < len(units):
         _logger.info("continuing: %d of %d units are left", len(unfinished), len(units))
     megabytes = sum(unit.num_bytes for _, unit in unfinished) / 1e6
@@ -135,6 +132,8 @@ def _log_result(manifests: Sequence[Manifest], options: PreprocessOptions) -> No
     skipped, ignored = manifests[0].skipped, manifests[0].ignored
     for example in skipped.examples[:_NUM_LOGGED_EXAMPLES]:
         _logger.warning("skipped %s", example)
+    for file in skipped.files:
+        _logger.warning("could not read all of a file: %s", file)
     if skipped.count:
         _logger.warning("skipped %d documents; the manifest lists the first", skipped.count)
     if ignored:

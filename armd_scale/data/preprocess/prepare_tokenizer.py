@@ -6,7 +6,7 @@ from pathlib import Path
 
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
 from armd_scale.data.preprocess.documents import Document
-from armd_scale.data.preprocess.options import PreprocessOptions
+from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan
 from armd_scale.data.preprocess.readers import read_unit
 from armd_scale.data.preprocess.work_units import WorkUnit
 from armd_scale.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -17,6 +17,8 @@ from armd_scale.log import get_logger
 # about fifteen times the size of the text in memory.
 _SAMPLE_BYTES = 16 << 20
 _SAMPLE_UNITS = 64
+# File in the workspace with the key of the inputs that the tokenizer was trained on.
+_TRAINED_ON = "trained-on"
 
 _logger = get_logger(__name__)
 
@@ -26,16 +28,18 @@ def prepare_tokenizer(
     tokenizer: Tokenizer | None,
     *,
     vocab_size: int | None,
-    units: Sequence[WorkUnit],
+    plan: WorkPlan,
     options: PreprocessOptions,
 ) -> Tokenizer:
-    """Save the tokenizer to `tokenizer/` in the workspace, unless an earlier run has done so.
+    """Save the tokenizer to `tokenizer/` in the workspace.
+
+    One that an earlier run has trained there is kept, unless the corpus has changed since.
 
     Args:
         folder: the workspace.
         tokenizer: the tokenizer that the user gave; None: train one.
         vocab_size: size of a vocabulary to train; None if a tokenizer was given.
-        units: work units of the whole corpus, to train on.
+        plan: the work units of the whole corpus, to train on.
         options: the options of the run.
 
     Returns:
@@ -46,15 +50,19 @@ def prepare_tokenizer(
         ShardError: it cannot be written.
     """
     tokenizer_dir = folder / "tokenizer"
-    if not tokenizer_dir.exists():
+    if not has_trained_tokenizer(folder, plan):
+        with translate_os_errors(folder):
+            shutil.rmtree(tokenizer_dir, ignore_errors=True)
         if vocab_size is not None:
             _logger.info("training a sentencepiece vocabulary of %d tokens", vocab_size)
-            tokenizer = train_sentencepiece(_sample_texts(units, options), vocab_size)
+            tokenizer = train_sentencepiece(_sample_texts(plan.units, options), vocab_size)
         assert tokenizer is not None
         partial = folder / "tokenizer.partial"
         with translate_os_errors(folder):
             shutil.rmtree(partial, ignore_errors=True)
             tokenizer.save(partial)
+            if vocab_size is not None:
+                (folder / _TRAINED_ON).write_text(plan.inputs_key)
             partial.rename(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
     if options.append_eod and tokenizer.eod is None:
@@ -63,6 +71,12 @@ def prepare_tokenizer(
             "tokenizer_config.json): add it there, or pass --no-eod to end documents without one"
         )
     return tokenizer
+
+
+def has_trained_tokenizer(folder: Path, plan: WorkPlan) -> bool:
+    """Return whether the workspace holds a tokenizer that was trained on the inputs as they are."""
+    path = folder / _TRAINED_ON
+    return (folder / "tokenizer").is_dir() and path.exists() and path.read_text() == plan.inputs_key
 
 
 def _sample_texts(units: Sequence[WorkUnit], options: PreprocessOptions) -> Iterator[str]:

@@ -11,6 +11,10 @@ import numpy as np
 from armd_scale.data.indexed_format import IndexedPart, write_bin, write_idx
 from armd_scale.data.manifest import Manifest, manifest_path, split_prefix
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
+from armd_scale.data.preprocess.result_files import SHARD_SUFFIXES, is_same_tokenizer
+
+# File in the workspace that exists from the moment on when files may appear at their final names.
+_MARKER = "publishing"
 
 
 @final
@@ -43,6 +47,7 @@ def publish(prefix: str, splits: Mapping[str, SplitParts], *, folder: Path) -> l
         ShardError: the disk is full or not writable.
     """
     with translate_os_errors(folder):
+        (folder / _MARKER).touch()
         manifests = [_join(split, folder / f"joined{name}") for name, split in splits.items()]
         # Removed first: if this process is stopped during the renames below, the manifest of an
         # older result must not describe the new files.
@@ -50,10 +55,15 @@ def publish(prefix: str, splits: Mapping[str, SplitParts], *, folder: Path) -> l
             manifest_path(split_prefix(prefix, name)).unlink(missing_ok=True)
         _publish_tokenizer(folder / "tokenizer", Path(f"{prefix}.tokenizer"))
         # The manifest last: where it exists, the .bin and .idx beside it are complete.
-        for suffix in (".bin", ".idx", ".json"):
+        for suffix in SHARD_SUFFIXES:
             for name in splits:
                 (folder / f"joined{name}{suffix}").rename(split_prefix(prefix, name) + suffix)
     return manifests
+
+
+def was_publishing(folder: Path) -> bool:
+    """Return whether a run with this workspace was stopped while it published its result."""
+    return (folder / _MARKER).exists()
 
 
 def _join(split: SplitParts, stem: Path) -> Manifest:
@@ -69,11 +79,13 @@ def _join(split: SplitParts, stem: Path) -> Manifest:
 
 
 def _publish_tokenizer(source: Path, target: Path) -> None:
-    """Replace `target` by a copy of `source`.
+    """Replace `target` by a copy of `source`, unless it holds the same tokenizer.
 
     A copy, not the folder itself: if this process is stopped right after, the next run needs the
     workspace's own tokenizer to continue.
     """
+    if target.is_dir() and is_same_tokenizer(source, target):
+        return
     partial = source.with_name("tokenizer.copy")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)

@@ -59,7 +59,7 @@ def _read_lines(
     path: str, unit: WorkUnit, options: ReaderOptions
 ) -> Iterator[Document | SkippedDocument]:
     """Read one document per line, JSON or plain text; blank lines are not documents."""
-    position: dict[str, int] = {}
+    position: dict[str, Any] = {}
     try:
         with open_stream(path) as stream:
             for line_number, (offset, line) in enumerate(_lines(stream, unit.start, unit.stop), 1):
@@ -80,7 +80,10 @@ def _read_lines(
                     yield SkippedDocument(path, str(error), **position)
     except READ_ERRORS as error:
         yield SkippedDocument(
-            path, f"cannot be read on from here ({one_line_reason(error)})", **position
+            path,
+            f"cannot be read on from here ({one_line_reason(error)})",
+            ends_file=True,
+            **position,
         )
 
 
@@ -96,7 +99,7 @@ def _lines(
         # The line that contains the byte before `start` belongs to the range before, even if that
         # byte is its newline. Reading from that byte on skips the line's rest in both cases.
         stream.seek(start - 1)
-        offset = start - 1 + _skip_line(stream)
+        offset = start - 1 + _skip_line(stream, stop and stop - start + 1)
     while stop is None or offset < stop:
         line = stream.readline(_MAX_LINE_BYTES)
         if not line:
@@ -104,19 +107,27 @@ def _lines(
         num_bytes = len(line)
         is_too_long = num_bytes == _MAX_LINE_BYTES and not line.endswith(b"\n")
         if is_too_long:
-            num_bytes += _skip_line(stream)
+            num_bytes += _skip_line(stream, stop and stop - offset - num_bytes)
         if offset == 0:
             line = line.removeprefix(_BOM)
         yield offset, None if is_too_long else line
         offset += num_bytes
 
 
-def _skip_line(stream: BufferedIOBase) -> int:
-    """Read up to the end of the line, in bounded memory; return the number of bytes read."""
+def _skip_line(stream: BufferedIOBase, limit: int | None) -> int:
+    """Read up to the end of the line, or at least `limit` bytes, in bounded memory.
+
+    The limit is the end of a range: without it, every range inside of an endless line would read
+    that line to its end.
+
+    Returns:
+        The number of bytes read.
+    """
     num_bytes = 0
-    while block := stream.readline(1 << 20):
+    while limit is None or num_bytes < limit:
+        block = stream.readline(1 << 20)
         num_bytes += len(block)
-        if block.endswith(b"\n"):
+        if not block or block.endswith(b"\n"):
             break
     return num_bytes
 
@@ -164,7 +175,7 @@ def _read_text(
                     offset = None if is_compressed else chunk.offset + error.byte
                     yield SkippedDocument(path, str(error), offset=offset)
     except READ_ERRORS as error:
-        yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})")
+        yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})", ends_file=True)
 
 
 def _read_paragraphs(path: str, options: ReaderOptions) -> Iterator[Document | SkippedDocument]:
@@ -190,7 +201,7 @@ def _read_paragraphs(path: str, options: ReaderOptions) -> Iterator[Document | S
             if paragraph:
                 yield from _paragraph_documents(path, paragraph, first_line, options)
     except READ_ERRORS as error:
-        yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})")
+        yield SkippedDocument(path, f"cannot be read ({one_line_reason(error)})", ends_file=True)
 
 
 def _paragraph_documents(

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, final
+from typing import Literal, NoReturn, TypeAlias, final
 
 from armd_scale.data.preprocess.compression import COMPRESSED_SUFFIXES
+from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
 from armd_scale.errors import CorpusError
-from armd_scale.files import path_inside
+from armd_scale.files import path_inside, read_regular_file, regular_file_status
 
 SourceKind: TypeAlias = Literal["lines", "text", "parquet", "arrow", "hub"]
 """The reader of a source; `lines` are JSON lines."""
@@ -38,8 +39,11 @@ _TEXT_SUFFIXES = frozenset(
     .proto
     """.split()  # noqa: SIM905 - as a list this would be forty lines
 )
+WORKSPACE_KEY_FILE = "key"
+"""File in a workspace that holds the digest of the command it belongs to, and carries the lock."""
 _HF_DATASET_STATE = "state.json"  # written by `Dataset.save_to_disk` beside its .arrow files
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}")
+# The hub has no names over 96 characters.
+_HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?(:[\w.-]*){0,2}")
 
 
 @final
@@ -51,11 +55,13 @@ class Source:
         path: path of the file, or name of the dataset.
         size: bytes; 0 for a hub dataset, whose size is not known.
         kind: how it is read.
+        mtime_ns: modification time; with the size, it shows that the file was changed.
     """
 
     path: str
     size: int
     kind: SourceKind
+    mtime_ns: int = 0
 
     @property
     def is_compressed(self) -> bool:
@@ -95,14 +101,18 @@ def source_kind(path: str) -> SourceKind:
 
 
 def _expand(name: str, num_ignored: Counter[str]) -> Iterator[Source]:
-    path = Path(name).expanduser()
-    if path.is_file():
-        yield _file_source(str(path))
-    elif path.is_dir():
-        yield from map(_file_source, _walk(path, num_ignored))
+    if not name or "\0" in name:
+        raise CorpusError(f"an input must be a path or the name of a dataset (got {name!r})")
+    # The functions of os.path, and not the methods of Path, which raise errors for a name that is
+    # too long or a `~user` that does not exist.
+    path = os.path.expanduser(name)  # noqa: PTH111
+    if os.path.isdir(path):  # noqa: PTH112
+        yield from map(_file_source, _walk(Path(path), num_ignored))
+    elif os.path.lexists(path):
+        yield _file_source(str(Path(path)))
     elif glob.has_magic(name):
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute patterns
-        yield from (_file_source(match) for match in matches if Path(match).is_file())
+        matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - absolute patterns
+        yield from (_file_source(match) for match in matches if not Path(match).is_dir())
     elif _may_be_hub_name(name):
         yield Source(name, 0, "hub")
     else:
@@ -123,19 +133,45 @@ def _may_be_hub_name(name: str) -> bool:
 
 
 def _walk(folder: Path, num_ignored: Counter[str]) -> Iterator[str]:
-    """Yield the readable files below a folder, in an order that is the same on every machine."""
-    for root, folders, names in os.walk(folder):
-        folders.sort()  # os.walk descends into this very list, so sorting it fixes the order
+    """Yield the readable files below a folder, in an order that is the same on every machine.
+
+    Results of preprocessing in the folder are left out: with an --output below the input, the files
+    of an earlier run would become documents of the next.
+    """
+    for root, folders, names in os.walk(folder, onerror=_raise_unreadable):
+        # os.walk descends into this very list, so sorting it fixes the order
+        folders[:] = sorted(name for name in folders if not _is_result_folder(Path(root, name)))
         if _HF_DATASET_STATE in names:
             yield from _saved_arrow_files(Path(root))
             continue
         for name in sorted(names):
             if _suffix(name) in _KIND_OF_SUFFIX or _suffix(name) in _TEXT_SUFFIXES:
                 # This file of a saved DatasetDict lists its splits, each a folder of its own.
-                if name != "dataset_dict.json":
+                if name != "dataset_dict.json" and not _is_manifest(Path(root, name)):
                     yield str(Path(root, name))
             else:
                 num_ignored[_suffix(name) or "(none)"] += 1
+
+
+def _is_result_folder(folder: Path) -> bool:
+    """Return whether a folder is the workspace or the tokenizer of a result."""
+    if folder.suffix == ".work":
+        return (folder / WORKSPACE_KEY_FILE).is_file()
+    return folder.suffix == ".tokenizer" and any(
+        (folder / name).is_file() for name in (SENTENCEPIECE_FILE, HF_FILE)
+    )
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.suffix == ".json" and all(
+        path.with_suffix(suffix).is_file() for suffix in (".bin", ".idx")
+    )
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise CorpusError(
+        f"{error.filename} cannot be read ({error.strerror}): check the input"
+    ) from error
 
 
 def _saved_arrow_files(folder: Path) -> Iterator[str]:
@@ -146,9 +182,9 @@ def _saved_arrow_files(folder: Path) -> Iterator[str]:
     """
     path = folder / _HF_DATASET_STATE
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(read_regular_file(path))
         paths = [path_inside(folder, entry["filename"]) for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorpusError(
             f"{path} must list the .arrow files of a saved dataset, but does not ({error!r}): save "
             "the dataset again, or give a glob of its .arrow files"
@@ -158,9 +194,10 @@ def _saved_arrow_files(folder: Path) -> Iterator[str]:
 
 def _file_source(path: str) -> Source:
     try:
-        return Source(path, Path(path).stat().st_size, source_kind(path))
+        status = regular_file_status(path)
     except OSError as error:
-        raise CorpusError(f"{path} cannot be read ({error.strerror}): check the input") from error
+        _raise_unreadable(error)
+    return Source(path, status.st_size, source_kind(path), status.st_mtime_ns)
 
 
 def _suffix(name: str) -> str:

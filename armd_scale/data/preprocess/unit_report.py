@@ -1,16 +1,18 @@
 """The report of a finished work unit: its counts. Its file marks the unit as finished."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from armd_scale.data.manifest import MAX_EXAMPLES
 from armd_scale.data.preprocess.documents import Document, SkippedDocument
 from armd_scale.data.preprocess.encode_job import EncodeJob
+from armd_scale.data.preprocess.work_units import WorkUnit
 
 _LENGTH_BYTES = np.dtype(np.int32).itemsize
 
@@ -42,12 +44,20 @@ class UnitReport:
     splits: dict[str, SplitCounts] = field(default_factory=dict[str, SplitCounts])
     num_skipped: int = 0
     skipped_examples: list[str] = field(default_factory=list[str])
+    unreadable_files: list[str] = field(default_factory=list[str])
+    """The files that could not be read to their end, and why."""
+    content_hashes: list[str] = field(default_factory=list[str])
+    """Of `input_hash.hash_unit`."""
+    unit: str = ""
+    """Digest of the unit and the tokenizer; see `unit_digest`."""
 
     def add_skipped(self, skipped: SkippedDocument) -> None:
         """Count an input that was skipped, and keep the text of the first ones."""
         self.num_skipped += 1
         if len(self.skipped_examples) < MAX_EXAMPLES:
             self.skipped_examples.append(str(skipped))
+        if skipped.ends_file:
+            self.unreadable_files.append(str(skipped))
 
 
 def write_report(job: EncodeJob, unit_index: int, report: UnitReport) -> None:
@@ -64,22 +74,45 @@ def write_report(job: EncodeJob, unit_index: int, report: UnitReport) -> None:
     partial.rename(path)
 
 
-def load_report(job: EncodeJob, unit_index: int) -> UnitReport | None:
+def unit_digest(job: EncodeJob, unit: WorkUnit) -> str:
+    """Hash what the part files of a unit depend on besides the arguments of the command.
+
+    That is the files with their sizes and modification times, the range, and the tokenizer. After
+    an input was mended, the units of the other inputs need not be encoded again.
+    """
+    values = (asdict(unit), job.fingerprint, job.end_token)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def load_report(job: EncodeJob, unit_index: int, unit: WorkUnit) -> UnitReport | None:
     """Load the report of a unit that is finished for this job.
 
     Returns:
         The report; None if the unit has to be encoded (again).
     """
     try:
-        data = json.loads(job.report_path(unit_index).read_text())
-    except (OSError, ValueError):
+        data: Any = json.loads(job.report_path(unit_index).read_text())
+        data["splits"] = {name: SplitCounts(**counts) for name, counts in data["splits"].items()}
+        report = UnitReport(**data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    splits = {name: SplitCounts(**counts) for name, counts in data["splits"].items()}
-    report = UnitReport(splits, data["num_skipped"], data["skipped_examples"])
-    # The unit was encoded under `skip`. Encoding it again raises the error that `fail` asks for.
+    if report.unit != unit_digest(job, unit):
+        return None
+    # The unit was encoded under another `on_error`. Encoding it again raises the error.
     if report.num_skipped and job.on_error == "fail":
         return None
+    if report.unreadable_files and job.on_error != "skip":
+        return None
     return report if _has_all_parts(job, unit_index, report) else None
+
+
+def has_reports(folder: Path) -> bool:
+    """Return whether a workspace holds the report of any finished unit with tokens."""
+    return any(
+        part.stat().st_size
+        for report in folder.glob("[0-9]*.json")
+        for part in folder.glob(f"{report.stem}*.bin")
+    )
 
 
 def _has_all_parts(job: EncodeJob, unit_index: int, report: UnitReport) -> bool:

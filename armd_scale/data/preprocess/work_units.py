@@ -33,6 +33,8 @@ class WorkUnit:
         num_bytes: size for progress reports; an estimate for row groups and hub shards.
         start: start of the range, in bytes (lines, text), row groups (parquet) or shards (hub).
         stop: end of the range in the same unit; None: the end of the file.
+        stamps: size and modification time of each file, when the unit was made; none for a hub
+            dataset.
     """
 
     kind: SourceKind
@@ -40,6 +42,7 @@ class WorkUnit:
     num_bytes: int
     start: int = 0
     stop: int | None = None
+    stamps: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         first, *others = self.paths
@@ -85,7 +88,12 @@ def make_work_units(sources: Sequence[Source], options: ReaderOptions) -> list[W
 
 def _unit_of_files(files: Sequence[Source]) -> WorkUnit:
     num_bytes = sum(file.size for file in files)
-    return WorkUnit(files[0].kind, tuple(file.path for file in files), num_bytes)
+    stamps = tuple(stamp for file in files for stamp in _stamps(file))
+    return WorkUnit(files[0].kind, tuple(file.path for file in files), num_bytes, stamps=stamps)
+
+
+def _stamps(source: Source) -> tuple[tuple[int, int], ...]:
+    return () if source.kind == "hub" else ((source.size, source.mtime_ns),)
 
 
 def _cut(source: Source, unit_bytes: int, options: ReaderOptions) -> list[WorkUnit]:
@@ -107,7 +115,14 @@ def _cut(source: Source, unit_bytes: int, options: ReaderOptions) -> list[WorkUn
     document_bytes = options.max_document_bytes
     step = unit_bytes if is_by_line else max(1, unit_bytes // document_bytes) * document_bytes
     return [
-        WorkUnit(source.kind, (source.path,), min(step, source.size - start), start, start + step)
+        WorkUnit(
+            source.kind,
+            (source.path,),
+            min(step, source.size - start),
+            start,
+            start + step,
+            _stamps(source),
+        )
         for start in range(0, source.size, step)
     ]
 
@@ -117,5 +132,6 @@ def _cut_by_count(source: Source, count: int | None) -> list[WorkUnit]:
     if count is None:
         return [_unit_of_files([source])]
     return [
-        WorkUnit(source.kind, (source.path,), source.size // count, i, i + 1) for i in range(count)
+        WorkUnit(source.kind, (source.path,), source.size // count, i, i + 1, _stamps(source))
+        for i in range(count)
     ]

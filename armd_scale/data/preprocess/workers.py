@@ -133,7 +133,13 @@ def _worker_pool(job: EncodeJob, num_workers: int) -> Generator[list[_Worker], N
             parent_end, child_end = context.Pipe()
             arguments = (job, child_end, os.getpid())
             process = context.Process(target=_worker_main, args=arguments, daemon=True)
-            process.start()
+            try:
+                process.start()
+            except OSError as error:
+                raise CorpusError(
+                    f"--workers must be a number of processes that can be started, but process "
+                    f"{len(workers) + 1} of {num_workers} cannot ({error.strerror}): use fewer"
+                ) from error
             # Close this process's copy of the child's end: the pipe reports the worker's death only
             # when no process has that end open any more.
             child_end.close()
@@ -156,8 +162,8 @@ def _worker_main(job: EncodeJob, pipe: Connection, parent: int) -> None:
     # Ctrl-C sends SIGINT to the whole process group. The parent handles it and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_one_thread()
-    tokenizer = load_tokenizer(job.tokenizer)
     try:
+        tokenizer = load_tokenizer(job.tokenizer)
         while True:
             unit_index, unit = pipe.recv()
             for _ in encode_unit(job, tokenizer, unit_index=unit_index, unit=unit):

@@ -2,29 +2,34 @@
 
 import fcntl
 import shutil
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from armd_scale.data.manifest import split_prefix
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
+from armd_scale.data.preprocess.publish import was_publishing
+from armd_scale.data.preprocess.result_files import check_replaceable
+from armd_scale.data.preprocess.sources import WORKSPACE_KEY_FILE
 from armd_scale.errors import ShardError
 from armd_scale.log import get_logger
 
-# Holds the digest of the command that the folder belongs to, and carries the lock.
-_KEY_FILE = "key"
 _logger = get_logger(__name__)
 
 
 @contextmanager
 def workspace(
-    prefix: str, split_names: Sequence[str], *, key: str, overwrite: bool = False
+    prefix: str,
+    split_names: Sequence[str],
+    *,
+    key: str,
+    overwrite: bool = False,
+    has_progress: Callable[[Path], bool],
 ) -> Generator[Path, None, None]:
     """Open the scratch folder of a result, locked while the block runs.
 
-    The folder is removed at the end of a block that succeeds. After an error it stays, and a later
-    run with the same key continues in it.
+    The folder is removed at the end of a block that succeeds. After an error it stays if it holds
+    something that a later run with the same key can continue.
 
     Args:
         prefix: PREFIX of the result.
@@ -32,6 +37,7 @@ def workspace(
         key: digest of everything that the work depends on. Unfinished work with another key is not
             continued.
         overwrite: whether to replace an existing result, or unfinished work with another key.
+        has_progress: tells from the folder whether a later run would save work by it.
 
     Raises:
         ShardError: overwriting was not allowed, or another process holds the lock.
@@ -40,19 +46,63 @@ def workspace(
     with translate_os_errors(folder):
         if folder.exists() and not _matches_key(folder, key):
             _discard(folder, prefix, overwrite=overwrite)
-        if not folder.exists():
-            _check_no_result(prefix, split_names, overwrite=overwrite)
-            folder.mkdir(parents=True)
-        if not (folder / _KEY_FILE).exists():
-            # Renamed when complete: a key file cut short by a kill would not match any command.
-            partial = folder / f"{_KEY_FILE}.partial"
-            partial.write_text(key)
-            partial.rename(folder / _KEY_FILE)
-        lock_file = (folder / _KEY_FILE).open()
+        check_replaceable(
+            prefix, split_names, overwrite=overwrite, was_publishing=was_publishing(folder)
+        )
+        new_folders = _make_folders(folder)
+        try:
+            lock_file = _write_key(folder, key).open()
+        except BaseException:
+            _remove(new_folders)
+            raise
     with lock_file:
         _lock(lock_file, prefix)
-        yield folder
-        shutil.rmtree(folder)
+        try:
+            yield folder
+        except BaseException:
+            if not has_progress(folder) and not was_publishing(folder):
+                _remove(new_folders or [folder])
+            raise
+        with translate_os_errors(folder):
+            shutil.rmtree(folder)
+
+
+def discard_published(prefix: str, key: str) -> None:
+    """Remove the scratch folder of a result that is complete, if a stopped run has left it."""
+    folder = Path(f"{prefix}.work")
+    with translate_os_errors(folder):
+        if was_publishing(folder) and _matches_key(folder, key):
+            _discard(folder, prefix, overwrite=True)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Create a folder and its parents; return those that did not exist, the innermost first."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except BaseException:
+        _remove(new)
+        raise
+    return new
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Remove a workspace, and the parents that were created for it if nothing else is in them."""
+    workspace_folder, *parents = folders
+    shutil.rmtree(workspace_folder, ignore_errors=True)
+    for folder in parents:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def _write_key(folder: Path, key: str) -> Path:
+    path = folder / WORKSPACE_KEY_FILE
+    if not path.exists():
+        # Renamed when complete: a key file cut short by a kill would not match any command.
+        partial = folder / f"{WORKSPACE_KEY_FILE}.partial"
+        partial.write_text(key)
+        partial.rename(path)
+    return path
 
 
 def _matches_key(folder: Path, key: str) -> bool:
@@ -61,9 +111,9 @@ def _matches_key(folder: Path, key: str) -> bool:
     True too for a folder that is empty but for an incomplete key file, as a killed run leaves it.
     """
     try:
-        return (folder / _KEY_FILE).read_text() == key
+        return (folder / WORKSPACE_KEY_FILE).read_text() == key
     except FileNotFoundError:
-        return all(path.stem == _KEY_FILE for path in folder.iterdir())
+        return all(path.stem == WORKSPACE_KEY_FILE for path in folder.iterdir())
 
 
 def _discard(folder: Path, prefix: str, *, overwrite: bool) -> None:
@@ -75,7 +125,7 @@ def _discard(folder: Path, prefix: str, *, overwrite: bool) -> None:
         ShardError: it contains tokens, another process works on it, or the folder is not one of
             this program's (it has no key file).
     """
-    key_file = folder / _KEY_FILE
+    key_file = folder / WORKSPACE_KEY_FILE
     if key_file.exists():
         with key_file.open() as lock_file:
             _lock(lock_file, prefix)
@@ -110,14 +160,3 @@ def _lock(file: TextIO, prefix: str) -> None:
             "to it",
             prefix,
         )
-
-
-def _check_no_result(prefix: str, split_names: Sequence[str], *, overwrite: bool) -> None:
-    for split_name in split_names:
-        for suffix in (".bin", ".idx", ".json"):
-            path = Path(split_prefix(prefix, split_name) + suffix)
-            if path.exists() and not overwrite:
-                raise ShardError(
-                    f"{path} already exists and was made from other inputs, arguments or another "
-                    "tokenizer: choose another --output, or pass --overwrite to replace it"
-                )

@@ -50,3 +50,35 @@ def test_offsets_outside_of_the_values_are_refused(tmp_path: Path, offset: int):
         texts, (bad,) = read(tmp_path / name)
         assert not texts
         assert bad.startswith(f"{tmp_path / name}: cannot be read (")
+
+
+def test_equal_texts_that_are_stored_once_are_read(tmp_path: Path):
+    column = pa.array(["a", None, "b", "a"]).dictionary_encode()
+    table = pa.table({"text": column})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for path in (tmp_path / "x.parquet", tmp_path / "x.arrow"):
+        assert read(path) == (["a", "b", "a"], [f"{path} row 1: 'text' is null, not a string"])
+
+
+def test_a_table_that_expands_without_end_is_reported(tmp_path: Path):
+    """In one compressed page, and by a text that many rows refer to."""
+    page = pa.table({"text": ["x" * (80 << 20)]})
+    pq.write_table(page, tmp_path / "page.parquet", compression="zstd", use_dictionary=False)
+    indices, text = pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * (1 << 20)])
+    rows = pa.table({"text": pa.DictionaryArray.from_arrays(indices, text)})
+    pq.write_table(
+        rows, tmp_path / "rows.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30
+    )
+    for path in (tmp_path / "page.parquet", tmp_path / "rows.parquet"):
+        assert path.stat().st_size < 100_000
+        texts, (bad,) = read(path)
+        assert sum(map(len, texts)) <= 64 << 20
+        assert bad.startswith(f"{path}: cannot be read (it expands to more than 200 times its size")
+
+
+def test_rows_are_numbered_in_the_file_across_row_groups(tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["x", "y", "z", None]}), path, row_group_size=1)
+    assert read(path)[1] == [f"{path} row 3: 'text' is null, not a string"]

@@ -1,5 +1,6 @@
 """The whole pipeline: what a run writes, counts, keeps and continues."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_on_error_fail_stops_at_the_first_invalid_document_without_a_result(
 ):
     with pytest.raises(CorpusError, match=r"a\.jsonl:101: not JSON .* fix it, or pass --on-error"):
         preprocess(options(on_error="fail"))
-    assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_splits_share_no_text_and_lose_no_document(options: MakeOptions, tmp_path: Path):
@@ -113,6 +114,46 @@ def test_failed_run_continues_with_on_error_skip(
         preprocess(options(inputs=inputs, on_error="fail"))
 
 
+def test_a_file_that_cannot_be_read_ends_the_run_unless_the_user_said_skip(
+    options: MakeOptions, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    bad = tmp_path / "cut.jsonl.gz"
+    bad.write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-9])
+    # A regular file that opens, but of which nothing can be read.
+    (tmp_path / "memory.txt").symlink_to("/proc/self/mem")
+    inputs = (f"{corpus}/a.jsonl", str(bad), str(tmp_path / "memory.txt"))
+    for on_error in ("fail", "skip-documents"):
+        with pytest.raises(CorpusError, match=r"(cut\.jsonl\.gz|a\.jsonl):\d+: .*--on-error skip"):
+            preprocess(options(inputs=inputs, on_error=on_error))
+    with caplog.at_level("WARNING"):
+        (manifest,) = preprocess(options(inputs=inputs, on_error="skip"))
+    assert manifest.documents > 120
+    assert manifest.skipped.count == 3
+    assert [file.split(": cannot be read")[0] for file in manifest.skipped.files] == [
+        f"{bad}:1000",
+        str(tmp_path / "memory.txt"),
+    ]
+    assert all(file in caplog.text for file in manifest.skipped.files)
+    with pytest.raises(ShardError, match="already exists"):
+        preprocess(options(inputs=inputs))
+
+
+@pytest.mark.parametrize("kind", ["a file as folder", "a name that is too long", "a NUL character"])
+def test_an_output_that_cannot_be_written_is_refused_at_once(
+    options: MakeOptions, tmp_path: Path, kind: str
+):
+    (tmp_path / "file").write_text("mine")
+    output = {
+        "a file as folder": tmp_path / "file" / "out",
+        # The shortest suffixes would still fit.
+        "a name that is too long": tmp_path / "new" / ("x" * 248),
+        "a NUL character": tmp_path / "a\0b",
+    }[kind]
+    with pytest.raises(ShardError, match=r"cannot be written .*choose another --output"):
+        preprocess(options(output=str(output)))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_corpus_without_documents_is_an_error(options: MakeOptions, tmp_path: Path):
     (tmp_path / "x.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(
@@ -120,6 +161,7 @@ def test_corpus_without_documents_is_an_error(options: MakeOptions, tmp_path: Pa
         match=r"contains none; 1 were skipped, the first: .*x\.jsonl:1: no key 'text'.*--text-key",
     ):
         preprocess(options(inputs=(str(tmp_path / "x.jsonl"),)))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_a_split_without_documents_is_reported(

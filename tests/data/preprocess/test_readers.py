@@ -52,6 +52,12 @@ def test_every_format_gives_the_same_documents(tmp_path: Path):
         (b'["x"]', "not a JSON object with the key 'text'"),
         (b'{"text": "\xff"}', "not UTF-8 (byte 11 of the line)"),
         (b'{"text": "\\ud800"}', "contains one half of a surrogate pair, which is not a character"),
+        (b'{"text": NaN}', "'text' is a number, not a string"),
+        (
+            b'{"id": ' + b"9" * 5000 + b', "text": "x"}',
+            "not JSON that can be read (Exceeds the limit",
+        ),
+        (b'{"text": "x", "id": ' + b"[" * 100_000, "not JSON that can be read (maximum recursion"),
         (b"[" * 100_000, "not JSON that can be read (maximum recursion depth exceeded"),
     ],
 )
@@ -78,6 +84,24 @@ def test_line_numbers_are_right_in_the_middle_of_a_large_file(tmp_path: Path):
     texts, bad = read(path)
     assert len(texts) == 2510
     assert bad == [f"{path}:2501: not JSON (column 1: Expecting value)"]
+
+
+def test_ranges_inside_an_endless_line_do_not_read_to_its_end(tmp_path: Path):
+    path = tmp_path / "endless.jsonl"
+    with path.open("wb") as file:
+        file.truncate(80 << 20)  # without blocks on the disk: all of it is NUL
+    before = num_bytes_read()
+    texts, bad = read(path)
+    assert (texts, bad) == ([], [f"{path}:1: a line longer than 32 MiB"])
+    # Every range reads a little over its end, and the message counts lines. To the end of the file
+    # it would be 40 times its size.
+    assert num_bytes_read() - before < 3 * (80 << 20)
+
+
+def num_bytes_read() -> int:
+    """Bytes that this process has read so far, from the disk or the page cache."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"])
 
 
 @given(
