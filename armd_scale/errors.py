@@ -5,6 +5,8 @@ what to do.
 """
 
 import argparse
+import errno
+import io
 import os
 import signal
 import sys
@@ -16,6 +18,9 @@ from typing import NoReturn
 _INTERRUPTED = "interrupted: run the same command again to continue"
 _INTERRUPTED_STATUS = 130
 """128 plus the number of SIGINT, as shells report it."""
+# Longer than any message with ordinary names in it; a path alone can have thousands of characters.
+_MAX_MESSAGE = 2000
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ArmdError(Exception):
@@ -120,18 +125,57 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     The status is what `main` returns (None: 0), 2 for an `ArmdError`, whose message goes to stderr,
     130 for Ctrl-C, and 141 if the reader of the output has closed the pipe, as shells report it.
+    Status 2 with one sentence is also the end of what the system refuses: memory, space on a disk,
+    or a file by its name.
     """
+    _print_any_text()
     try:
         # 2 is also argparse's status for a wrong option, and 141 is 128 plus the number of SIGPIPE.
         status = main() or 0
+        sys.stdout.flush()  # here and not at exit, where a full disk would end in a traceback
     except ArmdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = _fail(str(error))
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         status = _INTERRUPTED_STATUS
     except BrokenPipeError:
         status = 141
+        _drop_output()
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        status = _fail(f"there is not enough memory{reason}: ask for less, or use a larger machine")
+    except OSError as error:
+        # Without a name or a full disk it is not about a file of the user's, but a bug.
+        if error.filename is None and error.errno not in _NO_SPACE:
+            raise
+        name = "the output" if error.filename is None else str(error.filename)
+        _drop_output()
+        status = _fail(
+            f"cannot use {name} ({error.strerror}): check that it exists, its permissions and the "
+            "free space of its disk"
+        )
     # What is left is the end of threads and of the interpreter, which would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
+
+
+def _print_any_text() -> None:
+    """Let both outputs print names that are not valid in their encoding, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Forget what could not be printed, which Python would try again, and report, at exit."""
+    sys.stdout = io.StringIO()
+
+
+def _fail(message: str) -> int:
+    """Print the message of an error on one line, shortened in the middle; return the status."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    if len(line) > _MAX_MESSAGE:
+        half = _MAX_MESSAGE // 2
+        line = f"{line[:half]} [...] {line[-half:]}"
+    print(f"error: {line}", file=sys.stderr)
+    return 2

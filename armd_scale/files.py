@@ -1,4 +1,4 @@
-"""Atomic writes, file hashes, and checks of output paths.
+"""Atomic writes, reading of files that may be anything, hashes, and checks of output paths.
 
 Everything is written under a temporary name beside its final name, `.{name}.partial`, and renamed
 when it is complete: a reader sees the old file, the new file or no file, but never half of one. The
@@ -8,6 +8,7 @@ temporary name is in the same folder because a rename is atomic only within one 
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -15,15 +16,26 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from armd_scale.errors import ArmdError
 
 _Error = TypeVar("_Error", bound=ArmdError)
 
+MAX_TEXT_BYTES = 1 << 29
+"""Largest text or JSON file that is read whole."""
+# 10^300 is still a float; longer numbers are no counts, and Python takes quadratic time over them.
+_MAX_DIGITS = 300
+
 
 def partial_path(path: Path) -> Path:
-    """Temporary name under which `path` is written."""
+    """Temporary name under which `path` is written.
+
+    Raises:
+        OSError: it has no name, as `/` and `.` have none.
+    """
+    if not path.name:
+        raise OSError(errno.EISDIR, "is a folder")
     return path.with_name(f".{path.name}.partial")
 
 
@@ -80,7 +92,7 @@ def atomic_file(path: Path, *, error_class: type[ArmdError] = ArmdError) -> Iter
         return
     with reraise_write_errors(path, error_class=error_class):
         target = path.resolve() if path.is_symlink() else path
-    partial = partial_path(target)
+        partial = partial_path(target)
     try:
         with reraise_write_errors(path, error_class=error_class):
             yield partial
@@ -120,7 +132,8 @@ def atomic_write_json(
     error_class: type[ArmdError] = ArmdError,
 ) -> None:
     """Write `value` as JSON and a final newline; errors as of `atomic_file`."""
-    text = json.dumps(value, indent=indent) + "\n"
+    # NaN is not JSON: a value that can be NaN must be refused or replaced before.
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     atomic_write_text(path, text, error_class=error_class)
 
 
@@ -138,7 +151,8 @@ def atomic_directory(path: Path, *, error_class: type[ArmdError] = ArmdError) ->
     Raises:
         ArmdError: (`error_class`) the folder, or a file in it, cannot be written.
     """
-    partial = partial_path(path)
+    with reraise_write_errors(path, error_class=error_class):
+        partial = partial_path(path)
     try:
         with reraise_write_errors(path, error_class=error_class):
             shutil.rmtree(partial, ignore_errors=True)  # left over from a killed process
@@ -167,24 +181,110 @@ def _replace_directory(new: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def read_json_object(path: Path, *, error_class: type[ArmdError] = ArmdError) -> dict[str, Any]:
-    """Read a JSON file whose value is a mapping.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, but nothing else: a pipe would wait, and a device may never end.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is no regular file.
+    """
+    regular_file_status(path)
+    return path.open("rb")
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Return the text of a UTF-8 file, with its line ends as they are.
+
+    Args:
+        path: the file.
+        errors: what to do with other bytes, as of `bytes.decode`.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or is larger than `MAX_TEXT_BYTES`.
+        ValueError: it is not UTF-8.
+    """
+    return read_regular_file(path, max_bytes=MAX_TEXT_BYTES).decode(errors=errors)
+
+
+def parse_json(text: str, *, allow_nan: bool = False) -> Any:
+    """Parse JSON that may come from a stranger, stricter than `json.loads`.
+
+    Args:
+        text: one JSON value.
+        allow_nan: accept NaN, infinity and numbers that no float can hold.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or has a number or a text in it that
+            cannot be written back: NaN, hundreds of digits, half a surrogate pair.
+    """
+
+    def parse_float(digits: str) -> float:
+        value = float(digits)
+        if not (allow_nan or math.isfinite(value)):
+            raise ValueError(f"{digits[:20]} is not a finite number")
+        return value
+
+    try:
+        value = json.loads(
+            text, parse_float=parse_float, parse_int=_parse_int, parse_constant=parse_float
+        )
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+    # Only an escape can bring in half a surrogate pair: the text itself was decoded.
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text in it has half a surrogate pair") from None
+    return value
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number in it has {len(digits)} digits")
+    return int(digits)
+
+
+def read_json_object(
+    path: Path,
+    *,
+    error_class: type[ArmdError] = ArmdError,
+    advice: str = "restore it from where it came from",
+) -> dict[str, Any]:
+    """Read a JSON file whose value is a mapping; `parse_json` says what it may contain.
+
+    Args:
+        path: the file.
+        error_class: class of the error.
+        advice: what the user can do, for the message.
 
     Raises:
         ArmdError: (`error_class`) the file cannot be read, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_text(path))
         if not isinstance(value, dict):
             raise ValueError("its value is not a mapping")
-    # RecursionError: JSON that is nested too deeply. UnicodeDecodeError is a ValueError.
-    except (OSError, ValueError, RecursionError) as error:
-        reason = _reason(error) if isinstance(error, OSError) else error
+    except (OSError, ValueError) as error:
         raise error_class(
-            f"{path} must be a JSON file with a mapping, and cannot be read as one ({reason}): "
-            "restore it from where it came from"
+            f"{path} must be a JSON file with a mapping, and cannot be read as one "
+            f"({read_error_reason(error)}): {advice}"
         ) from error
-    return value
+    return cast(dict[str, Any], value)
+
+
+def read_error_reason(error: OSError | ValueError) -> str:
+    """Return in a few words why a file could not be read, to be put into brackets."""
+    if isinstance(error, OSError):
+        return _reason(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"its byte {error.start} is not UTF-8 text"
+    return str(error)
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value as a hex string, whatever the order and layout of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def path_inside(folder: Path, name: object, *, follow_links: bool = False) -> Path:
@@ -239,9 +339,12 @@ def read_regular_file(path: Path, *, max_bytes: int = 1 << 30) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or has more than `max_bytes` bytes.
     """
-    if regular_file_status(path).st_size > max_bytes:
+    with open_regular(path) as file:
+        # One byte more than allowed, because the size that the system tells may be wrong (/proc).
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB", str(path))
-    return path.read_bytes()
+    return data
 
 
 def sha256_file(path: Path) -> str:
@@ -282,12 +385,12 @@ def require_writable(
     """
     if path is None or is_special_file(path):
         return
-    partial = partial_path(path)
     try:
         if "\0" in str(path):
             raise OSError(errno.EINVAL, "its name has a NUL character")
         if path.is_dir():
             raise IsADirectoryError(0, "is a directory")
+        partial = partial_path(path)
         # The temporary name, so that an existing output file is not touched.
         partial.touch()
         partial.unlink()

@@ -1,6 +1,9 @@
 """Tests of exit statuses and messages of commands."""
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +73,50 @@ def test_a_renamed_option_is_refused_with_its_current_name(parser, words):
 def test_a_renamed_option_appears_nowhere_else(parser):
     assert vars(parser.parse_args(["--speculative", "4"])) == {"input": None, "speculative": 4}
     assert "--lossless" not in parser.format_help()
+
+
+def test_a_message_is_one_short_line_of_printable_characters(capsys):
+    assert exit_status(raising(errors.ArmdError("a\nb\udcff\0" + "x" * 9000 + " end"))) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: a\\nb\\udcff\\x00xxx")
+    assert message.endswith("xxx end\n")
+    assert len(message) < 2100
+    assert message.count("\n") == 1
+
+
+def test_names_that_are_no_valid_text_can_be_printed():
+    code = """
+from armd_scale.errors import run_command
+run_command(lambda: print("\\udcff"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\udcff\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 7 TiB"), "there is not enough memory (Unable to allo"),
+        (PermissionError(13, "Permission denied", "/a/b"), "cannot use /a/b (Permission denied)"),
+        (OSError(28, "No space left on device"), "cannot use the output (No space left on device)"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(error, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # run_command replaces it
+    assert exit_status(raising(error)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_an_os_error_without_a_file_is_a_bug():
+    with pytest.raises(OSError, match="a bug"):
+        errors.run_command(raising(OSError("a bug")))
+
+
+def test_a_full_disk_under_the_output_is_one_sentence():
+    code = "from armd_scale.errors import run_command; run_command(lambda: print(1))"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: cannot use the output (No space left on device)")
+    assert done.stderr.count(b"\n") == 1

@@ -16,6 +16,8 @@ from armd_scale.errors import exit_on_interrupt, run_command
 with exit_on_interrupt():
     from tokenizers import Tokenizer
 
+    from armd_scale.arguments import positive_int
+
 _EXAMPLE = """\
 example:
   python tools/bench_preprocess.py --input corpus.jsonl --tokenizer models/gpt2 --workers 2 \\
@@ -30,8 +32,8 @@ def main() -> None:
     )
     parser.add_argument("--input", required=True, help="a .jsonl file with the key text")
     parser.add_argument("--tokenizer", required=True, help="folder with a tokenizer.json")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each (default: 5)")
+    parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: 2)")
+    parser.add_argument("--runs", type=positive_int, default=5, help="runs of each (default: 5)")
     parser.add_argument("--against", metavar="COMMAND", help="another command to time")
     args = parser.parse_args()
     with Path(args.input).open(encoding="utf-8") as lines:

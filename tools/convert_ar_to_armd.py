@@ -11,6 +11,7 @@ from pathlib import Path
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import integer, natural_int, positive_int
     from armd_scale.checkpoint.hf.convert import ParityCheck, convert_and_check
     from armd_scale.checkpoint.hf.importer import ConversionRequest
     from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings
@@ -51,13 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--hf", required=True, type=Path, metavar="FOLDER", help="folder from save_pretrained")
     add("--output", required=True, type=Path, metavar="CHECKPOINT", help="folder to create")
     add("--query", choices=queries, help="query initialization (default: anchor, which is exact)")
-    add("--two-stream-layers", type=int, metavar="N", help="lower layers (default: half of them)")
+    add("--two-stream-layers", type=natural_int, metavar="N", help="lower layers (default: half)")
     add("--upper-visibility", choices=("block", "self"), help="default: block")
-    add("--max-positions", type=int, metavar="N", help="maximum text length (default: config.json)")
-    add("--tp", type=int, default=1, metavar="N", help="tensor parallel size to train with (1)")
-    add("--pp", type=int, default=1, metavar="N", help="pipeline parallel size to train with (1)")
+    add("--max-positions", type=positive_int, metavar="N", help="maximum text length (config.json)")
+    add("--tp", type=positive_int, default=1, metavar="N", help="tensor-parallel size (1)")
+    add("--pp", type=positive_int, default=1, metavar="N", help="pipeline-parallel size (1)")
     add("--dtype", choices=("keep", *DTYPES), default="keep", help="type of the weights (keep)")
-    add("--seed", type=int, default=1234, metavar="K", help="for tensors that an AR model lacks")
+    add("--seed", type=integer, default=1234, metavar="K", help="for tensors an AR model lacks")
     add("--check", choices=("logits", "layers", "none"), default="logits",
         help="compare with transformers: whole (default), layer by layer, or not")  # fmt: skip
     add("--text", type=Path, metavar="FILE", help="text to compare on (default: a built-in one)")

@@ -6,6 +6,7 @@ from pathlib import Path
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import integer, number, positive_int
     from armd_scale.eval.detokenizers import DETOKENIZERS
     from armd_scale.eval.evaluate import evaluate_checkpoint
     from armd_scale.eval.request import EvalRequest
@@ -47,28 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     tasks = "; ".join(task.help for task in TASKS.values())
     add("--task", nargs=2, metavar=("NAME", "FILE"), help=f"JSON lines instead: {tasks}")
     add("--order", required=True, metavar="SPEC", help=" | ".join(SPEC_SYNTAX.values()))
-    add("--orders-per-sample", type=_positive_int, default=1, metavar="K",
+    add("--orders-per-sample", type=positive_int, default=1, metavar="K",
         help="number of orders drawn per window (default: 1)")  # fmt: skip
-    add("--stride", type=_positive_int, metavar="N",
+    add("--stride", type=positive_int, metavar="N",
         help="stride of overlapping windows; requires --order l2r")  # fmt: skip
-    add("--samples", type=_positive_int, metavar="N", help="windows or examples (default: all)")
-    add("--seq-length", type=_positive_int, metavar="N",
+    add("--samples", type=positive_int, metavar="N", help="windows or examples (default: all)")
+    add("--seq-length", type=positive_int, metavar="N",
         help="targets per window (default: as in training)")  # fmt: skip
-    add("--micro-batch", type=_positive_int, metavar="N",
+    add("--micro-batch", type=positive_int, metavar="N",
         help="windows per forward pass (default: as in training)")  # fmt: skip
-    add("--seed", type=int, metavar="K", help="of order draws and sampling (default: the run's)")
-    add("--temperature", type=float, metavar="T", help="of sampling, 0 for greedy (default: 1)")
+    add("--seed", type=integer, metavar="K", help="of orders and sampling (default: the run's)")
+    add("--temperature", type=number, metavar="T", help="of sampling, 0 for greedy (default: 1)")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file")
     add("--dump", type=Path, metavar="FILE", help="write every token's log-probability to this")
     refuse_renamed_options(parser, {"--detokenise": "--detokenizer"})
     return parser
-
-
-def _positive_int(text: str) -> int:
-    # isdecimal also rejects signs, spaces and underscores, which int() alone accepts.
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1 (got {text!r})")
-    return int(text)
 
 
 if __name__ == "__main__":

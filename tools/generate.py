@@ -11,6 +11,7 @@ from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_com
 with exit_on_interrupt():
     import torch
 
+    from armd_scale.arguments import integer, number
     from armd_scale.checkpoint.pretrained import open_model
     from armd_scale.config.schema import ParallelConfig
     from armd_scale.generation.cli import GenerateRequest, generate_from_request, print_and_write
@@ -58,22 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="text to continue (default: start a document)")
     add("--infill", metavar="TEXT", help="text with holes to fill: {{12}} stands for 12 tokens")
-    add("--tokens", type=int, default=256, metavar="N", help="tokens to generate (256)")
-    add("--streams", type=int, default=1, metavar="S", help="segments generated in parallel (1)")
-    add("--group", type=int, metavar="s", help="neighboring tokens generated together")
+    add("--tokens", type=integer, default=256, metavar="N", help="tokens to generate (256)")
+    add("--streams", type=integer, default=1, metavar="S", help="segments written in parallel (1)")
+    add("--group", type=integer, metavar="s", help="neighboring tokens generated together")
     add("--random-order", action="store_true", help="generate tokens, or groups, in random order")
     add("--dynamic", metavar="RULE:k", help="best k per round by confidence|entropy|margin|random")
-    add("--speculative", type=int, metavar="k", help="speculative decoding with up to k tokens per"
-        " round (same distribution as one at a time)")  # fmt: skip
-    add("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (1)")
-    add("--top-k", type=int, metavar="K", help="sample among the K most likely tokens (all)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="... that reach probability P (1)")
-    add("--min-p", type=float, default=0.0, metavar="P", help="... of P times the largest (0)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="for seen tokens (1)")
-    add("--seed", type=int, default=0, metavar="K", help="seed of the random numbers (0)")
-    add("--num-samples", type=int, default=1, metavar="n", help="number of texts (1)")
+    add("--speculative", type=integer, metavar="k", help="speculative decoding with up to k tokens"
+        " per round (same distribution as one at a time)")  # fmt: skip
+    add("--temperature", type=number, default=1.0, metavar="T", help="0 is greedy (1)")
+    add("--top-k", type=integer, metavar="K", help="sample among the K most likely tokens (all)")
+    add("--top-p", type=number, default=1.0, metavar="P", help="... that reach probability P (1)")
+    add("--min-p", type=number, default=0.0, metavar="P", help="... of P times the largest (0)")
+    add("--repetition-penalty", type=number, default=1.0, metavar="R", help="for seen tokens (1)")
+    add("--seed", type=integer, default=0, metavar="K", help="seed of the random numbers (0)")
+    add("--num-samples", type=integer, default=1, metavar="n", help="number of texts (1)")
     add("--stop-at-eos", action="store_true", help="cut texts at their first end of document")
-    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size, under torchrun (1)")
+    add("--tp", type=integer, default=1, metavar="N", help="tensor-parallel size, if > 1 (1)")
     add("--json", type=Path, metavar="FILE", help=JSON_HELP)
     add("--replay-html", type=Path, metavar="FILE", help="write a page that replays the order")
     refuse_renamed_options(parser, RENAMED)

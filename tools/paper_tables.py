@@ -7,6 +7,7 @@ from typing import get_args
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import positive_int
     from armd_scale.eval.paper.cli import PaperTableRequest, TableName, run_paper_table
     from armd_scale.log import configure
     from armd_scale.parallel.environment import read_environment
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sample_options(subparser: argparse.ArgumentParser, *, is_generative: bool) -> None:
     add = subparser.add_argument
-    add("--samples", type=int, metavar="N", help="number of texts (16) or of windows (all)")
+    add("--samples", type=positive_int, metavar="N", help="number of texts (16) or windows (all)")
     if not is_generative:
         add("--data", required=True, metavar="PREFIX", help="held-out shards")
         return
@@ -56,7 +57,7 @@ def _add_sample_options(subparser: argparse.ArgumentParser, *, is_generative: bo
         help="texts that tools/generate.py --json wrote: one row per file")  # fmt: skip
     add("--eval-model", type=Path, required=True, metavar="FOLDER",
         help="Hugging Face folder of the AR model that scores the texts")  # fmt: skip
-    add("--tokens", type=int, default=256, metavar="N", help="length of texts (256)")
+    add("--tokens", type=positive_int, default=256, metavar="N", help="length of texts (256)")
     refuse_renamed_options(subparser, {"--judge": "--eval-model"})
 
 

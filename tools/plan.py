@@ -6,6 +6,7 @@ from pathlib import Path
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import positive_int, positive_number
     from armd_scale.plan.cli import PlanRequest, run_plan
     from armd_scale.plan.gpus import EFFICIENCY, GPUS
 
@@ -31,32 +32,15 @@ def _parser() -> argparse.ArgumentParser:
     add("recipe", type=Path, metavar="RECIPE.yaml", help="recipe file")
     add("overrides", nargs="*", metavar="section.key=value", help="keys to override")
     gpus = "number of GPUs (default: the fewest on which the recipe fits)"
-    add("--gpus", type=_positive_int, metavar="N", help=gpus)
+    add("--gpus", type=positive_int, metavar="N", help=gpus)
     add("--gpu-type", choices=GPUS, default="h100", help="kind of GPU (default: h100)")
     memory = "memory of each GPU (default: that of its kind)"
-    add("--gpu-memory", type=_positive_float, metavar="GiB", help=memory)
+    add("--gpu-memory", type=positive_number, metavar="GiB", help=memory)
     share = f"fraction of the peak FLOPs that kernels reach (default: {EFFICIENCY})"
-    add("--efficiency", type=_positive_float, default=EFFICIENCY, metavar="F", help=share)
+    add("--efficiency", type=positive_number, default=EFFICIENCY, metavar="F", help=share)
     add("--search", action="store_true", help="print the five best layouts instead")
     add("--json", type=Path, metavar="FILE", help="file to write the figures to")
     return parser
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1 (got {text!r})")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        # Leads to the message below, as do nan, inf and numbers that are not positive.
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0 (got {text!r})")
-    return value
 
 
 if __name__ == "__main__":

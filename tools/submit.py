@@ -2,12 +2,14 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import natural_int, positive_int, positive_number
     from armd_scale.cluster.submit import (
         JobSpec,
         Resources,
@@ -74,6 +76,10 @@ def _job(recipe: str, overrides: list[str], chosen: tuple[str, ...]) -> JobSpec:
     return JobSpec(partial(train_recipe, recipe, arguments), run.name, Path(folder))
 
 
+def _kind(name: str) -> Callable[[str], int]:
+    return natural_int if name in ("gpus_per_node", "grace_seconds") else positive_int
+
+
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=form)
@@ -85,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--cluster", choices=("slurm", "local"), default=default.cluster,
         help="where to run; local: on this machine, now (default: %(default)s)")  # fmt: skip
     for name, help_text in _SIZES.items():
-        add("--" + name.replace("_", "-"), type=int, default=getattr(default, name), metavar="N",
-            help=f"{help_text} (default: %(default)s)")  # fmt: skip
-    add("--hours", type=float, default=default.hours, metavar="H",
+        add("--" + name.replace("_", "-"), type=_kind(name), default=getattr(default, name),
+            metavar="N", help=f"{help_text} (default: %(default)s)")  # fmt: skip
+    add("--hours", type=positive_number, default=default.hours, metavar="H",
         help="time limit; the job is then requeued (default: %(default)s)")  # fmt: skip
     add("--slurm", nargs="+", default=(), metavar="OPTION=VALUE", help="other options of sbatch")
     add("--follow", action="store_true", help="print the log of the last job as it grows")

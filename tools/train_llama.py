@@ -6,6 +6,7 @@ from pathlib import Path
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import positive_int, positive_number
     from armd_scale.config.load import load_recipe
     from armd_scale.experiments.adaptation.train_llama import train_llama, write_byte_tokenizer
     from armd_scale.log import configure
@@ -27,9 +28,9 @@ def main() -> None:
     add("--tokenizer", type=Path, required=True, help=tokenizer)
     add("--recipe", help="defines size, data, seed and batch size")
     add("--output", type=Path, help="HF folder to write")
-    add("--steps", type=int, default=600, help="optimizer steps (default: %(default)s)")
+    add("--steps", type=positive_int, default=600, help="optimizer steps (default: %(default)s)")
     rate = "peak learning rate (default: %(default)s)"
-    add("--learning-rate", type=float, default=2e-3, help=rate)
+    add("--learning-rate", type=positive_number, default=2e-3, help=rate)
     args = parser.parse_args()
     configure()
     if not args.tokenizer.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+from armd_scale.arguments import positive_int, process_count
 from armd_scale.bench.table import Row, markdown
 from armd_scale.errors import refuse_renamed_options
 from armd_scale.files import atomic_write_json, require_writable
@@ -75,13 +76,6 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _positive_int(text: str) -> int:
-    # isdecimal also rejects signs, spaces and underscores, which int() alone accepts.
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1 (got {text!r})")
-    return int(text)
-
-
 def _existing_folder(text: str) -> Path:
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"must be an existing folder (got {text!r})")
@@ -96,7 +90,7 @@ def _existing_file(text: str) -> Path:
 
 def _int_option(default: int, summary: str) -> dict[str, Any]:
     help_text = f"{summary} (default: {default})"
-    return {"type": _positive_int, "default": default, "metavar": "N", "help": help_text}
+    return {"type": positive_int, "default": default, "metavar": "N", "help": help_text}
 
 
 def _int_list_option(*default: int, summary: str) -> dict[str, Any]:
@@ -132,7 +126,7 @@ BENCHMARKS = {
     "memory": Benchmark(
         "bytes per process under each ZeRO stage, compared with the ZeRO paper",
         "armd_scale.bench.suites.memory:measure_memory",
-        {"--ranks": _int_option(4, "number of processes")},
+        {"--ranks": {**_int_option(4, "number of processes"), "type": process_count}},
         "--ranks 4 --json memory.json",
     ),
     "checkpoint": Benchmark(

@@ -12,6 +12,7 @@ from torch import Tensor
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.sharded_io import Network, read_sections
 from armd_scale.checkpoint.store import MANIFEST, latest_valid, list_checkpoints, verify
+from armd_scale.checkpoint.tensor_files import read_index
 from armd_scale.config.load import load_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import ParallelConfig
@@ -106,6 +107,7 @@ def load_network(
     """
     # Of the layout only the tensor-parallel size shapes the network: it is loaded whole otherwise,
     # without pipeline stages, whatever layout it was trained under.
+    require_tensors_of_layers(checkpoint)
     recipe = checkpoint.recipe
     parallel = ParallelConfig(tensor=groups.tp.size())
     network = ArmdModel(
@@ -115,6 +117,21 @@ def load_network(
     )
     load_weights(checkpoint, network, groups=groups)
     return network.to(device).eval()
+
+
+def require_tensors_of_layers(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint has tensors for all layers, before they are built one by one.
+
+    Raises:
+        CheckpointError: its recipe has more layers than the checkpoint has tensors.
+    """
+    folder, layers = checkpoint.folder / WEIGHTS, checkpoint.recipe.model.layers
+    num_tensors = len(read_index(folder))
+    if layers > num_tensors:
+        raise CheckpointError(
+            f"a checkpoint must contain the tensors of all layers, and {folder} has {num_tensors} "
+            f"tensors for model.layers = {layers}: use another checkpoint"
+        )
 
 
 @torch.no_grad()

@@ -13,12 +13,14 @@ from armd_scale.checkpoint.hf.importer import recipe_for
 from armd_scale.checkpoint.hf.source import ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.load import Checkpoint, load_network, open_checkpoint
 from armd_scale.checkpoint.store import MANIFEST
+from armd_scale.config.derived import num_parameters
 from armd_scale.config.resolve import ResolvedModel, ResolvedRecipe
 from armd_scale.config.schema import ParallelConfig, QueryKind
 from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
+from armd_scale.parallel.memory import require_memory
 from armd_scale.parallel.process_groups import current_process_groups
 
 
@@ -87,12 +89,36 @@ class ModelFolder:
             dtype: of the weights; None: the precision of the recipe (`train.precision`).
 
         Raises:
-            CheckpointError: the weights are incomplete or of another model.
+            CheckpointError: the weights are incomplete, of another model, not finite, or do not fit
+                into memory.
         """
         if dtype is None:
             is_half = self.checkpoint.recipe.train.precision == "bf16"
             dtype = torch.bfloat16 if is_half else torch.float32
-        return self.load(groups, dtype).to(device).eval()
+        self._require_memory(groups, dtype, device)
+        network = self.load(groups, dtype).to(device).eval()
+        for name, parameter in network.named_parameters():
+            if not parameter.isfinite().all():
+                raise CheckpointError(
+                    f"the weights of a model must be finite, and {name} of {self.description} has "
+                    "NaN or infinity: its training diverged, so use an earlier checkpoint"
+                )
+        return network
+
+    def _require_memory(
+        self, groups: ProcessGroupCollection, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        # Also before a network of absurd sizes is built, layer by layer.
+        model = self.checkpoint.recipe.model
+        count = num_parameters(model, model.vocab_size) / groups.tp.size()
+        for place in {torch.device("cpu"), torch.device(device)}:  # loaded on the CPU, then moved
+            require_memory(
+                count * dtype.itemsize,
+                f"the {count:.3g} weights of {self.description}",
+                advice="use a smaller model, or a larger machine",
+                device=place,
+                error_class=CheckpointError,
+            )
 
 
 def load_model(

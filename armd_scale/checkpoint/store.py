@@ -11,11 +11,19 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from armd_scale.config.codec import decode_dataclass
 from armd_scale.errors import CheckpointError
-from armd_scale.files import partial_path, path_inside, sha256_file
+from armd_scale.files import (
+    json_sha256,
+    partial_path,
+    path_inside,
+    read_json_object,
+    sha256_file,
+)
 from armd_scale.log import get_logger
 
 MANIFEST = "manifest.json"
@@ -23,6 +31,26 @@ FORMAT = 3
 """Version of the folder's layout, of the recipe's keys and of the tensor names in it."""
 _FORMAT_ADVICE = {2: "convert it with python tools/upgrade_checkpoint.py"}
 _CHECKPOINT_NAME = re.compile(r"step_\d{8}|\.step_\d{8}\.replaced")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of a file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the manifest of a checkpoint says."""
+
+    format: int
+    step: int
+    files: Mapping[str, FileRecord]
+    """By name, relative to the checkpoint."""
+    sha256: str | None = None
+    """Of all other values; checkpoints of earlier versions lack it."""
 
 
 class _FormatError(CheckpointError):
@@ -122,7 +150,8 @@ def write_manifest(folder: Path, *, step: int, hashed: Mapping[str, Any] | None 
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     _require_all_written(folder, set(hashed) - set(names))
     files = {name: hashed.get(name) or _file_record(folder / name) for name in names}
-    manifest = {"format": FORMAT, "step": step, "files": files}
+    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+    manifest["sha256"] = json_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _fsync_tree(folder)
 
@@ -130,8 +159,8 @@ def write_manifest(folder: Path, *, step: int, hashed: Mapping[str, Any] | None 
 def _looks_sound(folder: Path) -> bool:
     """Whether all files are there with their sizes; nothing is read but the manifest."""
     try:
-        files = read_manifest(folder)["files"]
-        return all((folder / name).stat().st_size == files[name]["bytes"] for name in files)
+        files = read_manifest(folder).files
+        return all((folder / name).stat().st_size == files[name].bytes for name in files)
     except (OSError, CheckpointError):
         return False
 
@@ -220,7 +249,7 @@ def verify(
         CheckpointError: the folder is not a checkpoint, a file is missing, truncated or changed,
             or there is one in its subfolders that the manifest does not list.
     """
-    files = read_manifest(folder, expected_format=expected_format)["files"]
+    files = read_manifest(folder, expected_format=expected_format).files
     _refuse_unlisted(folder, files, prefix)
     for name, expected in files.items():
         if not name.startswith(prefix):
@@ -228,9 +257,9 @@ def verify(
         path = folder / name
         if not path.is_file():
             raise _damaged(path, "is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise _damaged(path, f"has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if sha256_file(path) != expected["sha256"]:
+        if path.stat().st_size != expected.bytes:
+            raise _damaged(path, f"has {path.stat().st_size} bytes instead of {expected.bytes}")
+        if sha256_file(path) != expected.sha256:
             raise _damaged(path, "has changed since it was written (SHA-256 differs)")
 
 
@@ -244,8 +273,8 @@ def _refuse_unlisted(folder: Path, files: Mapping[str, Any], prefix: str | tuple
             raise _damaged(path, "is not listed in its manifest")
 
 
-def read_manifest(folder: Path, *, expected_format: int = FORMAT) -> dict[str, Any]:
-    """Read the manifest of a checkpoint: `{"format", "step", "files"}`.
+def read_manifest(folder: Path, *, expected_format: int = FORMAT) -> Manifest:
+    """Read the manifest of a checkpoint, and check it against its own SHA-256.
 
     Raises:
         CheckpointError: there is no manifest, it cannot be read, or it has another format version.
@@ -261,42 +290,32 @@ def read_manifest(folder: Path, *, expected_format: int = FORMAT) -> dict[str, A
             f"a checkpoint folder must contain {MANIFEST}, and {folder} does not: "
             "give a checkpoint, a run folder, or its checkpoints folder"
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        _check_manifest(manifest, folder, expected_format)
-    # RecursionError: JSON that is nested too deeply.
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise _damaged(path, f"cannot be read ({reason})") from error
+    advice = "use another checkpoint"
+    values = read_json_object(path, error_class=CheckpointError, advice=advice)
+    # First, because the keys depend on it.
+    _check_format(folder, values.get("format"), expected_format)
+    manifest = decode_dataclass(
+        values, Manifest, source=path, error_class=CheckpointError, advice=advice
+    )
+    values.pop("sha256", None)
+    if manifest.sha256 not in (None, json_sha256(values)):
+        raise _damaged(path, "has changed since it was written (its own SHA-256 differs)")
+    for name in manifest.files:
+        try:
+            path_inside(folder, name, follow_links=True)  # the hash says what a link must lead to
+        except ValueError as error:
+            raise _damaged(path, f"cannot be used ({error})") from error
     return manifest
 
 
-def _check_manifest(manifest: Any, folder: Path, expected_format: int) -> None:
-    """Check types and names, so that what reads the manifest can rely on them.
-
-    Raises:
-        ValueError: what is wrong.
-        CheckpointError: the format is another one.
-    """
-    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
-        raise ValueError("a manifest must be a mapping with a format number")
-    if manifest["format"] != expected_format:
-        advice = _FORMAT_ADVICE.get(
-            manifest["format"], "read it with the version of armd_scale that wrote it"
-        )
+def _check_format(folder: Path, number: object, expected: int) -> None:
+    if type(number) is not int:
+        raise _damaged(folder / MANIFEST, "has no format number")
+    if number != expected:
+        advice = _FORMAT_ADVICE.get(number, "read it with the version of armd_scale that wrote it")
         raise _FormatError(
-            f"{folder} must be a checkpoint of format {expected_format} (got format "
-            f"{manifest['format']}): {advice}"
+            f"{folder} must be a checkpoint of format {expected} (got format {number}): {advice}"
         )
-    files = manifest.get("files")
-    if type(manifest.get("step")) is not int or not isinstance(files, dict):
-        raise ValueError("a manifest must have a step and files")
-    for name, record in files.items():
-        path_inside(folder, name, follow_links=True)  # the hash says what a link must lead to
-        if not isinstance(record, dict) or type(record.get("bytes")) is not int:
-            raise ValueError(f"the size of {name} is missing")
-        if not isinstance(record.get("sha256"), str):
-            raise ValueError(f"the SHA-256 of {name} is missing")
 
 
 def write_error(folder: Path, error: OSError) -> CheckpointError:

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from armd_scale.config.codec import read_dataclass
 from armd_scale.errors import CheckpointError
 
 INDEX_FILE = "index.json"
@@ -169,56 +170,51 @@ def write_index(folder: Path, records: Mapping[str, TensorRecord]) -> None:
     (folder / INDEX_FILE).write_text(json.dumps({"tensors": tensors}, indent=1) + "\n")
 
 
+@dataclass(frozen=True)
+class _Index:
+    tensors: Mapping[str, TensorRecord]
+
+    def __post_init__(self) -> None:
+        for name, record in self.tensors.items():
+            _check_record(name, record)
+
+
 def read_index(folder: Path) -> dict[str, TensorRecord]:
     """Read and check the index of a folder.
 
     Raises:
         CheckpointError: there is none, or it is not one that `write_index` writes.
     """
-    path = folder / INDEX_FILE
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        _require(
-            isinstance(value, dict) and set(value) == {"tensors"}, "must have one key, tensors"
-        )
-        tensors = value["tensors"]
-        _require(isinstance(tensors, dict), "tensors must be a mapping")
-        return {name: _record(name, entry) for name, entry in tensors.items()}
-    # RecursionError: JSON that is nested too deeply.
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        _raise_damaged(path, reason, error)
+    index = read_dataclass(
+        folder / INDEX_FILE, _Index, error_class=CheckpointError, advice="use another checkpoint"
+    )
+    return dict(index.tensors)
 
 
-def _record(name: str, entry: Any) -> TensorRecord:
-    """Check the types and ranges of one entry of an index."""
-    keys = {"dtype", "shape", "dim", "parts"}
-    _require(isinstance(entry, dict) and set(entry) == keys, f"{name} must have {sorted(keys)}")
-    dtype, shape, dim, parts = (entry[key] for key in ("dtype", "shape", "dim", "parts"))
-    _require(isinstance(dtype, str) and dtype in DTYPES, f"{name} has an unknown dtype")
-    _require(isinstance(shape, list) and all(map(_is_size, shape)), f"{name} has no valid shape")
+def _check_record(name: str, record: TensorRecord) -> None:
+    """Check the ranges of one entry of an index, whose types are right.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    shape, dim, parts = record.shape, record.dim, record.parts
+    _require(record.dtype in DTYPES, f"{name} has an unknown dtype")
+    _require(all(map(_is_size, shape)), f"{name} has no valid shape")
     _require(_is_size(dim) and dim < max(len(shape), 1), f"{name} has no valid dim")
-    _require(isinstance(parts, list) and len(parts) > 0, f"{name} has no parts")
+    _require(len(parts) > 0, f"{name} has no parts")
     end = 0
-    checked = []
     for part in parts:
-        # Exactly these keys: an index from a stranger may hold anything.
-        keys = {"start", "stop", "file"}
-        _require(isinstance(part, dict) and set(part) == keys, f"{name} has an invalid part")
-        _require(_is_size(part["start"]) and _is_size(part["stop"]), f"{name} has an invalid part")
-        _require(part["start"] == end, f"the parts of {name} must follow each other")
+        _require(_is_size(part.start) and _is_size(part.stop), f"{name} has an invalid part")
+        _require(part.start == end, f"the parts of {name} must follow each other")
         # Nothing but a name of ours: a path could lead out of the folder.
-        is_ours = isinstance(part["file"], str) and _FILE_NAME.fullmatch(part["file"])
-        _require(bool(is_ours), f"a part of {name} must be in a file named {rank_file(0)}")
-        end = part["stop"]
-        checked.append(TensorPart(**part))
+        is_ours = _FILE_NAME.fullmatch(part.file) is not None
+        _require(is_ours, f"a part of {name} must be in a file named {rank_file(0)}")
+        end = part.stop
     _require(end == (shape[dim] if shape else 1), f"the parts of {name} must add up to its shape")
-    return TensorRecord(dtype, tuple(shape), dim, tuple(checked))
 
 
-def _is_size(value: Any) -> bool:
-    # Not isinstance: True is an int too, and would pass as 1.
-    return type(value) is int and 0 <= value < _MAX_DIMENSION
+def _is_size(value: int) -> bool:
+    return 0 <= value < _MAX_DIMENSION
 
 
 def _require(condition: bool, message: str) -> None:

@@ -69,7 +69,7 @@ def upgrade_checkpoint(folder: Path) -> None:
     """
     # All hashes first: the values are then those that were saved, whoever made them.
     verify(folder, expected_format=OLD_FORMAT)
-    step = read_manifest(folder, expected_format=OLD_FORMAT)["step"]
+    step = read_manifest(folder, expected_format=OLD_FORMAT).step
     with atomic_directory(folder, error_class=CheckpointError) as partial:
         hashed = {}
         for path in sorted(folder.iterdir()):

@@ -2,7 +2,8 @@
 
 Supports what `schema` consists of: text, numbers, booleans, null, literals, tuples, nested
 dataclasses, abstract classes whose dataclasses are told apart by their `policy`, and fields whose
-keys are written among those of their owner (`metadata={"flattened": True}`).
+keys are written among those of their owner (`metadata={"flattened": True}`). `read_dataclass` reads
+other JSON files of ours in the same way; they may also have mappings of arbitrary keys.
 """
 
 import dataclasses
@@ -10,13 +11,55 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union, cast
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast
 
 from armd_scale.config.messages import describe_type, did_you_mean, format_value, join
 from armd_scale.config.renamed_keys import RENAMED_VALUES, present_key
-from armd_scale.errors import RecipeError
+from armd_scale.errors import ArmdError, RecipeError
+from armd_scale.files import read_json_object
 
 DISCRIMINATOR = "policy"
+
+_Decoded = TypeVar("_Decoded")
+# An index has hundreds of thousands of records of one class.
+_type_hints = cache(typing.get_type_hints)
+
+
+def read_dataclass(
+    path: Path, kind: type[_Decoded], *, error_class: type[ArmdError], advice: str
+) -> _Decoded:
+    """Read a JSON file that holds one value of a dataclass.
+
+    Args:
+        path: the file.
+        kind: the dataclass; it may raise ValueError for values that do not fit each other.
+        error_class: class of the error.
+        advice: what the user can do, for the message.
+
+    Raises:
+        ArmdError: (`error_class`) the file cannot be read, lacks a key, or has an unknown one or a
+            value of a wrong type.
+    """
+    values = read_json_object(path, error_class=error_class, advice=advice)
+    return decode_dataclass(values, kind, source=path, error_class=error_class, advice=advice)
+
+
+def decode_dataclass(
+    values: Mapping[str, Any],
+    kind: type[_Decoded],
+    *,
+    source: Path,
+    error_class: type[ArmdError],
+    advice: str,
+) -> _Decoded:
+    """Decode what `source` holds; arguments and errors as of `read_dataclass`."""
+    try:
+        return DataclassDecoder(kind, lambda key: str(source)).decode(values)
+    except (RecipeError, ValueError) as error:
+        where = "" if isinstance(error, RecipeError) else f"{source}: "
+        raise error_class(f"{where}{error}: {advice}") from error
 
 
 class DataclassDecoder:
@@ -59,6 +102,10 @@ class DataclassDecoder:
             return self._decode_tuple(kind, value, path)
         if dataclasses.is_dataclass(kind):
             return self._decode_dataclass(cast(type, kind), value, path)
+        if origin is Mapping:
+            items = self._require_mapping(dict, value, path)
+            item_kind = typing.get_args(kind)[1]
+            return {k: self._decode(item_kind, item, join(path, k)) for k, item in items.items()}
         if kind is float:
             return self._decode_float(value, path)
         # Not isinstance: true is an int in Python, but it is not a number of layers.
@@ -68,7 +115,18 @@ class DataclassDecoder:
             raise self._type_error(
                 kind, cast(object, value), path, "; put it in quotes" if quotable else ""
             )
+        if kind is str:
+            self._check_text(cast(str, value), path)
         return value
+
+    def _check_text(self, text: str, path: str) -> None:
+        # Texts become names of files, process titles and YAML again, none of which takes these.
+        if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+            raise self._error(
+                path,
+                "must be text without NUL characters and halves of surrogate pairs (got "
+                f"{format_value(text)})",
+            )
 
     def _error(self, path: str, problem: str) -> RecipeError:
         return RecipeError(f"{self._origin_of(path)}: {path or 'a recipe'} {problem}")
@@ -144,7 +202,7 @@ class DataclassDecoder:
     ) -> Any:
         """Decode one dataclass; `sibling_keys` are written beside its own and decoded elsewhere."""
         mapping = self._require_mapping(kind, value, path)
-        hints = typing.get_type_hints(kind)
+        hints = _type_hints(kind)
         fields = {field.name: field for field in dataclasses.fields(kind)}
         flattened = [name for name, field in fields.items() if is_flattened(field)]
         own = tuple(name for name in fields if name not in flattened)

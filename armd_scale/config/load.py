@@ -1,6 +1,6 @@
 """Read recipes: YAML files that may extend one another, and `section.key=value` overrides."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ HERE = "."
 # A recipe with every key has about 150 values and 4 levels. These limits stop a small file from
 # growing without end through aliases, and from exhausting the stack.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_EXTENDS = 1 << 20, 100_000, 50, 32
+_MAX_BITS = 1000
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -180,7 +181,27 @@ class _Parser:
             return self._build_mapping(node, path, parents)
         if isinstance(node, yaml.SequenceNode):
             return [self._build(item, join(path, i), parents) for i, item in enumerate(node.value)]
-        return self._loader.construct_object(node)
+        return self._construct_scalar(node, path)
+
+    def _construct_scalar(self, node: yaml.Node, path: str) -> Any:
+        origin = f"{self._source}:{node.start_mark.line + 1}"
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        try:
+            value = self._loader.construct_object(node)
+        # What PyYAML raises for `!!bool x` and `!!timestamp x`.
+        except (KeyError, AttributeError):
+            raise RecipeError(
+                f"{origin}: {path or 'a value'} must be a value of its tag {tag} (got "
+                f"{format_value(node.value)}): leave out the tag"
+            ) from None
+        if not isinstance(value, Hashable):
+            raise RecipeError(
+                f"{origin}: {path or 'a value'} must not have the tag {tag}: leave out the tag"
+            )
+        # Python refuses to print such a number, and nothing here counts that far.
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise RecipeError(f"{origin}: {path or 'a value'} has too many digits: write fewer")
+        return value
 
     def _build_mapping(
         self, node: yaml.MappingNode, path: str, parents: tuple[yaml.Node, ...]
@@ -190,7 +211,7 @@ class _Parser:
             origin = f"{self._source}:{key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(f"{origin}: a key in {path or 'a recipe'} must be a plain value")
-            key = self._loader.construct_object(key_node)
+            key = self._construct_scalar(key_node, path)
             key_path = join(path, key)
             if key in values:
                 first = self._origins[key_path]

@@ -4,12 +4,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
+from armd_scale.config.codec import decode_dataclass
+from armd_scale.config.messages import format_value
 from armd_scale.errors import ShardError
-from armd_scale.files import path_inside, read_regular_file
+from armd_scale.files import json_sha256, path_inside, read_json_object, regular_file_status
 
 VERSION = 1
+_HASH = "manifest_sha256"
+"""Key with the SHA-256 of all others; manifests of earlier versions lack it."""
+_SPLIT_KEYS = {"side": "split_name"}
+"""Keys of format version 1, which existing shards have, and the fields that they are now."""
+_ADVICE = "build the shards again, or delete it to read them without a manifest"
 # Skipped documents that are described one by one; their count is always complete.
 MAX_EXAMPLES = 20
 
@@ -36,6 +43,9 @@ class SourceRecord:
     path: str
     size: int
     content_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        add_hashes([self.content_hash])  # raises ValueError if it is not a hash
 
 
 @final
@@ -107,9 +117,17 @@ class Manifest:
     """Digest of the inputs and arguments, equal in all shards of a corpus."""
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        names = ("documents", "tokens", "text_bytes", "cut_documents", "vocab_size")
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
+
     def save(self, path: Path) -> None:
         """Write the manifest as JSON, one key per line."""
-        path.write_text(json.dumps(_to_mapping(self), indent=1) + "\n", encoding="utf-8")
+        mapping = _to_mapping(self)
+        mapping[_HASH] = json_sha256(mapping)
+        path.write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
 
     def tokenizer_folder(self, prefix: str | Path) -> Path:
         """Return the folder of the tokenizer of the dataset at `prefix`.
@@ -170,16 +188,12 @@ def load_manifest(prefix: str | Path) -> Manifest | None:
     path = manifest_path(prefix)
     # A missing file is normal (datasets of other programs), a file that is not a manifest is not.
     try:
-        return _from_mapping(json.loads(read_regular_file(path)))
+        regular_file_status(path)
     except FileNotFoundError:
         return None
-    # KeyError and TypeError: missing or unknown keys, which the dataclasses below report.
-    # RecursionError: JSON that is nested too deeply.
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ShardError(
-            f"{path} must be the manifest of token shards, but is not ({error!r}): build the "
-            "shards again, or delete it to read them without a manifest"
-        ) from error
+    except OSError:
+        pass  # reported below
+    return _from_mapping(read_json_object(path, error_class=ShardError, advice=_ADVICE), path)
 
 
 def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> Manifest:
@@ -223,32 +237,24 @@ def add_hashes(hashes: Iterable[str | None]) -> str | None:
 def _to_mapping(manifest: Manifest) -> dict[str, Any]:
     mapping = asdict(manifest)
     if manifest.split is not None:
-        # `side` is the key of format version 1, which existing shards have.
-        mapping["split"] = {
-            "side": manifest.split.split_name,
-            "fractions": manifest.split.fractions,
-        }
+        keys = {field: key for key, field in _SPLIT_KEYS.items()}
+        mapping["split"] = {keys.get(name, name): value for name, value in mapping["split"].items()}
     return mapping
 
 
-def _source_record(mapping: dict[str, Any]) -> SourceRecord:
-    record = SourceRecord(**mapping)
-    add_hashes([record.content_hash])  # raises an error if it is not a hash
-    return record
-
-
-def _from_mapping(mapping: dict[str, Any]) -> Manifest:
-    if mapping["version"] != VERSION:
-        raise ValueError(f"version {mapping['version']}; this program reads version {VERSION}")
-    skipped, split, shard = mapping["skipped"], mapping["split"], mapping["shard"]
-    records: dict[str, Any] = {
-        "tokenizer": TokenizerRecord(**mapping["tokenizer"]),
-        "sources": tuple(_source_record(source) for source in mapping["sources"]),
-        # Earlier versions have no list of files.
-        "skipped": Skipped(
-            skipped["count"], tuple(skipped["examples"]), tuple(skipped.get("files", ()))
-        ),
-        "split": split and SplitRecord(split["side"], tuple(split["fractions"])),
-        "shard": shard and ShardIndex(**shard),
-    }
-    return Manifest(**{**mapping, **records})
+def _from_mapping(mapping: dict[str, Any], path: Path) -> Manifest:
+    if mapping.get("version") != VERSION:
+        raise ShardError(
+            f"{path} must be a manifest of version {VERSION} (got version "
+            f"{format_value(mapping.get('version'))}): {_ADVICE}"
+        )
+    recorded = mapping.pop(_HASH, None)
+    if recorded is not None and recorded != json_sha256(mapping):
+        raise ShardError(
+            f"{path} must be as it was written, and has changed since ({_HASH} differs): {_ADVICE}"
+        )
+    split = mapping.get("split")
+    if isinstance(split, dict):  # see _to_mapping
+        named = cast(dict[str, Any], split)
+        mapping["split"] = {_SPLIT_KEYS.get(key, key): value for key, value in named.items()}
+    return decode_dataclass(mapping, Manifest, source=path, error_class=ShardError, advice=_ADVICE)

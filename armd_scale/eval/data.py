@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.data.indexed_reader import IndexedTokens, open_shards
 from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
@@ -11,6 +14,7 @@ from armd_scale.errors import ArmdError, CheckpointError, ShardError, TokenizerE
 from armd_scale.eval.detokenizers import get_detokenizer
 from armd_scale.eval.likelihood import bytes_per_token
 from armd_scale.eval.sliding_window import SlidingWindows
+from armd_scale.files import read_error_reason, read_text
 from armd_scale.generation.text import encode_prompt
 
 
@@ -77,6 +81,7 @@ def open_eval_text_file(
     check_max_positions(length, checkpoint)
     text = _read_text(path)
     tokens = encode_prompt(detokenize(text), tokenizer)
+    check_token_ids(tokens, checkpoint.recipe.model.vocab_size)
     if len(tokens) < 2:
         raise ArmdError(f"--text must contain some text, but {path} is empty: give another file")
     windows = SlidingWindows(
@@ -96,12 +101,12 @@ def open_eval_text_file(
 
 
 def _read_text(path: Path) -> str:
-    # As bytes: text mode would turn \r\n into \n, and with it the number of bytes.
     try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ArmdError(
-            f"--text must be a UTF-8 file, but {path} cannot be read ({error}): give another file"
+            f"--text must be a UTF-8 file, but {path} cannot be read "
+            f"({read_error_reason(error)}): give another file"
         ) from error
 
 
@@ -171,6 +176,19 @@ def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             "has none: train on shards with a manifest, or give a Hugging Face folder with --hf"
         )
     return load_tokenizer(folder)
+
+
+def check_token_ids(tokens: Int[np.ndarray, " P"], vocab_size: int) -> None:
+    """Check that a text has only tokens of the model's vocabulary.
+
+    Raises:
+        TokenizerError: it has others, which the embedding has no rows for.
+    """
+    if len(tokens) and tokens.max() >= vocab_size:
+        raise TokenizerError(
+            f"the token ids of a text must be below {vocab_size}, the model's vocabulary (got "
+            f"{tokens.max()}): use the tokenizer that the model was trained with"
+        )
 
 
 def _check_same_tokenizer(shards: IndexedTokens, checkpoint: Checkpoint) -> None:

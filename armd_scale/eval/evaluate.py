@@ -1,8 +1,9 @@
 """The evaluate command: open the model and the data, score, write the result."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.checkpoint.pretrained import ModelFolder, open_model
 from armd_scale.config.schema import ParallelConfig
+from armd_scale.errors import CheckpointError
 from armd_scale.eval.data import (
     EvalText,
     check_max_positions,
@@ -20,6 +22,7 @@ from armd_scale.eval.data import (
     require_tokenizer,
 )
 from armd_scale.eval.likelihood import Likelihood, Scores, score_all_windows, summarize
+from armd_scale.eval.memory import require_memory_to_score
 from armd_scale.eval.output import write_dump, write_result
 from armd_scale.eval.request import EvalRequest, check_options
 from armd_scale.eval.tasks.base import EvalResult, Task, TaskOptions, run_task
@@ -55,13 +58,15 @@ def evaluate_checkpoint(request: EvalRequest, environment: DistributedEnv) -> Ev
 
     Raises:
         ArmdError: an invalid order or combination of options, a checkpoint or data that cannot be
-            used or do not fit each other, or a file that cannot be written.
+            used or do not fit each other, predictions that are not finite, too little memory, or a
+            file that cannot be written.
     """
     prepared = prepare(request)
     # No tensor or pipeline parallelism: all ranks are data parallel, which splits the work evenly
     # and needs no communication in the forward pass.
     with process_groups(environment, ParallelConfig()) as groups:
         result = run_prepared(prepared, groups, environment.device)
+    _require_finite(result, prepared.model.description)
     if request.json is not None and environment.is_rank0:
         write_result(request.json, result)
     return result
@@ -107,6 +112,21 @@ def run_prepared(
     return result
 
 
+def _require_finite(result: EvalResult, model: str) -> None:
+    """Refuse figures of a model whose predictions are not finite.
+
+    A perplexity, the exponential of a finite figure, may be infinite.
+    """
+    for name, value in asdict(result).items():
+        if not isinstance(value, float) or math.isfinite(value):
+            continue
+        if math.isnan(value) or not name.startswith("perplexity"):
+            raise CheckpointError(
+                f"the predictions of a model must be finite, and {name} of {model} is {value}: its "
+                "weights are damaged or its training diverged, so use an earlier checkpoint"
+            )
+
+
 def _open_examples(
     request: EvalRequest, order: OrderPolicy, seed: int, checkpoint: Checkpoint
 ) -> EvalText | Task:
@@ -137,6 +157,13 @@ def _score_text(
     """Compute the likelihood; also return this rank's scores if they are to be dumped."""
     request, windows = prepared.request, text.windows
     num_windows = min(request.samples or windows.num_windows, windows.num_windows)
+    require_memory_to_score(
+        network,
+        prepared.order,
+        seq_length=len(windows.window(0)) - 1,
+        micro_batch=min(prepared.micro_batch, num_windows),
+        num_results=num_windows * request.orders_per_sample,
+    )
     kept_scores: list[Scores] = []
     with _progress(num_windows * request.orders_per_sample, "windows", groups) as advance:
 

@@ -168,6 +168,8 @@ def score_windows(
     samples = [draw_sample(windows, w, order=order, seed=seed, index=w) for w in indices]
     batch = collate(samples)
     nll = network(batch.to(_device_of(network))).to(batch.order.device)
+    # NaN marks what is no target: the loss of a broken model is infinite instead.
+    nll = nll.nan_to_num(nan=torch.inf, posinf=torch.inf)
     # Query row r of the network belongs to slot r + 1. `order` maps slots to positions, so the
     # scatter brings the rows back into text order; slot 0 is position 0, which is never a target.
     logprob = torch.full(batch.order.shape, torch.nan, dtype=nll.dtype)

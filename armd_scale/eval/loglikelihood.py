@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from armd_scale.data.batch import make_batch
 from armd_scale.errors import ArmdError
+from armd_scale.eval.data import check_token_ids
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.attention import without_cudnn_attention
 
@@ -77,9 +78,11 @@ def score_continuations(
         The scores, in the order of `pairs`.
 
     Raises:
-        ArmdError: a continuation that leaves no room for a context token.
+        ArmdError: a continuation that leaves no room for a context token, or a token that the
+            model does not have.
     """
     for pair in pairs:
+        check_token_ids(np.concatenate((pair.context, pair.continuation)), network.vocab_size)
         if len(pair.continuation) >= max_tokens:
             raise ArmdError(
                 f"a continuation must be shorter than {max_tokens} tokens (got "

@@ -1,5 +1,6 @@
 """Write the files of an evaluation: figures as JSON, log-probabilities as safetensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -18,10 +19,16 @@ from armd_scale.files import atomic_file, atomic_write_json
 def write_result(path: Path, result: EvalResult) -> None:
     """Write the figures as one JSON object; the file appears complete or not at all.
 
+    JSON has no infinity, which a perplexity may be: null stands for it.
+
     Raises:
         ArmdError: the file cannot be written.
     """
-    atomic_write_json(path, asdict(result), indent=1)
+    values = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(result).items()
+    }
+    atomic_write_json(path, values, indent=1)
 
 
 def write_dump(path: Path, scores: Sequence[Scores], *, groups: ProcessGroupCollection) -> None:

@@ -5,6 +5,7 @@ from jaxtyping import Int
 
 from armd_scale.checkpoint.pretrained import PretrainedModel
 from armd_scale.errors import GenerationError
+from armd_scale.eval.data import check_token_ids
 from armd_scale.eval.likelihood import Likelihood, score_all_windows, summarize
 from armd_scale.eval.sliding_window import SlidingWindows
 from armd_scale.generation.batch import max_text_tokens
@@ -44,6 +45,7 @@ def score(
         GenerationError: the text is empty, the model has no tokenizer, or a window has more tokens
             than the model has positions.
         OrderError: the order is unknown.
+        TokenizerError: the tokenizer has tokens that the network does not have.
     """
     length = model.recipe.data.seq_length if seq_length is None else seq_length
     windows = _open_windows(model, encode_prompt(text, model.tokenizer), length)
@@ -68,6 +70,7 @@ def _open_windows(
     num_targets = len(tokens) - 1  # the first token starts the document and is given
     if num_targets < 1:
         raise GenerationError("the text to score must contain at least one token (got none)")
+    check_token_ids(tokens, model.network.vocab_size)
     limit = max_text_tokens(model.network)
     if limit is not None and min(seq_length, num_targets) + 1 > limit:
         raise GenerationError(

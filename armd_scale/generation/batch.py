@@ -14,6 +14,7 @@ import torch
 from armd_scale.errors import GenerationError
 from armd_scale.generation.confidence import decode_by_confidence
 from armd_scale.generation.decoder import Decoder, decode_blocks
+from armd_scale.generation.memory import require_memory_for_texts, require_memory_to_decode
 from armd_scale.generation.result import GenerationOutput, RoundResult, Sample, SpeculativeStats
 from armd_scale.generation.sampling import Sampling
 from armd_scale.generation.speculative import decode_speculative
@@ -108,6 +109,8 @@ def continuation_specs(
     sampling: Sampling,
 ) -> list[GenerationSpec]:
     """Return the specs that `generate_tokens` completes."""
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    require_memory_for_texts(len(prompts), longest + max(num_tokens, 0))
     # The order of sample i is drawn from numbers of its own, so that it does not depend on the rest
     # of the batch.
     return [
@@ -126,6 +129,7 @@ def infill_specs(
     sampling: Sampling,
 ) -> list[GenerationSpec]:
     """Return the specs that `infill_tokens` completes."""
+    require_memory_for_texts(len(texts), max(map(len, texts), default=0))
     return [
         infill_spec(
             text, strategy, _order_words(sampling, sample_id, int((text == TO_GENERATE).sum()))
@@ -154,6 +158,7 @@ def generate_from_specs(
     `generate_tokens`.
     """
     _check_lengths_and_vocab(network, specs)
+    require_memory_to_decode(network, specs)
     start_time = time.perf_counter()
     decoder = Decoder(
         network,

@@ -10,6 +10,7 @@ from armd_scale.errors import GenerationError
 from armd_scale.files import require_parent_dir
 from armd_scale.generation.batch import continuation_specs, generate_from_specs, infill_specs
 from armd_scale.generation.live_view import live_progress
+from armd_scale.generation.memory import require_memory_for_texts
 from armd_scale.generation.replay import write_replay
 from armd_scale.generation.result import GenerationOutput
 from armd_scale.generation.sampling import Sampling
@@ -116,6 +117,7 @@ class GenerateRequest:
         """
         # The index of a sample keys its random numbers: n samples begin with those of a smaller n.
         sample_ids = range(self.num_samples)
+        require_memory_for_texts(self.num_samples, 1)  # before the lists below exist
         if self.infill is None:
             prompts = [encode_prompt(self.prompt, tokenizer)] * self.num_samples
             return continuation_specs(

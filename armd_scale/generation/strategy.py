@@ -7,6 +7,7 @@ their specs only. Two strategies use the spec in another way: speculative decodi
 one-token blocks in one round, and confidence-based decoding chooses its blocks while it runs.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -20,6 +21,8 @@ from armd_scale.order.policies.strided import strided_blocks
 
 TO_GENERATE = -1
 """Takes the place of a token that is to be generated. It is never fed to the network."""
+
+_SIZE = re.compile(r"-?[0-9]{1,15}")
 
 ConfidenceRule = Literal["confidence", "entropy", "margin", "random"]
 
@@ -52,11 +55,11 @@ class ConfidenceSchedule:
         """
         rule, _, size = text.partition(":")
         # A minus sign is let through, so that the message for k < 1 is the one of __post_init__.
-        if rule not in get_args(ConfidenceRule) or not size.removeprefix("-").isdecimal():
+        if rule not in get_args(ConfidenceRule) or not _SIZE.fullmatch(size):
             choices = ", ".join(f"{name}:k" for name in get_args(ConfidenceRule))
             raise GenerationError(
-                f"dynamic decoding must be one of {choices} (got '{text}'): write, for example, "
-                "confidence:4"
+                f"dynamic decoding must be one of {choices} (got '{text[:80]}'): write, for "
+                "example, confidence:4"
             )
         return cls(cast(ConfidenceRule, rule), int(size))
 

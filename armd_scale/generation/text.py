@@ -12,6 +12,7 @@ from jaxtyping import Int
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
 from armd_scale.files import atomic_write_text
+from armd_scale.generation.memory import require_memory_for_texts
 from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
 from armd_scale.generation.strategy import TO_GENERATE
 
@@ -25,6 +26,7 @@ JSON_HELP = (
 HOLE_PATTERN = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 # Tokens of context that decide how a token joins the text before it.
 CONTEXT_TOKENS = 4
+MAX_HOLE_DIGITS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +93,24 @@ def encode_infill_template(text: str, tokenizer: Tokenizer | None) -> Int[np.nda
             "a text to infill must contain a hole (got none): write {{12}} where 12 tokens are to "
             "be generated"
         )
+    require_memory_for_texts(1, sum(map(_hole_size, parts[1::2])))
     # The pattern has one group, so parts alternate: text, hole, text, ..., hole, text.
     tokens = [encode_prompt(parts[0], tokenizer)]
     for size, text_after in zip(parts[1::2], parts[2::2], strict=True):
-        if not size.strip().isdecimal() or int(size) < 1:
-            raise GenerationError(
-                "a hole must be its number of tokens between double braces (got "
-                f"{{{{{size}}}}}): write {{{{12}}}} where 12 tokens are to be generated"
-            )
         # [1:] because only the start of the text starts a document.
-        tokens += [np.full(int(size), TO_GENERATE), encode_prompt(text_after, tokenizer)[1:]]
+        tokens += [np.full(_hole_size(size), TO_GENERATE), encode_prompt(text_after, tokenizer)[1:]]
     return np.concatenate(tokens)
+
+
+def _hole_size(text: str) -> int:
+    digits = text.strip()
+    is_size = digits.isdecimal() and digits.isascii() and len(digits) <= MAX_HOLE_DIGITS
+    if not is_size or int(digits) < 1:
+        raise GenerationError(
+            "a hole must be its number of tokens between double braces (got "
+            f"{{{{{text[:40]}}}}}): write {{{{12}}}} where 12 tokens are to be generated"
+        )
+    return int(digits)
 
 
 def text_records(output: GenerationOutput, tokenizer: Tokenizer | None) -> list[TextRecord]:
@@ -136,7 +145,7 @@ def write_records(path: Path, records: Sequence[TextRecord]) -> None:
     Raises:
         GenerationError: the file cannot be written.
     """
-    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records)
     atomic_write_text(path, lines, error_class=GenerationError)
 
 

@@ -9,11 +9,14 @@ themselves (`OrderPolicy.spec_forms`); only the syntax of mixtures, which nest, 
 
 import difflib
 import math
+import re
 
 from armd_scale.errors import OrderError
 from armd_scale.order.policies import POLICIES, Mixture, MixtureComponent, OrderPolicy
 from armd_scale.order.policies.base import SpecForm
 
+_NUMBER = re.compile("[0-9]{1,15}")
+_MAX_MIXTURES = 100
 _FORMS: dict[str, SpecForm] = {
     form.name: form for policy in POLICIES for form in policy.spec_forms()
 }
@@ -55,7 +58,8 @@ def parse_spec(text: str) -> OrderPolicy:
 
 def _parse_numbers(spec: str, form: SpecForm, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+    # At most 15 digits: Python refuses to parse thousands of them, and nothing counts that far.
+    if not all(_NUMBER.fullmatch(part) and int(part) >= 1 for part in parts):
         raise OrderError(
             f"the numbers of order {form.name} must be whole numbers >= 1 (got '{spec}'): "
             f"write {form.syntax}"
@@ -64,6 +68,11 @@ def _parse_numbers(spec: str, form: SpecForm, text: str) -> tuple[int, ...]:
 
 
 def _parse_mixture(spec: str) -> Mixture:
+    if spec.count("mixture(") > _MAX_MIXTURES:
+        raise OrderError(
+            f"an order must contain at most {_MAX_MIXTURES} mixtures (got "
+            f"{spec.count('mixture(')}): write fewer"
+        )
     components = [
         _parse_component(term, spec)
         for term in _split_outside_brackets(spec.removeprefix("mixture(").removesuffix(")"))

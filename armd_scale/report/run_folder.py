@@ -1,9 +1,8 @@
 """Read a run folder: metrics, events, log times, recipe, samples; name what is missing."""
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +11,21 @@ from typing import Any
 from armd_scale.config.codec import to_dict
 from armd_scale.config.load import load_recipe
 from armd_scale.errors import ArmdError, TrainingError
+from armd_scale.files import open_regular, parse_json, read_error_reason
 from armd_scale.metrics.events import EVENTS_FILE
 
 MAX_SAMPLE_CHARACTERS = 4000
 # The format of `logging` for times: local like those of events.jsonl, with a comma before the
 # milliseconds.
-_LOG_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")
+_LOG_TIME = re.compile(r"([0-9]{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ", re.ASCII)
+# Keys of metrics.jsonl and events.jsonl that are calculated with; null is a figure that is unknown.
+_NUMBERS = frozenset({
+    "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds", "mfu",
+    "hfu", "memory_gib", "nll_nats_per_token", "wait_seconds", "seconds",
+})  # fmt: skip
+_TEXTS = frozenset({"order", "eval_order", "event"})
+# Sums of such numbers stay far from infinity.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -143,14 +151,22 @@ def _read_events(run: Run) -> bool:
     if not path.is_file():
         run.warnings.append(f"There is no {EVENTS_FILE}, so events and their times are unknown.")
         return False
-    for line in _read_lines(run, path):
-        values = dict(line)
+    num_skipped = 0
+    for values in _read_lines(run, path):
         try:
-            # A line that lacks one of these keys, or has another type there, is reported instead.
+            # A line that lacks one of these keys, or has another type there, is counted instead.
             time = datetime.fromisoformat(values.pop("time"))
-            run.events.append(Event(time, values.pop("event"), values.pop("step"), values))
+            event = Event(time, values.pop("event"), values.pop("step"), values)
         except (KeyError, ValueError, TypeError):
-            run.warnings.append(f"A line of {EVENTS_FILE} is not an event: {line}.")
+            num_skipped += 1
+            continue
+        # Times are local, without a zone; others cannot be compared with them.
+        if time.tzinfo is None:
+            run.events.append(event)
+        else:
+            num_skipped += 1
+    if num_skipped:
+        run.warnings.append(f"Lines of {EVENTS_FILE} that are not events: {num_skipped}.")
     run.times += [event.time for event in run.events]
     return True
 
@@ -165,18 +181,35 @@ def _read_log_times(run: Run) -> bool:
     if not path.is_file():
         run.warnings.append("There is no log.txt, so it is unknown when a run was killed.")
         return False
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    num_skipped = 0
+    for line in _lines_of(run, path):
         match = _LOG_TIME.match(line)
-        if match is not None:
+        if match is None:  # the second line of a message
+            continue
+        try:
             run.times.append(datetime.fromisoformat(f"{match[1]}.{match[2]}"))
+        except ValueError:  # such as a 30th of February
+            num_skipped += 1
+    if num_skipped:
+        run.warnings.append(f"Lines of log.txt with a time that does not exist: {num_skipped}.")
     return True
+
+
+def _lines_of(run: Run, path: Path) -> Iterator[str]:
+    """Yield the lines of a text file one by one; a warning if it cannot be read to its end."""
+    try:
+        with open_regular(path) as file:
+            for line in file:
+                # A crash may cut a character in half, which makes one unreadable line.
+                yield line.decode(errors="replace")
+    except OSError as error:
+        run.warnings.append(f"{path.name} cannot be read ({read_error_reason(error)}).")
 
 
 def _read_lines(run: Run, path: Path) -> list[dict[str, Any]]:
     """The lines that are JSON objects with a step; others are counted in a warning."""
-    # A crash may cut a character in half; `replace` turns that into one unreadable line.
     lines, num_unreadable = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines_of(run, path):
         values = _parse(line)
         # A killed process leaves an unfinished last line, which is an ordinary thing to find.
         if values is not None:
@@ -185,7 +218,8 @@ def _read_lines(run: Run, path: Path) -> list[dict[str, Any]]:
             num_unreadable += 1
     if num_unreadable:
         run.warnings.append(
-            f"Lines of {path.name} that are not JSON objects with a step: {num_unreadable}."
+            f"Lines of {path.name} that are not JSON objects with a step, or have no number where "
+            f"one must be: {num_unreadable}."
         )
     return lines
 
@@ -193,23 +227,42 @@ def _read_lines(run: Run, path: Path) -> list[dict[str, Any]]:
 def _parse(line: str) -> dict[str, Any] | None:
     """Parse a line; replace numbers that are not finite by None, which JSON and browsers know."""
     try:
-        values = json.loads(line)
+        values = parse_json(line, allow_nan=True)
     except ValueError:
         return None
-    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+    if not isinstance(values, dict):
         return None
-    return {key: _finite_or_none(value) for key, value in values.items()}
+    values = {key: _finite_or_none(value) for key, value in values.items()}
+    return values if _is_usable(values) else None
 
 
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _is_usable(values: Mapping[str, Any]) -> bool:
+    """Whether everything that the report calculates with has its type."""
+    step = values.get("step")
+    # Not isinstance: true is an int too.
+    if type(step) is not int or not 0 <= step <= _LARGEST:
+        return False
+    numbers = (values[key] for key in _NUMBERS & values.keys() if values[key] is not None)
+    if not all(type(x) in (int, float) and abs(x) <= _LARGEST for x in numbers):
+        return False
+    return all(isinstance(values[key], str) for key in _TEXTS & values.keys())
+
+
 def _read_samples(run: Run) -> None:
     """Read generated texts: the .txt files of the folder and of its samples/."""
     paths = [*run.folder.glob("samples/*.txt"), *run.folder.glob("*.txt")]
     for path in sorted(path for path in paths if path.name != "log.txt"):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        ellipsis = "" if len(text) <= MAX_SAMPLE_CHARACTERS else " …"
         name = str(path.relative_to(run.folder))
+        try:
+            with open_regular(path) as file:
+                # A character has at most 4 bytes.
+                text = file.read(4 * MAX_SAMPLE_CHARACTERS + 4).decode(errors="replace")
+        except OSError as error:
+            run.warnings.append(f"{name} cannot be read ({read_error_reason(error)}).")
+            continue
+        ellipsis = "" if len(text) <= MAX_SAMPLE_CHARACTERS else " …"
         run.samples[name] = text[:MAX_SAMPLE_CHARACTERS] + ellipsis

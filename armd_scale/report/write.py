@@ -21,6 +21,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """
     page = render(_disambiguate_names([read_run(folder) for folder in folders]))
     path = output or folders[0] / "report.html"
+    # Names of folders need not be valid text.
+    page = page.encode(errors="backslashreplace").decode()
     atomic_write_text(path, page, error_class=TrainingError)
     return path
 

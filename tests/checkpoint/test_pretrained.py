@@ -12,6 +12,7 @@ from armd_scale.checkpoint.hf.exporter import export
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.checkpoint.pretrained import load_model, open_model
 from armd_scale.checkpoint.save import CheckpointSave
+from armd_scale.checkpoint.store import write_manifest
 from armd_scale.errors import CheckpointError
 from tests.support.hf_folders import write_byte_tokenizer, write_folder
 from tests.support.networks import LLAMA, build
@@ -111,3 +112,58 @@ with process_groups(read_environment(), ParallelConfig()) as groups:  # as comma
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "Error" not in result.stderr
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(
+    groups: ProcessGroupCollection, tmp_path: Path, value: float
+) -> None:
+    network = build(LLAMA, groups)
+    with torch.no_grad():
+        next(iter(network.parameters()))[0, 0] = value
+    folder = CheckpointSave(
+        tmp_path / "checkpoints", step=7, network=network, recipe=bend(SMALL, {"model": LLAMA}),
+        state={"step": 7}, optimizer={}, tokenizer={},
+    ).wait()  # fmt: skip
+    with pytest.raises(CheckpointError, match=rf"must be finite, and \S+ of {folder} .* has NaN"):
+        load_model(folder, device="cpu")
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused(
+    groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    folder = save_run(tmp_path, groups)
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text().replace("ffn_hidden: 48", "ffn_hidden: 900000000"))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, step=7)
+    with pytest.raises(CheckpointError, match=rf"weights of {folder} .* must fit the memory"):
+        load_model(folder, device="cpu")
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(
+    groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    folder = save_run(tmp_path, groups)
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text().replace("layers: 4\n", "layers: 9000\n", 1))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, step=7)
+    message = "tensors for model.layers = 9000: use another"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder, device="cpu")
+    with pytest.raises(CheckpointError, match=message):
+        export(open_checkpoint(folder), tmp_path / "hf", groups=groups)
+
+
+def test_an_export_needs_the_tensors_of_the_recipe(
+    groups: ProcessGroupCollection, tmp_path: Path
+) -> None:
+    folder = save_run(tmp_path, groups)
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text().replace("ffn_hidden: ", "ffn_hidden: 9", 1))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, step=7)
+    with pytest.raises(CheckpointError, match=r"must have the shape .* which follows from the rec"):
+        export(open_checkpoint(folder), tmp_path / "hf", groups=groups)
+    assert not (tmp_path / "hf").exists()

@@ -49,8 +49,8 @@ def test_a_checkpoint_appears_when_it_is_committed(tmp_path: Path) -> None:
     assert folder == tmp_path / "step_00000007"
     assert list_checkpoints(tmp_path) == [folder]
     assert list(tmp_path.iterdir()) == [folder]
-    assert read_manifest(folder)["step"] == 7
-    assert set(read_manifest(folder)["files"]) == {"file"}
+    assert read_manifest(folder).step == 7
+    assert set(read_manifest(folder).files) == {"file"}
     verify(folder)
 
 
@@ -288,3 +288,45 @@ def test_later_checkpoints_are_set_aside_under_names_of_their_own(tmp_path: Path
         "step_00000002.abandoned", "step_00000002.abandoned2",
         "step_00000003.abandoned", "step_00000003.abandoned2",
     ]  # fmt: skip
+
+
+def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
+    folder = write(tmp_path, 7)
+    path = folder / "manifest.json"
+    original = path.read_text()
+    assert read_manifest(folder).step == 7
+    for old, new in (('"step": 7', '"step": 6'), ('"bytes": ', '"bytes": 1'), ("sha256", "sha257")):
+        path.write_text(original.replace(old, new, 1))
+        with pytest.raises(CheckpointError, match=rf"{path}.*(has changed|not a known key)"):
+            read_manifest(folder)
+
+
+def test_a_manifest_without_a_hash_of_its_own_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 7)
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    path.write_text(json.dumps(values))
+    verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", True),
+        ("step", 1.5),
+        ("files", []),
+        ("files", {"file": {"bytes": "1", "sha256": ""}}),
+        ("files", {"file": {"bytes": 1}}),
+        ("files", {"../a": {"bytes": 1, "sha256": ""}}),
+        ("sha256", 5),
+    ],
+)
+def test_a_manifest_of_wrong_types_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    folder = write(tmp_path, 7)
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    path.write_text(json.dumps({**values, key: value}))
+    with pytest.raises(CheckpointError, match=str(path)):
+        read_manifest(folder)

@@ -53,7 +53,7 @@ def test_every_value_is_kept(old: Path) -> None:
         expected[name] = tensors
     upgrade_checkpoint(old)
     verify(old)
-    assert read_manifest(old)["step"] == 7
+    assert read_manifest(old).step == 7
     for name, tensors in expected.items():
         with TensorReader(old / name) as reader:
             assert reader.records.keys() == tensors.keys()

@@ -318,6 +318,8 @@ def anything(hint: Any) -> st.SearchStrategy[Any]:
     arguments = get_args(hint)
     if hint is float:
         return st.floats(allow_nan=False, allow_infinity=False)
+    if hint is str:
+        return st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
     if get_origin(hint) in (Union, UnionType):
         return st.deferred(lambda: st.one_of([anything(member) for member in arguments]))
     if get_origin(hint) is tuple and Ellipsis in arguments:
@@ -385,3 +387,21 @@ def test_a_long_chain_of_recipes_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{i}.yaml").write_text(f"extends: {i + 1}.yaml\n")
     with pytest.raises(RecipeError, match="must extend each other at most 32 times"):
         load_recipe(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object:os.system x", "!!binary aGk=", "!!timestamp x", "!!timestamp 2001-01-01",
+        "!!bool x", "!!set {a}", "!!map x", "!!foo bar", "!!int x", "0x" + "f" * 5000, "9" * 5000,
+        '"\\uD800"', '"a\\0b"', "[" * 9999, "&a [*a]", ".nan", "",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("at", ["run:\n  name: {}\n", "extends: {}\n", "? {}\n: 1\n"])
+def test_hostile_values_are_refused_in_one_sentence(tmp_path: Path, at: str, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(at.format(text))
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(path)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500

@@ -67,7 +67,7 @@ def test_shards_are_read_with_the_bytes_per_token_of_their_manifest(tmp_path, pr
 
 
 def test_a_text_file_is_one_document_with_its_bytes_and_words(tmp_path, tokenizer):
-    checkpoint = with_tokenizer(make_checkpoint(tmp_path), tokenizer[0])
+    checkpoint = with_tokenizer(make_checkpoint(tmp_path, model__vocab_size=300), tokenizer[0])
     path = tmp_path / "text"
     path.write_text("the <unk> dog\n")
     text = open_eval_text_file(path, checkpoint, detokenizer="ptb", seq_length=None, stride=None)

@@ -225,3 +225,17 @@ def test_the_result_line_leaves_out_unknown_figures():
         bits_per_byte=None,
     )
     assert result.format_line() == "l2r  0.0000 nats/token  perplexity 1.00  1 tokens"
+
+
+def test_predictions_that_are_not_finite_are_infinite_and_not_left_out(groups, prefix) -> None:
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch):
+            return torch.full(batch.labels.shape, torch.nan)
+
+    result = compute_likelihood(Broken(), TokenWindows(prefix, N), groups)
+    assert result.nll_nats_per_token == torch.inf
+    assert result.num_tokens > 0

@@ -117,3 +117,11 @@ def test_the_syntax_of_every_form_is_listed() -> None:
         "diffusion:T",
         "mixture(w*ORDER+w*ORDER..)",
     }
+
+
+@pytest.mark.parametrize(
+    "spec", ["strided:" + "9" * 5000, "strided:٣", "mixture(1*" * 5000 + "l2r" + ")" * 5000]
+)
+def test_absurd_specs_are_refused(spec: str) -> None:
+    with pytest.raises(OrderError):
+        parse_spec(spec)

@@ -114,7 +114,7 @@ def test_data_of_another_tokenizer_is_one_error_sentence(folder, tmp_path):
 def test_the_number_of_windows_must_be_positive(folder):
     process = run(folder, "--samples", "0")
     assert process.status == 2
-    assert process.errors.endswith("--samples: must be an integer >= 1 (got '0')\n")
+    assert process.errors.endswith("--samples: must be a whole number >= 1 (got '0')\n")
 
 
 def test_the_former_name_of_an_option_is_refused_with_the_current_one(folder):

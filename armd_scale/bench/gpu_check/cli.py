@@ -15,6 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
+from armd_scale.arguments import positive_number
 from armd_scale.bench.gpu_check.results import Recorder, read_results, summary_table
 from armd_scale.errors import TrainingError
 
@@ -168,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     folder = "folder for results.jsonl and logs (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("runs/gpu_check"), help=folder)
     budget = "total time in seconds (default: %(default)s)"
-    parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, metavar="S", help=budget)
+    limit = {"type": positive_number, "default": BUDGET_SECONDS, "metavar": "S"}
+    parser.add_argument("--budget", **limit, help=budget)
     # The process of one section.
     parser.add_argument("--only", choices=names, help=argparse.SUPPRESS)
     return parser

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from armd_scale.checkpoint.hf.families import FAMILIES, UNSUPPORTED, Family
+from armd_scale.config.codec import decode_dataclass, to_dict
 from armd_scale.config.resolve import ResolvedModel, resolve_head_dim, resolve_kv_heads
 from armd_scale.config.schema import ModelConfig, RopeScaling
 from armd_scale.errors import CheckpointError
+from armd_scale.files import read_json_object
 
 CONFIG = "config.json"
 ARMD = "armd"
@@ -37,19 +39,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             supported; the message says why.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    advice = "give the folder that save_pretrained wrote"
+    if not path.is_file():
         raise CheckpointError(
-            f"a Hugging Face folder must contain a {CONFIG} ({path} cannot be read: {error}): "
-            "give the folder that save_pretrained wrote"
-        ) from None
+            f"a Hugging Face folder must contain a {CONFIG} ({path} is no file): {advice}"
+        )
+    config = read_json_object(path, error_class=CheckpointError, advice=advice)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(_unsupported(path, "no model_type that is a text"))
     if model_type in UNSUPPORTED:
         reason = f"model_type {model_type}: {UNSUPPORTED[model_type]}"
         raise CheckpointError(_unsupported(path, reason))
     if model_type not in FAMILIES:
         raise CheckpointError(_unsupported(path, f"model_type {model_type}"))
+    if not isinstance(config.get(ARMD, {}), dict):
+        raise CheckpointError(
+            f"{path} must have a mapping under {ARMD}, and has something else: export the folder "
+            "again"
+        )
     if "quantization_config" in config:
         raise CheckpointError(
             f"{path} must describe weights of 16 or 32 bits (got a quantization_config): "
@@ -90,7 +98,15 @@ def model_config_from_hf(
     if family.has_rotary:
         fields |= _rotary_fields(hf_config, family, path)
     fields |= {ARMD_FIELDS[key]: value for key, value in config.get(ARMD, {}).items()}
-    return ModelConfig(**fields)
+    advice = "fix the key of this value in it"
+    return decode_dataclass(
+        # The part that is decoded already goes back to plain values.
+        {key: to_dict(value) for key, value in fields.items()},
+        ModelConfig,
+        source=path,
+        error_class=CheckpointError,
+        advice=advice,
+    )
 
 
 def _with_hf_defaults(config: Mapping[str, Any], source: Path) -> Any:

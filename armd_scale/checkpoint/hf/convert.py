@@ -12,7 +12,12 @@ from armd_scale.checkpoint.hf.parity import check_parity, describe, to_json
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import CheckpointError
-from armd_scale.files import atomic_write_text, require_parent_dir
+from armd_scale.files import (
+    atomic_write_text,
+    read_error_reason,
+    read_text,
+    require_parent_dir,
+)
 from armd_scale.log import get_logger
 from armd_scale.parallel.environment import DistributedEnv
 from armd_scale.parallel.process_groups import process_groups
@@ -79,9 +84,9 @@ def _compare(
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"--text must name a UTF-8 text file ({path} cannot be read: {error}): give another "
-            "one or leave it out"
+            f"--text must name a UTF-8 text file ({path} cannot be read: "
+            f"{read_error_reason(error)}): give another one or leave it out"
         ) from None

@@ -35,7 +35,7 @@ from armd_scale.checkpoint.hf.packing import (
 from armd_scale.checkpoint.hf.parity import is_ar_exact
 from armd_scale.checkpoint.hf.source import build_meta_model
 from armd_scale.checkpoint.hf.tensors import SHARD_BYTES, write_tensors
-from armd_scale.checkpoint.load import Checkpoint
+from armd_scale.checkpoint.load import Checkpoint, require_tensors_of_layers
 from armd_scale.checkpoint.save import WEIGHTS
 from armd_scale.checkpoint.store import verify
 from armd_scale.checkpoint.streaming_io import StreamedWeights
@@ -80,6 +80,7 @@ def export(
             network is not an AR model left to right, or the folder cannot be written.
     """
     refuse_existing(output, is_ours=_is_export, kind="an export of armd_scale", overwrite=overwrite)
+    require_tensors_of_layers(checkpoint)
     weights = StreamedWeights(checkpoint.folder / WEIGHTS)
     # config.json needs a maximum length even if the network has no limit: that of training.
     max_positions = resolve_max_positions(checkpoint.recipe)
@@ -94,6 +95,7 @@ def export(
     # Both sides list the same pieces under other names and in other packings; the weights go from
     # one to the other piece by piece.
     sources = model_tensors(build_meta_model(model, groups))
+    _check_stored(checkpoint, sources, weights)
     source_pieces = piece_shapes(sources)
     targets = family_tensors(
         FAMILIES[config["model_type"]],
@@ -113,6 +115,20 @@ def export(
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _copy_small_files(checkpoint, folder)
         (folder / "README.md").write_text(_model_card(checkpoint, config, as_ar=as_ar))
+
+
+def _check_stored(
+    checkpoint: Checkpoint, expected: list[PackedTensor], weights: StreamedWeights
+) -> None:
+    """Check that the checkpoint has the tensors of its recipe, in their shapes."""
+    for packed in expected:
+        stored = weights.tensors.get(packed.name)
+        if stored is None or tuple(stored.shape) != packed.shape:
+            found = "none" if stored is None else tuple(stored.shape)
+            raise CheckpointError(
+                f"the tensor {packed.name} must have the shape {packed.shape}, which follows from "
+                f"the recipe (got {found} in {checkpoint.folder}): use another checkpoint"
+            )
 
 
 def _config(checkpoint: Checkpoint, model: ResolvedModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from armd_scale.checkpoint.hf.placeholder import placeholder_recipe
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.store import read_manifest, write_manifest
@@ -23,21 +24,10 @@ from armd_scale.checkpoint.tensor_files import FileRecord
 from armd_scale.config.load import HERE, dump_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.rules import check as rules
-from armd_scale.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    EvalConfig,
-    LogConfig,
-    OptimConfig,
-    ParallelConfig,
-    Recipe,
-    RunConfig,
-    TrainConfig,
-)
+from armd_scale.config.schema import ParallelConfig, Recipe, RunConfig
 from armd_scale.errors import CheckpointError
 from armd_scale.files import atomic_directory, partial_path, reraise_write_errors, write_error
 from armd_scale.log import ProgressBar, get_logger
-from armd_scale.order.policies import LeftToRight
 
 SOURCE = "source"
 SOURCE_FILES = ("config.json", "generation_config.json")
@@ -51,7 +41,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-DEFAULT_SEQ_LENGTH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,28 +121,11 @@ def recipe_for(
         dtype: as of `ConversionRequest`.
     """
     assert source.model.max_positions is not None
-    weights_dtype = DTYPES.get(dtype, source.dtype)
-    recipe = Recipe(
+    recipe = placeholder_recipe(
+        source.model,
         run=RunConfig(name=output.name, folder=f"runs/{output.name}", seed=source.settings.seed),
-        data=DataConfig(
-            train="unset", seq_length=min(source.model.max_positions - 1, DEFAULT_SEQ_LENGTH)
-        ),
-        order=LeftToRight(),
-        model=source.model,
         parallel=parallel,
-        optim=OptimConfig(lr=1e-5, min_lr=1e-6, warmup_steps=100, schedule="cosine"),
-        # Placeholders for a fine-tuning recipe that extends this one: `train="unset"` above makes a
-        # run of the recipe as it is fail at once, with the key to set.
-        train=TrainConfig(
-            steps=1000,
-            micro_batch=1,
-            global_batch=64,
-            # bf16 cannot represent all fp16 values: fp16 weights train in fp32.
-            precision="bf16" if weights_dtype is torch.bfloat16 else "fp32",
-        ),
-        checkpoint=CheckpointConfig(every_steps=500),
-        eval=EvalConfig(every_steps=0, orders=("l2r",), samples=64),
-        log=LogConfig(every_steps=10),
+        is_half=DTYPES.get(dtype, source.dtype) is torch.bfloat16,
     )
     return resolve(recipe)
 

@@ -38,10 +38,12 @@ from armd_scale.checkpoint.hf.packing import (
     model_tensors,
     piece_shapes,
 )
+from armd_scale.checkpoint.hf.placeholder import placeholder_recipe
 from armd_scale.checkpoint.hf.tensors import HfTensors
 from armd_scale.config.resolve import ResolvedModel, resolve_model
-from armd_scale.config.schema import ParallelConfig, QueryKind
-from armd_scale.errors import CheckpointError
+from armd_scale.config.rules import check as rules
+from armd_scale.config.schema import ModelConfig, ParallelConfig, QueryKind, RunConfig
+from armd_scale.errors import CheckpointError, RecipeError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
 from armd_scale.model.weight_init import init_parameter
@@ -113,7 +115,25 @@ class HfCheckpoint:
         model = model_config_from_hf(
             self.config, source=self.path, max_positions=self._max_positions(is_armd=bool(armd))
         )
-        return resolve_model(dataclasses.replace(model, **overrides))
+        model = dataclasses.replace(model, **overrides)
+        self._check_model(model)
+        return resolve_model(model)
+
+    def _check_model(self, model: ModelConfig) -> None:
+        """Apply the rules of a recipe, on which everything that is built from the model relies."""
+        path = self.path / CONFIG
+        run = RunConfig(name=self.path.name or "model", folder=str(self.path))
+        recipe = placeholder_recipe(model, run=run, parallel=ParallelConfig(), is_half=False)
+        try:
+            rules.check(recipe)
+        except RecipeError as error:
+            raise CheckpointError(f"{path} must describe a valid model, and {error}") from error
+        # A layer has several; without the check all layers would be built, before one is missed.
+        if model.layers > len(self.files.tensors):
+            raise CheckpointError(
+                f"{path} must describe the model in the folder, and says {model.layers} layers for "
+                f"{len(self.files.tensors)} tensors: put the files of one model together"
+            )
 
     def _max_positions(self, *, is_armd: bool) -> int | None:
         # The prefix table of an ARMD has a row for each position; its rows may differ in number

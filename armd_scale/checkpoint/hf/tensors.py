@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from armd_scale.errors import CheckpointError
-from armd_scale.files import path_inside
+from armd_scale.files import path_inside, read_json_object
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
@@ -103,17 +103,21 @@ def _read_index(folder: Path) -> dict[str, Path]:
         path = folder / name
         if not path.exists():
             continue
+        advice = "copy the folder again"
+        weight_map = read_json_object(path, error_class=CheckpointError, advice=advice).get(
+            "weight_map"
+        )
         try:
-            weight_map = json.loads(path.read_text())["weight_map"]
+            if not isinstance(weight_map, dict):
+                raise ValueError("there is no such mapping")
             # Links are followed: the cache of the hub consists of them.
             return {
                 tensor: path_inside(folder, file, follow_links=True)
                 for tensor, file in weight_map.items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise CheckpointError(
-                f"{path} must map tensors to files under weight_map (cannot be read: {error}): "
-                "copy the folder again"
+                f"{path} must map tensors to files under weight_map ({error}): {advice}"
             ) from None
     return {}
 

@@ -1,4 +1,4 @@
-"""Lower bounds of single numbers, and texts that must not be blank."""
+"""Bounds of single numbers, and texts that must not be blank."""
 
 import operator
 
@@ -42,6 +42,19 @@ AT_LEAST = {
     "eval.samples": 1,
     "log.every_steps": 0,
 }
+# Far above anything that exists, and low enough that products of two of them are exact in int64
+# or float64 arithmetic, and that no loop over layers or processes runs for ever.
+AT_MOST = dict.fromkeys(AT_LEAST, 10**9) | {
+    "data.seq_length": 10**8,
+    "data.workers": 256,
+    "model.layers": 10_000,
+    "parallel.tensor": 10_000,
+    "parallel.pipeline": 10_000,
+    "parallel.virtual_pipeline": 10_000,
+    "parallel.context": 10_000,
+    "train.steps": 10**12,
+    "model.max_positions": 10**9,
+}
 # With eps = 0 AdamW computes 0 / 0 for a weight whose gradient is always 0, such as row 0 of the
 # gap table; with norm_eps = 0 a norm does the same on a row of zeros. With init_std = 0 all
 # matrices are 0 and none of them ever gets a gradient.
@@ -55,13 +68,17 @@ ABOVE_ZERO = (
 NOT_BLANK = ("run.name", "run.folder", "checkpoint.resume")
 
 
-def check_lower_bounds(recipe: Recipe) -> None:
-    """Counts and rates are not below their least meaningful value."""
+def check_bounds(recipe: Recipe) -> None:
+    """Counts and rates are between their least meaningful and an absurdly large value."""
     for key, bound in AT_LEAST.items():
         value = operator.attrgetter(key)(recipe)
         # null is no number to compare: `resolve` fills it in from keys that are checked themselves.
         if value is not None and value < bound:
             raise_rule_error(key, value, requirement=f"be >= {bound}")
+    for key, bound in AT_MOST.items():
+        value = operator.attrgetter(key)(recipe)
+        if value is not None and value > bound:
+            raise_rule_error(key, value, requirement=f"be <= {bound}")
     for key in ABOVE_ZERO:
         value = operator.attrgetter(key)(recipe)
         if value <= 0:
@@ -77,4 +94,4 @@ def check_not_blank(recipe: Recipe) -> None:
 
 
 # First of all rules: the others divide by these numbers.
-BOUND_RULES = (check_lower_bounds, check_not_blank)
+BOUND_RULES = (check_bounds, check_not_blank)

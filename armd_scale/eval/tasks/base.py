@@ -1,6 +1,5 @@
 """The interface of evaluation tasks, and the code that runs any of them on all ranks."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
+from armd_scale.files import parse_json, read_error_reason, read_text
 from armd_scale.generation import Sampling
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.policies import OrderPolicy
@@ -150,23 +150,22 @@ def read_examples(
     """
     try:
         # Not `str.splitlines`, which also splits at U+2028, which a JSON string may contain.
-        with path.open(encoding="utf-8") as file:
-            lines = file.readlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
         raise ArmdError(
-            f"{path} must be a UTF-8 file of JSON lines, but it cannot be read ({error}): give "
-            "another file"
+            f"{path} must be a UTF-8 file of JSON lines, but it cannot be read "
+            f"({read_error_reason(error)}): give another file"
         ) from error
+    if lines == [""]:
+        raise ArmdError(f"{path} must have at least one line, but it is empty: give another file")
     examples = []
     # Lines are counted from 1, as editors show them.
     for number, line in enumerate(lines, start=1):
         location = f"{path}, line {number}"
         try:
-            examples.append((location, parse(json.loads(line))))
+            examples.append((location, parse(parse_json(line))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArmdError(
                 f"{location} must be {expected} (got {line.strip()[:60]!r}): fix or remove the line"
             ) from error
-    if not examples:
-        raise ArmdError(f"{path} must have at least one line, but it is empty: give another file")
     return examples

@@ -72,6 +72,7 @@ def generative_perplexity(
 
 def _parse_record(record: Any) -> GeneratedText:
     text, tokens = record["text"], record["tokens"]
-    if not isinstance(text, str) or not all(isinstance(token, int) for token in tokens):
+    is_list = isinstance(tokens, list)
+    if not isinstance(text, str) or not is_list or not all(type(token) is int for token in tokens):
         raise ValueError("not a text and its token ids")
     return GeneratedText(text, tokens)

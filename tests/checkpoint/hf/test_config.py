@@ -1,16 +1,25 @@
 """Tests of config.json: as transformers 4 and 5 write it, and as the exporter does."""
 
 import dataclasses
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from armd_scale.checkpoint.hf.config import differences, hf_config_from_model, model_config_from_hf
+from armd_scale.checkpoint.hf.config import (
+    CONFIG,
+    differences,
+    hf_config_from_model,
+    model_config_from_hf,
+)
 from armd_scale.checkpoint.hf.families import FAMILIES, UNSUPPORTED
+from armd_scale.checkpoint.hf.source import ArmdSettings, HfCheckpoint
 from armd_scale.config.resolve import resolve_model
 from armd_scale.config.schema import ModelConfig, RopeScaling
 from armd_scale.errors import CheckpointError
-from tests.support.hf_folders import CONFIGS
+from tests.support.hf_folders import CONFIGS, write_folder
 
 LLAMA_31 = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -75,3 +84,24 @@ def test_the_error_names_the_nearest_family_and_what_it_lacks():
 
 def test_no_family_is_both_supported_and_unsupported():
     assert not FAMILIES.keys() & UNSUPPORTED.keys()
+
+
+HOSTILE: tuple[Any, ...] = (None, True, -1, 0, 1.5, 10**9, 10**200, [], {}, "x")
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_values_are_read_or_refused(tmp_path: Path, value: Any) -> None:
+    folder = write_folder(tmp_path / "llama", "llama")
+    config = json.loads((folder / CONFIG).read_text())
+    for key in (*config, "armd"):
+        (folder / CONFIG).write_text(json.dumps({**config, key: value}))
+        with suppress(CheckpointError):
+            HfCheckpoint(folder, ArmdSettings())
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "llama", "llama")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "num_hidden_layers": 9000}))
+    with pytest.raises(CheckpointError, match="says 9000 layers for 39 tensors"):
+        HfCheckpoint(folder, ArmdSettings())

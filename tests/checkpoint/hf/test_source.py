@@ -119,7 +119,7 @@ def test_a_missing_or_broken_config_is_refused(hf, groups, text):
     (hf / "config.json").unlink()
     if text is not None:
         (hf / "config.json").write_text(text)
-    assert f"{hf / 'config.json'} cannot be read: " in refused(hf, groups)
+    assert str(hf / "config.json") in refused(hf, groups)
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(hf, groups):
