@@ -5,6 +5,7 @@ a checkpoint are listed in its manifest anew, so that the readers themselves mus
 wrong, not only the hashes.
 """
 
+import json
 import os
 import random
 import re
@@ -22,6 +23,9 @@ from armd_scale.config.load import load_recipe
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import ArmdError
+from armd_scale.fault.run_lock import RunLock
+from armd_scale.metrics.jsonl import JsonlFile, JsonlWriter
+from armd_scale.report.write import write_report
 from tests.support.cli import tiny_recipe, write_recipe, write_text
 from tests.support.eval_data import write_run
 from tests.support.hf_folders import write_byte_tokenizer, write_folder
@@ -109,8 +113,15 @@ def test_a_checkpoint(groups: ProcessGroupCollection, run: Path, name: str) -> N
 
 def test_a_manifest(run: Path) -> None:
     folder = run / "run" / "checkpoints" / "step_00000003"
-    for seed in range(4 * NUM_MUTATIONS):
-        assert_refused_or_read(folder / MANIFEST, lambda: open_checkpoint(folder), seed=seed)
+    original = (folder / MANIFEST).read_text()
+    values = json.loads(original)
+    del values["sha256"]  # every change would be noticed by this one
+    (folder / MANIFEST).write_text(json.dumps(values, indent=1))
+    try:
+        for seed in range(4 * NUM_MUTATIONS):
+            assert_refused_or_read(folder / MANIFEST, lambda: open_checkpoint(folder), seed=seed)
+    finally:
+        (folder / MANIFEST).write_text(original)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
@@ -124,6 +135,30 @@ def test_shards(run: Path, suffix: str) -> None:
 
     for seed in range(2 * NUM_MUTATIONS):
         assert_refused_or_read(Path(f"{run / 'valid'}{suffix}"), read, seed=seed)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "log.txt", "lock.json"])
+def test_a_run_folder(tmp_path: Path, name: str) -> None:
+    """What a run leaves behind is never refused: a report is drawn, and the run goes on."""
+    write_files_of_a_run(tmp_path)
+    original = (tmp_path / name).read_bytes()
+    for seed in range(2 * NUM_MUTATIONS):
+        (tmp_path / name).write_bytes(mutate(original, random.Random(f"{name} {seed}")))
+        write_report([tmp_path])
+        JsonlWriter(tmp_path / "metrics.jsonl", last_step=3).close()
+        JsonlFile(tmp_path / "events.jsonl").close()
+        RunLock(tmp_path, watch_seconds=0.001).release()
+
+
+def write_files_of_a_run(folder: Path) -> None:
+    write_recipe(tiny_recipe(folder, "text"), folder / "recipe.yaml")
+    time = "2026-01-01T10:00:00.000"
+    metrics = [{"step": step, "loss": 2.0 / step, "tokens": 64 * step} for step in (1, 2, 3)]
+    events = [{"time": time, "event": event, "step": 0} for event in ("start", "end")]
+    for name, lines in (("metrics.jsonl", metrics), ("events.jsonl", events)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "log.txt").write_text("2026-01-01 10:00:00,000 step 1\n")
+    (folder / "lock.json").write_text(json.dumps({"host": "node07", "pid": 812, "token": "a"}))
 
 
 def test_a_recipe(tmp_path: Path) -> None:

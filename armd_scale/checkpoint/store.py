@@ -34,7 +34,7 @@ _CHECKPOINT_NAME = re.compile(r"step_\d{8}|\.step_\d{8}\.replaced")
 
 
 @dataclass(frozen=True)
-class FileRecord:
+class FileEntry:
     """Size and SHA-256 of a file of a checkpoint."""
 
     bytes: int
@@ -47,7 +47,7 @@ class Manifest:
 
     format: int
     step: int
-    files: Mapping[str, FileRecord]
+    files: Mapping[str, FileEntry]
     """By name, relative to the checkpoint."""
     sha256: str | None = None
     """Of all other values; checkpoints of earlier versions lack it."""

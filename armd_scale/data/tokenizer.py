@@ -85,6 +85,8 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         try:
+            if not model:  # which the library takes for a model that is to be given later
+                raise ValueError("empty")
             # Typed as Any: the library's stubs do not know the return type of `encode` for a list.
             self._processor: Any = sentencepiece.SentencePieceProcessor(
                 model_proto=model,

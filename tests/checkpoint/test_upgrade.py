@@ -28,6 +28,7 @@ def write_old_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     write_manifest(folder, step=7)
     manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["sha256"]  # which came with format 3
     (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
 
 

@@ -200,3 +200,9 @@ def test_a_special_configuration_beside_a_tokenizer_is_not_opened(tmp_path: Path
     tokenizer = load_tokenizer(folder)
     tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
+def test_an_empty_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(TokenizerError, match="is not a sentencepiece model"):
+        load_tokenizer(tmp_path)

@@ -71,7 +71,7 @@ def test_a_result_of_an_earlier_version_has_no_hashes(complete: PreprocessOption
     manifest = json.loads(path.read_text())
     for source in manifest["sources"]:
         assert int(source.pop("content_hash"), 16)
-    manifest["skipped"].pop("files")
+    del manifest["skipped"]["files"], manifest["manifest_sha256"]
     path.write_text(json.dumps(manifest))
     os.utime(path, (4e9, 4e9))
     assert is_complete(complete)
