@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from armd_scale.arguments import positive_int, process_count
 from armd_scale.bench.table import Row, markdown
 from armd_scale.errors import refuse_renamed_options
-from armd_scale.files import atomic_write_json, require_writable
+from armd_scale.files import require_writable
+from armd_scale.json_files import atomic_write_json
 from armd_scale.parallel.environment import read_environment
 
 RENAMED_OPTIONS = {

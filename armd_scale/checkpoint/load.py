@@ -18,7 +18,7 @@ from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
 from armd_scale.errors import CheckpointError
-from armd_scale.files import read_json_object
+from armd_scale.json_files import read_json_object
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
 

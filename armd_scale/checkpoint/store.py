@@ -17,13 +17,8 @@ from typing import Any
 
 from armd_scale.config.codec import decode_dataclass
 from armd_scale.errors import CheckpointError
-from armd_scale.files import (
-    json_sha256,
-    partial_path,
-    path_inside,
-    read_json_object,
-    sha256_file,
-)
+from armd_scale.files import partial_path, path_inside, sha256_file
+from armd_scale.json_files import json_sha256, read_json_object
 from armd_scale.log import get_logger
 
 MANIFEST = "manifest.json"

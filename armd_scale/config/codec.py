@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, cast
 from armd_scale.config.messages import describe_type, did_you_mean, format_value, join
 from armd_scale.config.renamed_keys import RENAMED_VALUES, present_key
 from armd_scale.errors import ArmdError, RecipeError
-from armd_scale.files import read_json_object
+from armd_scale.json_files import read_json_object
 
 DISCRIMINATOR = "policy"
 

@@ -9,7 +9,8 @@ from typing import Any, cast, final
 from armd_scale.config.codec import decode_dataclass
 from armd_scale.config.messages import format_value
 from armd_scale.errors import ShardError
-from armd_scale.files import json_sha256, path_inside, read_json_object, regular_file_status
+from armd_scale.files import path_inside, regular_file_status
+from armd_scale.json_files import json_sha256, read_json_object
 
 VERSION = 1
 _HASH = "manifest_sha256"

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from armd_scale.eval.likelihood import Scores
 from armd_scale.eval.tasks.base import EvalResult
-from armd_scale.files import atomic_file, atomic_write_json
+from armd_scale.files import atomic_file
+from armd_scale.json_files import atomic_write_json
 
 
 def write_result(path: Path, result: EvalResult) -> None:

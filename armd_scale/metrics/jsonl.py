@@ -72,6 +72,7 @@ class JsonlFile:
             OSError: it cannot be opened.
         """
         try:
+            # A stat is cheap beside a step; a lost hour of metrics is not.
             if os.path.samestat(self._opened, self._path.stat()):
                 return
         except FileNotFoundError:
@@ -135,6 +136,7 @@ def _truncate_after_step(path: Path, last_step: int) -> None:
         # All lines are looked at: that of a background save comes after lines of later steps.
         elif step <= last_step:
             kept.append(line.rstrip(b"\r\n") + b"\n")
+    # Empty lines alone are not worth a file and a warning.
     if any(line.strip() for line in unreadable):
         aside = path.with_name(f"{path.name}.damaged")
         with aside.open("ab") as file:
@@ -170,6 +172,7 @@ def _repair_last_line(path: Path) -> None:
     if not path.exists() or is_special_file(path):
         return
     with path.open("r+b") as file:
+        # From the end: the metrics of a run of weeks are long, and only the last line matters.
         size = file.seek(0, os.SEEK_END)
         start = file.seek(max(0, size - _LONGEST_LINE_BYTES))
         tail = file.read()

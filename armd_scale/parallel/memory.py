@@ -18,7 +18,9 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
     """Return how many bytes can still be allocated on a device."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # Memory that PyTorch holds but does not use is not free for others, but for us.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     available = int(psutil.virtual_memory().available)
     # A container has a limit of its own, which psutil does not know.
     limit, used = _read_int("memory.max"), _read_int("memory.current")

@@ -12,7 +12,7 @@ from armd_scale.config.load import load_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import Recipe
 from armd_scale.data.manifest import load_manifest
-from armd_scale.files import atomic_write_json
+from armd_scale.json_files import atomic_write_json
 from armd_scale.plan.estimate import Estimate, estimate_cost
 from armd_scale.plan.fewest_gpus import estimate_on_fewest_gpus, require_fit
 from armd_scale.plan.gpus import EFFICIENCY, GPUS

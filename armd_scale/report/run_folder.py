@@ -11,7 +11,8 @@ from typing import Any
 from armd_scale.config.codec import to_dict
 from armd_scale.config.load import load_recipe
 from armd_scale.errors import ArmdError, TrainingError
-from armd_scale.files import open_regular, parse_json, read_error_reason
+from armd_scale.files import open_regular, read_error_reason
+from armd_scale.json_files import parse_json
 from armd_scale.metrics.events import EVENTS_FILE
 
 MAX_SAMPLE_CHARACTERS = 4000

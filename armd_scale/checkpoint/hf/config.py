@@ -12,7 +12,7 @@ from armd_scale.config.codec import decode_dataclass, to_dict
 from armd_scale.config.resolve import ResolvedModel, resolve_head_dim, resolve_kv_heads
 from armd_scale.config.schema import ModelConfig, RopeScaling
 from armd_scale.errors import CheckpointError
-from armd_scale.files import read_json_object
+from armd_scale.json_files import read_json_object
 
 CONFIG = "config.json"
 ARMD = "armd"
@@ -42,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     advice = "give the folder that save_pretrained wrote"
     if not path.is_file():
         raise CheckpointError(
-            f"a Hugging Face folder must contain a {CONFIG} ({path} is no file): {advice}"
+            f"a Hugging Face folder must contain a {CONFIG} ({path} does not exist): {advice}"
         )
     config = read_json_object(path, error_class=CheckpointError, advice=advice)
     model_type = config.get("model_type")

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from armd_scale.errors import CheckpointError
-from armd_scale.files import path_inside, read_json_object
+from armd_scale.files import path_inside
+from armd_scale.json_files import read_json_object
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"

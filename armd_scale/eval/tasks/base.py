@@ -13,8 +13,9 @@ from torch import Tensor
 
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
-from armd_scale.files import parse_json, read_error_reason, read_text
+from armd_scale.files import read_error_reason, read_text
 from armd_scale.generation import Sampling
+from armd_scale.json_files import parse_json
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.policies import OrderPolicy
 
