@@ -7,9 +7,11 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import Checkpoint, load_weights
+from armd_scale.config.derived import num_parameters
 from armd_scale.config.resolve import ResolvedRecipe
 from armd_scale.data.loader import DataParallelShare, MicroBatchLoader
 from armd_scale.data.sample_stream import SampleStream
+from armd_scale.errors import TrainingError
 from armd_scale.log import get_logger
 from armd_scale.metrics.writer import MetricsWriter
 from armd_scale.model.armd_model import ArmdModel
@@ -18,6 +20,7 @@ from armd_scale.model.spec import transformer_config
 from armd_scale.model.weight_init import init_weights
 from armd_scale.optim.ema import ExponentialMovingAverage
 from armd_scale.optim.zero_engine import ZeroEngine
+from armd_scale.parallel.memory import require_memory
 from armd_scale.parallel.pipeline.partition import stages_of_rank
 from armd_scale.train.callbacks.checkpointer import Checkpointer
 from armd_scale.train.callbacks.evaluator import Evaluator
@@ -54,7 +57,19 @@ def build_model(
             another one (`model.query`): parameters that it lacks are initialized randomly.
         groups: the process groups of the layout.
         device: where to put the chunks.
+
+    Raises:
+        TrainingError: the weights do not fit into memory.
+        CheckpointError: the checkpoint is of another model.
     """
+    num_shares = groups.tp.size() * groups.pp.size()
+    count = num_parameters(recipe.model, recipe.model.vocab_size) / num_shares
+    require_memory(
+        4 * count,  # in float32; stages of a pipeline differ a little
+        f"the {count:.3g} weights of a process",
+        advice="use a smaller model, or more parallel.tensor and parallel.pipeline",
+        error_class=TrainingError,
+    )
     # On the CPU first, whose generator draws the same weights whatever the device of the run.
     network = _build_chunks(recipe, groups)
     if checkpoint is None:

@@ -1,5 +1,6 @@
 """Building the model: which weights it gets, and what it recomputes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.config.resolve import ResolvedRecipe
+from armd_scale.errors import TrainingError
 from armd_scale.train.build import build_model
 from armd_scale.train.resume import initial_checkpoint
 from tests.support.checkpoints import save_network
@@ -80,3 +82,12 @@ def test_recompute_reaches_the_network(
         changed = bend(recipe, {"train.recompute": recompute})
         network = build_model(changed, None, groups=groups, device=CPU)
         assert network.models[0].recompute == recompute
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+) -> None:
+    absurd = bend(recipe, {"model": replace(LLAMA, hidden=10**9, ffn_hidden=10**9)})
+    with pytest.raises(TrainingError, match=r"weights of a process must fit the memory") as caught:
+        build_model(absurd, None, groups=groups, device=CPU)
+    assert "\n" not in str(caught.value)
