@@ -197,7 +197,8 @@ def test_a_loss_that_is_not_finite(place: Place) -> None:
     """By a typed command, with all that its libraries print."""
     before = contents(place.run / "checkpoints")
     done = subprocess.run(
-        [sys.executable, "-m", TRAIN, place.file, "train.steps=50", "optim.lr=1e30"],
+        [sys.executable, "-m", TRAIN, place.file, "train.steps=50", "optim.lr=1e30",
+         "checkpoint.allow_changes=true"],
         capture_output=True, text=True, timeout=100, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

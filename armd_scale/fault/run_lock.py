@@ -22,6 +22,7 @@ from typing import Any
 
 from armd_scale.errors import TrainingError
 from armd_scale.log import get_logger
+from armd_scale.parallel.environment import slurm_job
 
 LOCK_FILE = "lock.json"
 RENEWAL_SECONDS = 10.0
@@ -192,15 +193,14 @@ def _is_gone(holder: LockHolder) -> bool:
 
 
 def _this_process() -> LockHolder:
-    job = os.environ.get("SLURM_JOB_ID")
-    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    job, restarts = slurm_job()
     return LockHolder(
         host=socket.gethostname(),
         pid=os.getpid(),
         machine=_machine(),
         process_start=_process_start(os.getpid()),
         job=job,
-        restarts=int(restarts) if job and restarts.isdecimal() else None,
+        restarts=restarts,
         since=datetime.now().isoformat(timespec="seconds"),
         token=secrets.token_hex(8),
     )

@@ -127,3 +127,10 @@ def _read_ints(*names: str) -> tuple[int, ...] | None:
             f"{', '.join(names)} must all be set to integers (got {error}): "
             "start with torchrun or srun, or unset them all"
         ) from error
+
+
+def slurm_job() -> tuple[str | None, int | None]:
+    """Return the Slurm job of this process and how often Slurm has started it again, or nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return job, int(restarts) if job and restarts.isdecimal() else None

@@ -92,6 +92,7 @@ def test_a_trained_tokenizer_is_kept_for_the_same_inputs(
     run = options(inputs=inputs, tokenizer="train:sentencepiece:290", on_error="fail")
     with pytest.raises(CorpusError, match="no key"):
         preprocess(run)
+    caplog.clear()
     with caplog.at_level("INFO"):
         preprocess(replace(run, on_error="skip"))
     assert "training" not in caplog.text
