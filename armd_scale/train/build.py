@@ -59,17 +59,10 @@ def build_model(
         device: where to put the chunks.
 
     Raises:
-        TrainingError: the weights do not fit into memory.
+        TrainingError: the weights, or the micro-batches, do not fit into memory.
         CheckpointError: the checkpoint is of another model.
     """
-    num_shares = groups.tp.size() * groups.pp.size()
-    count = num_parameters(recipe.model, recipe.model.vocab_size) / num_shares
-    require_memory(
-        4 * count,  # in float32; stages of a pipeline differ a little
-        f"the {count:.3g} weights of a process",
-        advice="use a smaller model, or more parallel.tensor and parallel.pipeline",
-        error_class=TrainingError,
-    )
+    _require_memory(recipe, groups, device)
     # On the CPU first, whose generator draws the same weights whatever the device of the run.
     network = _build_chunks(recipe, groups)
     if checkpoint is None:
@@ -91,6 +84,30 @@ def build_model(
     for model in network.models:
         init_weights(model, seed=recipe.run.seed, names=new_names)
     return network.to(device)
+
+
+def _require_memory(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, device: torch.device
+) -> None:
+    """Refuse sizes that cannot fit, before minutes are spent on them."""
+    num_weights = num_parameters(recipe.model, recipe.model.vocab_size)
+    num_weights /= groups.tp.size() * groups.pp.size()
+    require_memory(
+        4 * num_weights,  # in float32; stages of a pipeline differ a little
+        f"the {num_weights:.3g} weights of a process",
+        advice="use a smaller model, or more parallel.tensor and parallel.pipeline",
+        error_class=TrainingError,
+    )
+    # Whatever is recomputed, the input of a layer has a row for each position of both streams.
+    num_rows = 2 * recipe.train.micro_batch * recipe.data.seq_length
+    num_rows /= groups.tp.size()  # with sequence parallelism
+    require_memory(
+        num_rows * recipe.model.hidden * compute_dtype(recipe).itemsize,
+        f"the rows of {recipe.train.micro_batch:,} samples of {recipe.data.seq_length:,} tokens",
+        advice="use a smaller train.micro_batch or data.seq_length",
+        device=device,
+        error_class=TrainingError,
+    )
 
 
 def _build_chunks(recipe: ResolvedRecipe, groups: ProcessGroupCollection) -> ModelChunks:

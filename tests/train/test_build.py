@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,10 +85,17 @@ def test_recompute_reaches_the_network(
         assert network.models[0].recompute == recompute
 
 
-def test_a_model_that_does_not_fit_into_memory_is_refused(
-    recipe: ResolvedRecipe, groups: ProcessGroupCollection
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"model": replace(LLAMA, hidden=10**9, ffn_hidden=10**9)}, "weights of a process"),
+        ({"train.micro_batch": 10**9}, "the rows of 1,000,000,000 samples of 64 tokens"),
+    ],
+)
+def test_sizes_that_do_not_fit_into_memory_are_refused(
+    recipe: ResolvedRecipe, groups: ProcessGroupCollection, changes: dict[str, Any], what: str
 ) -> None:
-    absurd = bend(recipe, {"model": replace(LLAMA, hidden=10**9, ffn_hidden=10**9)})
-    with pytest.raises(TrainingError, match=r"weights of a process must fit the memory") as caught:
+    absurd = bend(recipe, changes)
+    with pytest.raises(TrainingError, match=f"{what} must fit the memory") as caught:
         build_model(absurd, None, groups=groups, device=CPU)
     assert "\n" not in str(caught.value)
