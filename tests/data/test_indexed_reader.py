@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from armd_scale.data.indexed_format import IndexedPart, dtype_for, write_bin, write_idx
+from armd_scale.data.indexed_format import HEADER, IndexedPart, dtype_for, write_bin, write_idx
 from armd_scale.data.indexed_reader import open_shards, verify
 from armd_scale.data.manifest import load_manifest
 from armd_scale.data.preprocess.options import PreprocessOptions
@@ -290,3 +290,12 @@ def test_a_file_that_is_truncated_while_it_is_read_is_an_error(tmp_path: Path) -
     assert tokens.read(0, 100).tolist() == [1] * 100
     with pytest.raises(ShardError, match=r"pair\.bin is damaged \(it was truncated since"):
         tokens.read(9000, 100)
+
+
+def test_negative_lengths_are_refused_although_they_add_up(tmp_path: Path) -> None:
+    prefix = write_pair(tmp_path / "pair", [[1] * 5, [2] * 5, [3] * 5])
+    index = bytearray(Path(f"{prefix}.idx").read_bytes())
+    index[HEADER.size : HEADER.size + 8] = np.array([12, -2], np.int32).tobytes()
+    Path(f"{prefix}.idx").write_bytes(index)
+    with pytest.raises(ShardError, match="its lengths do not add up"):
+        open_shards(prefix)
