@@ -69,7 +69,7 @@ class RunLock:
     def __init__(self, folder: Path, *, watch_seconds: float = WATCH_SECONDS) -> None:
         self._path = folder / LOCK_FILE
         self._holder = _this_process()
-        self._usurper: LockHolder | None = None
+        self._new_holder: LockHolder | None = None
         self._acquire(watch_seconds)
         self._released = threading.Event()
         threading.Thread(target=self._renew, name="run lock", daemon=True).start()
@@ -81,8 +81,8 @@ class RunLock:
             TrainingError: another job has taken it, after this process was suspended for longer
                 than it was watched.
         """
-        if self._usurper is not None:
-            raise _in_use(self._path, self._usurper)
+        if self._new_holder is not None:
+            raise _in_use(self._path, self._new_holder)
 
     def release(self) -> None:
         """Remove the lock file if it is still this process's."""
@@ -149,7 +149,7 @@ class RunLock:
                 if found == self._holder:
                     os.utime(self._path)
                 elif found is not None:
-                    self._usurper = found
+                    self._new_holder = found
                     return
                 else:  # someone has removed it; the next round tells if another job has taken it
                     self._create()

@@ -135,7 +135,7 @@ def test_a_holder_whose_lock_was_taken_is_told(
     lock = RunLock(tmp_path)
     write_lock(tmp_path)
     deadline = time.monotonic() + 30
-    while lock._usurper is None and time.monotonic() < deadline:
+    while lock._new_holder is None and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(TrainingError, match="process 812 on node07"):
         lock.check()

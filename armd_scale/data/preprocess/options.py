@@ -78,7 +78,7 @@ class WorkPlan:
     """Hash of the inputs as they were given, the arguments and the shard.
 
     Unfinished work belongs to it, and not to the sizes or times of the files: an input that made a
-    run fail is mended, and the same command continues with the units that are not concerned.
+    run fail is fixed, and the same command continues with the units of the other inputs.
     """
     inputs_key: str
     """Hash of `digest` and the modification times of the files."""

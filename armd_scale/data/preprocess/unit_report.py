@@ -78,7 +78,7 @@ def unit_digest(job: EncodeJob, unit: WorkUnit) -> str:
     """Hash what the part files of a unit depend on besides the arguments of the command.
 
     That is the files with their sizes and modification times, the range, and the tokenizer. After
-    an input was mended, the units of the other inputs need not be encoded again.
+    an input was fixed, the units of the other inputs need not be encoded again.
     """
     values = (asdict(unit), job.fingerprint, job.end_token)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

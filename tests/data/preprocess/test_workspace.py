@@ -61,7 +61,7 @@ def test_a_run_that_finished_nothing_leaves_nothing(options: MakeOptions, tmp_pa
 @pytest.mark.parametrize(
     "changes", [{}, {"tokenizer": "train:sentencepiece:290"}, {"split": SPLIT}]
 )
-def test_a_mended_input_continues_without_overwrite(
+def test_a_fixed_input_continues_without_overwrite(
     options: MakeOptions,
     corpus: Path,
     tmp_path: Path,
@@ -74,11 +74,11 @@ def test_a_mended_input_continues_without_overwrite(
     run = options("result/out", inputs=inputs, on_error="fail", **changes)
     with pytest.raises(CorpusError, match=r"c\.jsonl:71: no key 'text'"):
         preprocess(run)
-    mended = (tmp_path / "in" / "c.jsonl").read_text().replace('"body": 1', '"text": "mended"')
-    (tmp_path / "in" / "c.jsonl").write_text(mended)
+    fixed = (tmp_path / "in" / "c.jsonl").read_text().replace('"body": 1', '"text": "fixed"')
+    (tmp_path / "in" / "c.jsonl").write_text(fixed)
     with caplog.at_level("INFO"):
         preprocess(run)
-    # A tokenizer is trained again on the mended corpus, so that nothing of the old work remains.
+    # A tokenizer is trained again on the fixed corpus, so that nothing of the old work remains.
     assert ("continuing: 2 of 12 units are left" in caplog.text) == ("tokenizer" not in changes)
     (tmp_path / "fresh").mkdir()
     preprocess(options("fresh/out", inputs=inputs, on_error="fail", **changes))
