@@ -5,6 +5,7 @@ a checkpoint are listed in its manifest anew, so that the readers themselves mus
 wrong, not only the hashes.
 """
 
+import gzip
 import json
 import os
 import random
@@ -13,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.hf.source import ArmdSettings, HfCheckpoint, HfWeights
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.store import MANIFEST, write_manifest
 from armd_scale.config.load import load_recipe
+from armd_scale.data.preprocess.memory_limit import allocated_bytes, limit_allocations
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import ArmdError
@@ -27,6 +32,8 @@ from armd_scale.fault.run_lock import RunLock
 from armd_scale.metrics.jsonl import JsonlFile, JsonlWriter
 from armd_scale.report.write import write_report
 from tests.support.cli import tiny_recipe, write_recipe, write_text
+from tests.support.corpus import json_lines
+from tests.support.corpus import read as read_corpus
 from tests.support.eval_data import write_run
 from tests.support.hf_folders import write_byte_tokenizer, write_folder
 
@@ -34,6 +41,8 @@ pytestmark = pytest.mark.slow(minutes=1)
 
 NUM_MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "60"))
 """Of each file; 60 take a minute for all tests, and 3600 an hour."""
+MAX_BYTES = 2 << 30
+"""Allocations beyond these fail, with an error that is not of the project's own."""
 VALUES = (
     *("null", "true", "-1", "0", "1.5", "1e999", "NaN", "9" * 23, "[]", "{}", '"x"', '""'),
     *('"\\ud800"', '"../a"', '"/etc/passwd"', '"a\\u0000b"', "[" * 2000, '{"a": ' * 2000),
@@ -64,12 +73,13 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def assert_refused_or_read(path: Path, read: Callable[[], object], *, seed: int) -> None:
-    """Mutate a file, read, and put the file back."""
+    """Mutate a file, read it in less than 2 GiB of memory, and put it back."""
     original = path.read_bytes()
     rng = random.Random(f"{path.name} {seed}")
     try:
         path.write_bytes(mutate(original, rng))
-        read()
+        with limit_allocations(MAX_BYTES, base_bytes=allocated_bytes()):
+            read()
     except ArmdError as error:
         message = str(error)
     else:
@@ -144,10 +154,11 @@ def test_a_run_folder(tmp_path: Path, name: str) -> None:
     original = (tmp_path / name).read_bytes()
     for seed in range(2 * NUM_MUTATIONS):
         (tmp_path / name).write_bytes(mutate(original, random.Random(f"{name} {seed}")))
-        write_report([tmp_path])
-        JsonlWriter(tmp_path / "metrics.jsonl", last_step=3).close()
-        JsonlFile(tmp_path / "events.jsonl").close()
-        RunLock(tmp_path, watch_seconds=0.001).release()
+        with limit_allocations(MAX_BYTES, base_bytes=allocated_bytes()):
+            write_report([tmp_path])
+            JsonlWriter(tmp_path / "metrics.jsonl", last_step=3).close()
+            JsonlFile(tmp_path / "events.jsonl").close()
+            RunLock(tmp_path, watch_seconds=0.001).release()
 
 
 def write_files_of_a_run(folder: Path) -> None:
@@ -165,6 +176,40 @@ def test_a_recipe(tmp_path: Path) -> None:
     path = write_recipe(tiny_recipe(tmp_path, write_text(tmp_path / "text")), tmp_path / "r.yaml")
     for seed in range(6 * NUM_MUTATIONS):
         assert_refused_or_read(path, lambda: load_recipe(path), seed=seed)
+
+
+CORPUS_FILES = ("a.parquet", "b.parquet", "a.arrow", "b.arrow", "a.jsonl.gz", "a.jsonl.zst")
+
+
+@pytest.mark.parametrize("name", CORPUS_FILES)
+def test_a_corpus(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_corpus_file(path)
+
+    def read() -> None:
+        texts, skipped = read_corpus(path)
+        assert sum(map(len, texts)) < 1 << 20
+        assert all(line.startswith(str(path)) for line in skipped)
+
+    for seed in range(4 * NUM_MUTATIONS):
+        assert_refused_or_read(path, read, seed=seed)
+
+
+def write_corpus_file(path: Path) -> None:
+    """Write compressed columns, with the values of `b` stored once, and compressed lines."""
+    texts = ["one", "two\nlines", "drei — ünïcode 🙂", "", "last"] * 20
+    column = pa.array(texts)
+    table = pa.table({"text": column.dictionary_encode() if path.stem == "b" else column})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd", use_dictionary=path.stem == "b")
+    elif path.suffix == ".arrow":
+        open_writer = pa.ipc.new_file if path.stem == "b" else pa.ipc.new_stream
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with open_writer(path, table.schema, options=options) as writer:
+            writer.write_table(table)
+    else:
+        compress = gzip.compress if path.suffix == ".gz" else zstandard.compress
+        path.write_bytes(compress(json_lines(texts)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

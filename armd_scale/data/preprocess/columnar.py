@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from armd_scale.data.preprocess.compression import check_expansion
+import psutil
+
+from armd_scale.data.preprocess.compression import MAX_EXPANSION, check_expansion, expansion_error
 from armd_scale.data.preprocess.documents import (
     Document,
     ReaderOptions,
@@ -12,10 +14,16 @@ from armd_scale.data.preprocess.documents import (
     make_documents,
     one_line_reason,
 )
+from armd_scale.data.preprocess.memory_limit import allocated_bytes, limit_allocations
 from armd_scale.files import regular_file_status
 
 _ROWS_PER_BATCH = 256
 _BATCH_BYTES = 64 << 20
+# What a batch may need while it is decompressed and decoded: some copies of the most that a file of
+# its size may expand to, and what the library allocates for anything: its allocator reserves
+# 1 GiB at a time.
+_COPIES_OF_A_BATCH = 4
+_FIXED_BYTES = 2 << 30
 _MAX_NAMES_CHARACTERS = 200
 
 
@@ -52,7 +60,7 @@ def _read_rows(
     num_bytes = 0
     try:
         file_bytes = regular_file_status(path).st_size
-        for first_row, column in batches:
+        for first_row, column in _bounded(batches, file_bytes):
             for row, value in enumerate(_values(column), first_row):
                 num_bytes += len(value or b"")
                 check_expansion(num_bytes, file_bytes)
@@ -63,6 +71,29 @@ def _read_rows(
     except (pyarrow.ArrowException, OSError, EOFError, UnreadableError) as error:
         reason = f"cannot be read ({one_line_reason(error)})"
         yield SkippedDocument(path, reason, ends_file=True)
+
+
+def _bounded(batches: Iterator[tuple[int, Any]], file_bytes: int) -> Iterator[tuple[int, Any]]:
+    """Yield the batches, each read in no more memory than one of a file of this size may need.
+
+    Raises:
+        EOFError: one of them needs more.
+    """
+    num_bytes = _FIXED_BYTES + _COPIES_OF_A_BATCH * MAX_EXPANSION * file_bytes
+    # Once for the file: the allocator keeps what one batch needed, and the next one may use it.
+    base_bytes = allocated_bytes()
+    while True:
+        free_bytes = psutil.virtual_memory().available
+        try:
+            with limit_allocations(min(num_bytes, free_bytes), base_bytes=base_bytes):
+                batch = next(batches, None)
+        except MemoryError as error:
+            if num_bytes > free_bytes:
+                raise EOFError("a batch of its rows needs more memory than is free") from error
+            raise expansion_error() from error
+        if batch is None:
+            return
+        yield batch
 
 
 def _values(column: Any) -> Iterator[bytes | None]:

@@ -16,11 +16,12 @@ from typing import Any, final
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """Exceptions of reading a file that is missing, unreadable or damaged."""
+MAX_EXPANSION = 200
+"""Compressed data that becomes more than this many times as large is not text."""
 _READ_BYTES = 1 << 18
 # The smallest block of a zstd frame has four bytes and may contain 128 KiB: this much input is at
 # most 64 MiB of output, which the library returns in one piece.
 _ZSTD_READ_BYTES = 1 << 11
-_MAX_EXPANSION = 200
 _EXPANSION_CHECK_BYTES = 32 << 20
 
 
@@ -47,10 +48,13 @@ def check_expansion(num_bytes: int, compressed_bytes: int) -> None:
     Raises:
         EOFError: it is larger than that of any text.
     """
-    if num_bytes > _EXPANSION_CHECK_BYTES and num_bytes > _MAX_EXPANSION * compressed_bytes:
-        raise EOFError(
-            f"it expands to more than {_MAX_EXPANSION} times its size, which no text does"
-        )
+    if num_bytes > _EXPANSION_CHECK_BYTES and num_bytes > MAX_EXPANSION * compressed_bytes:
+        raise expansion_error()
+
+
+def expansion_error() -> EOFError:
+    """Make the error of a file whose content is larger than that of any text."""
+    return EOFError(f"it expands to more than {MAX_EXPANSION} times its size, which no text does")
 
 
 @final

@@ -1,5 +1,7 @@
 """Parquet and Arrow files."""
 
+import resource
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.corpus import read
+from tests.support.processes import FORKSERVER
 
 
 def test_damaged_and_unsuitable_tables_are_reported(tmp_path: Path):
@@ -82,3 +85,67 @@ def test_rows_are_numbered_in_the_file_across_row_groups(tmp_path: Path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": ["x", "y", "z", None]}), path, row_group_size=1)
     assert read(path)[1] == [f"{path} row 3: 'text' is null, not a string"]
+
+
+def test_a_compressed_batch_that_expands_without_end_is_reported(tmp_path: Path):
+    """Arrow allocates what the header of a batch says: 2.5 GiB, in a file of 0.1 MB."""
+    path = tmp_path / "a.arrow"
+    table = zeros_table(num_rows=1, row_bytes=5 << 29)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(path, table.schema, options=options) as writer:
+        writer.write_table(table)
+    assert_refused_in_bounded_memory(path)
+
+
+def test_pages_that_are_larger_than_their_file_says_are_reported(tmp_path: Path):
+    """The footer of the Parquet file says 1,000 bytes where the pages have 1 GiB."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        zeros_table(num_rows=2, row_bytes=1 << 29),
+        path,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        data_page_size=1,
+        write_batch_size=1,
+    )
+    size = varint(pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size)
+    path.write_bytes(path.read_bytes().replace(size, varint(1000, num_bytes=len(size))))
+    assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 1000
+    assert_refused_in_bounded_memory(path)
+
+
+def zeros_table(*, num_rows: int, row_bytes: int) -> pa.Table:
+    """Make a table of texts that take no memory: their pages of zeros are only read."""
+    offsets = pa.py_buffer(np.arange(num_rows + 1, dtype=np.int64) * row_bytes)
+    buffers = [None, offsets, pa.py_buffer(bytes(num_rows * row_bytes))]
+    return pa.table({"text": pa.Array.from_buffers(pa.large_string(), num_rows, buffers)})
+
+
+def varint(value: int, *, num_bytes: int = 0) -> bytes:
+    """Encode a number as Thrift's compact protocol does, in at least so many bytes."""
+    value *= 2  # zigzag
+    groups = [value & 127]
+    while value >> 7 or len(groups) < num_bytes:
+        value >>= 7
+        groups.append(value & 127)
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+
+def assert_refused_in_bounded_memory(path: Path) -> None:
+    """Read in a process of its own, whose memory is measured."""
+    assert path.stat().st_size < 300_000
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as executor:
+        texts, (bad,), num_bytes = executor.submit(read_and_measure, path).result()
+    assert not texts
+    assert bad.startswith(f"{path}: cannot be read (it expands to more than 200 times its size")
+    assert (
+        num_bytes < 13 << 28
+    )  # 2 GiB, what a file of this size may need, and 1 GiB of the allocator
+
+
+def read_and_measure(path: Path) -> tuple[list[str], list[str], int]:
+    """Return what `read` does, and how many bytes of memory it took."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    texts, bad = read(path)
+    return texts, bad, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
