@@ -9,7 +9,7 @@ import pytest
 
 from armd_scale.config.load import dump_recipe
 from armd_scale.config.schema import Recipe
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from tests.support.cli import (
     ROOT,
     TRAIN,

@@ -38,15 +38,15 @@ def main() -> None:
     # minutes.
     request.check(env.world_size)
     model = open_model(source or hf)
-    specs = request.build_specs(model.tokenizer)
+    template = request.encode_text(model.tokenizer)
+    rules = request.rules_for(model.tokenizer, is_chat_model=model.is_chat_model)
+    specs = request.build_specs(template)
     with process_groups(env, ParallelConfig(tensor=request.tp)) as groups:
         # float32 whatever the model was trained in: bf16 rounding would change sampled tokens.
         network = model.load_network(groups=groups, device=env.device, dtype=torch.float32)
-        output = generate_from_request(
-            request, network, specs, model.tokenizer, is_rank0=env.is_rank0
-        )
+        output = generate_from_request(request, network, specs, rules, is_rank0=env.is_rank0)
     if env.is_rank0:
-        print_and_write(request, output, model.tokenizer)
+        print_and_write(request, output, template, rules)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,8 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         "--hf", metavar="FOLDER", help="a Hugging Face folder of an ARMD or AR model"
     )
     add = parser.add_argument
-    add("--prompt", metavar="TEXT", help="text to continue (default: start a document)")
-    add("--infill", metavar="TEXT", help="text with holes to fill: {{12}} stands for 12 tokens")
+    add("--prompt", metavar="TEXT", help="text to continue (default: start a text)")
+    add("--infill", metavar="TEXT", help="text with holes to fill: {{12}} stands for 12 tokens, "
+        r"and \{{ for the braces themselves")  # fmt: skip
     add("--tokens", type=integer, default=256, metavar="N", help="tokens to generate (256)")
     add("--streams", type=integer, default=1, metavar="S", help="segments written in parallel (1)")
     add("--group", type=integer, metavar="s", help="neighboring tokens generated together")
@@ -73,7 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=number, default=1.0, metavar="R", help="for seen tokens (1)")
     add("--seed", type=integer, default=0, metavar="K", help="seed of the random numbers (0)")
     add("--num-samples", type=integer, default=1, metavar="n", help="number of texts (1)")
-    add("--stop-at-eos", action="store_true", help="cut texts at their first end of document")
+    add(
+        "--stop-at-eos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="cut texts at their first end of text (default: of models with a chat template)",
+    )
+    add("--stop", action="append", default=[], metavar="TEXT", help="cut texts before this string;"
+        " may be repeated")  # fmt: skip
     add("--tp", type=integer, default=1, metavar="N", help="tensor-parallel size, if > 1 (1)")
     add("--json", type=Path, metavar="FILE", help=JSON_HELP)
     add("--replay-html", type=Path, metavar="FILE", help="write a page that replays the order")

@@ -9,16 +9,18 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
+from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, SOURCE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.sharded_io import Network, read_sections
 from armd_scale.checkpoint.store import MANIFEST, latest_valid, list_checkpoints, verify
 from armd_scale.checkpoint.tensor_files import read_index
 from armd_scale.config.load import load_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
-from armd_scale.errors import CheckpointError
+from armd_scale.data.special_tokens import read_eos_ids
+from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE, Tokenizer, load_tokenizer
+from armd_scale.errors import CheckpointError, TokenizerError
 from armd_scale.json_files import read_json_object
+from armd_scale.log import get_logger
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.spec import transformer_config
 
@@ -44,6 +46,40 @@ class Checkpoint:
                 return folder
         return None
 
+    @property
+    def source_folder(self) -> Path | None:
+        """Folder with the config.json of the model that this one was converted from; None: none."""
+        is_native = (self.folder / MANIFEST).is_file()
+        folder = self.folder / SOURCE if is_native else self.folder
+        return folder if (folder / "config.json").is_file() else None
+
+    def load_tokenizer(self) -> Tokenizer | None:
+        """Load the tokenizer of the model, with the ids that end its texts; None without files.
+
+        Raises:
+            TokenizerError: the files cannot be read, or have more ids than the model.
+        """
+        if self.tokenizer_folder is None:
+            return None
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        if tokenizer.vocab_size > self.recipe.model.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer in {self.tokenizer_folder} must have no more ids than the model "
+                f"has rows, and has {tokenizer.vocab_size} for {self.recipe.model.vocab_size}: use "
+                "the tokenizer that the model was trained with"
+            )
+        ids = None if self.source_folder is None else read_eos_ids(self.source_folder)
+        if ids is not None:
+            if tokenizer.eod not in ids:
+                get_logger(__name__).warning(
+                    "texts end at the ids %s of the model's configuration, as in transformers, and "
+                    "not at the tokenizer's EOS, which is %s",
+                    ", ".join(map(str, ids)),
+                    tokenizer.eod,
+                )
+            tokenizer.eos_ids = ids
+        return tokenizer
+
 
 def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkpoint:
     """Open a checkpoint, or the newest valid checkpoint of a run.
@@ -58,7 +94,7 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     """
     path = Path(path)
     # The optimizer's files are several times as large as the weights: hash them only if needed.
-    prefix = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, WEIGHTS)
+    prefix = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, SOURCE, WEIGHTS)
     folder = _resolve(path, prefix)
     if folder is None:
         raise CheckpointError(

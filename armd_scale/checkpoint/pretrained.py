@@ -16,7 +16,8 @@ from armd_scale.checkpoint.store import MANIFEST
 from armd_scale.config.derived import num_parameters
 from armd_scale.config.resolve import ResolvedModel, ResolvedRecipe
 from armd_scale.config.schema import ParallelConfig, QueryKind
-from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
+from armd_scale.data.special_tokens import has_chat_template
+from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import CheckpointError
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
@@ -69,10 +70,15 @@ class ModelFolder:
         """The tokenizer in the folder; None if it has no tokenizer files.
 
         Raises:
-            TokenizerError: the tokenizer files cannot be read.
+            TokenizerError: the files cannot be read, or have more ids than the model.
         """
+        return self.checkpoint.load_tokenizer()
+
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether the tokenizer has a chat template, so that the model ends its answers."""
         folder = self.checkpoint.tokenizer_folder
-        return None if folder is None else load_tokenizer(folder)
+        return folder is not None and has_chat_template(folder)
 
     def load_network(
         self,

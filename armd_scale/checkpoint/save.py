@@ -23,6 +23,8 @@ from armd_scale.errors import CheckpointError
 
 RECIPE, STATE, TOKENIZER = "recipe.yaml", "state.json", "tokenizer"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
+SOURCE = "source"
+"""Folder with the configuration of the model that a checkpoint was converted from."""
 
 
 class CheckpointSave:

@@ -5,18 +5,21 @@ that import a preprocessing worker starts in a tenth of a second.
 """
 
 import hashlib
-import io
-import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from armd_scale.data.special_tokens import (
+    CONFIG_FILES,
+    named_tokens,
+    read_prepend_bos,
+    write_prepend_bos,
+)
 from armd_scale.errors import TokenizerError
 from armd_scale.files import path_inside, read_regular_file
 
@@ -25,9 +28,7 @@ IntArray: TypeAlias = NDArray[np.int32]
 TRAIN_PREFIX = "train:sentencepiece:"
 SENTENCEPIECE_FILE = "tokenizer.model"
 HF_FILE = "tokenizer.json"
-# Files beside tokenizer.json, both optional, that name the special tokens.
-_HF_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES = (HF_FILE, SENTENCEPIECE_FILE, *_HF_CONFIG_FILES)
+TOKENIZER_FILES = (HF_FILE, SENTENCEPIECE_FILE, *CONFIG_FILES)
 """All files that the folder of a tokenizer may need."""
 # Tried in this order for a folder that names no special tokens.
 _COMMON_EOS_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -46,12 +47,18 @@ class Tokenizer(Protocol):
     vocab_size: int
     eod: int | None
     """Id of the end-of-sequence token, which ends documents."""
+    eos_ids: tuple[int, ...]
+    """Ids that end a generated text: EOS, unless the files of a model say otherwise."""
+    is_used: NDArray[np.bool_]
+    """Which ids below `vocab_size` are tokens; the others have no text."""
     bos: int | None
     """Id of the beginning-of-sequence token."""
     fingerprint: str
     """SHA-256 of the file that defines the tokenizer."""
-    prefix_ids: tuple[int, ...] | None
-    """Special tokens that its files put in front of every text; None if they do not say."""
+    prefix_ids: tuple[int, ...]
+    """Special tokens in front of every text, as transformers puts them there."""
+    start_id: int | None
+    """Token in front of a text whose first token needs a context, where `prefix_ids` is empty."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
         """Encode texts, each into an int32 array, without adding special tokens."""
@@ -70,18 +77,24 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A sentencepiece model file.
 
+    Texts start with BOS unless `tokenizer_config.json` says otherwise: so do those of the families
+    whose tokenizer is such a file (Llama 2, Gemma).
+
     Args:
         model: content of the model file.
         source: where it came from, for messages.
+        folder: folder of a `tokenizer_config.json`; None: there is none.
+        add_bos: whether texts start with BOS; None: as the folder says.
 
     Raises:
         TokenizerError: the content is not a sentencepiece model.
     """
 
     kind: str = "sentencepiece"
-    prefix_ids: tuple[int, ...] | None = None
 
-    def __init__(self, model: bytes, *, source: str) -> None:
+    def __init__(
+        self, model: bytes, *, source: str, folder: Path | None = None, add_bos: bool | None = None
+    ) -> None:
         import sentencepiece
 
         try:
@@ -101,7 +114,18 @@ class SentencePieceTokenizer:
         self.vocab_size: int = self._processor.get_piece_size()
         self.eod: int | None = _id_or_none(self._processor.eos_id())
         self.bos: int | None = _id_or_none(self._processor.bos_id())
+        self.eos_ids = () if self.eod is None else (self.eod,)
+        self.is_used = ~np.array(
+            [self._processor.is_unused(i) for i in range(self.vocab_size)], bool
+        )
+        if add_bos is None and folder is not None:
+            add_bos = read_prepend_bos(folder, has_definition=False)
+        self._adds_bos = self.bos is not None and add_bos is not False
+        self.prefix_ids: tuple[int, ...] = () if self.bos is None else (self.bos,) * self._adds_bos
+        # Without BOS, a document in training comes after the end of another one.
+        self.start_id: int | None = self.bos if self._adds_bos or self.eod is None else self.eod
         self.fingerprint = hashlib.sha256(model).hexdigest()
+        self._folder = folder
         self._metaspace_ids = self._find_metaspace_ids()
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
@@ -118,9 +142,13 @@ class SentencePieceTokenizer:
         return self._processor.decode([int(i) for i in ids])
 
     def save(self, folder: Path) -> None:
-        """Write the model as `tokenizer.model`."""
+        """Write the model as `tokenizer.model`, and how texts start."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SENTENCEPIECE_FILE).write_bytes(self._model)
+        _copy_config_files(self._folder, folder)
+        ids = {"bos_token": self.bos, "eos_token": self.eod}
+        tokens = {name: self._processor.id_to_piece(i) for name, i in ids.items() if i is not None}
+        write_prepend_bos(folder, self._adds_bos, tokens=tokens)
 
     def _encode(self, texts: list[str]) -> list[IntArray]:
         return [np.asarray(ids, np.int32) for ids in self._processor.encode(texts)]
@@ -155,6 +183,7 @@ class HFTokenizer:
 
     Args:
         folder: contains `tokenizer.json`, and files that name the special tokens.
+        add_bos: whether texts start with BOS; None: as the folder says.
 
     Raises:
         TokenizerError: `tokenizer.json` is not a tokenizer.
@@ -162,7 +191,7 @@ class HFTokenizer:
 
     kind: str = "hf"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, add_bos: bool | None = None) -> None:
         import tokenizers
 
         definition = read_regular_file(folder / HF_FILE)
@@ -181,11 +210,17 @@ class HFTokenizer:
             self._tokenizer.model.dropout = None
         self._folder = folder
         # The highest id, not the number of tokens: ids may have gaps, and must be below vocab_size.
-        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        ids = list(self._tokenizer.get_vocab().values())
+        self.vocab_size = max(ids, default=-1) + 1
+        self.is_used = np.zeros(self.vocab_size, dtype=np.bool_)
+        self.is_used[ids] = True
         self.eod: int | None = self._find_special_id("eos_token", _COMMON_EOS_TOKENS)
+        self.eos_ids = () if self.eod is None else (self.eod,)
         self.bos: int | None = self._find_special_id("bos_token", _COMMON_BOS_TOKENS)
         self.fingerprint = hashlib.sha256(definition).hexdigest()
-        self.prefix_ids: tuple[int, ...] | None = self._find_prefix_ids()
+        self._add_bos = add_bos
+        self.prefix_ids: tuple[int, ...] = self._find_prefix_ids()
+        self.start_id: int | None = self.eod if self.bos is None else self.bos
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
         """Encode texts, each into an int32 array, without adding special tokens."""
@@ -199,9 +234,10 @@ class HFTokenizer:
     def save(self, folder: Path) -> None:
         """Copy `tokenizer.json` and the files that name its special tokens."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (HF_FILE, *_HF_CONFIG_FILES):
-            if (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, folder / name)
+        shutil.copyfile(self._folder / HF_FILE, folder / HF_FILE)
+        _copy_config_files(self._folder, folder)
+        if self._add_bos is not None:
+            write_prepend_bos(folder, self._add_bos, tokens={})
 
     def _find_prefix_ids(self) -> tuple[int, ...]:
         """Return the tokens that the post-processor of `tokenizer.json` puts in front of a text.
@@ -209,6 +245,11 @@ class HFTokenizer:
         The post-processor is not a list of tokens that one could read. So a text is encoded without
         and with it, and the prefix is what stands before the plain ids in the second result.
         """
+        add_bos = self._add_bos
+        if add_bos is None:
+            add_bos = read_prepend_bos(self._folder, has_definition=True)
+        if add_bos is not None:
+            return (self.bos,) if add_bos and self.bos is not None else ()
         plain, processed = (
             self._tokenizer.encode("a", add_special_tokens=add_special_tokens).ids
             for add_special_tokens in (False, True)
@@ -223,31 +264,46 @@ class HFTokenizer:
             name: key in the configuration files, such as `eos_token`.
             common_tokens: tried in order if the files name none that exists.
         """
-        named = [_special_token(self._folder / file, name) for file in _HF_CONFIG_FILES]
-        ids = (self._tokenizer.token_to_id(token) for token in (*named, *common_tokens) if token)
+        tokens = (*named_tokens(self._folder, name), *common_tokens)
+        ids = (self._tokenizer.token_to_id(token) for token in tokens)
         return next((i for i in ids if i is not None), None)
 
 
-def load_tokenizer(spec: str | Path) -> Tokenizer:
+def load_tokenizer(spec: str | Path, *, add_bos: bool | None = None) -> Tokenizer:
     """Load a sentencepiece model, a `tokenizer.json`, or a folder that contains one of them.
 
+    Args:
+        spec: path of the file or folder.
+        add_bos: whether texts start with BOS; None: as the files say.
+
     Raises:
-        TokenizerError: the file does not exist or cannot be read.
+        TokenizerError: the file does not exist or cannot be read, or `add_bos` is set and the
+            vocabulary has no BOS.
     """
     path = Path(spec)
     try:
-        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-            if (path / HF_FILE).exists():
-                return HFTokenizer(path)
+        if os.path.isdir(path) and not (path / HF_FILE).exists():  # noqa: PTH112 - see below
             path = path / SENTENCEPIECE_FILE
-        elif path.name == HF_FILE:
-            return HFTokenizer(path.parent)
-        return SentencePieceTokenizer(read_regular_file(path), source=str(path))
+        # os.path.isdir above and here: Path.is_dir raises for a name that is too long.
+        if os.path.isdir(path) or path.name == HF_FILE:  # noqa: PTH112
+            folder = path.parent if path.name == HF_FILE else path
+            tokenizer: Tokenizer = HFTokenizer(folder, add_bos=add_bos)
+        else:
+            model = read_regular_file(path)
+            tokenizer = SentencePieceTokenizer(
+                model, source=str(path), folder=path.parent, add_bos=add_bos
+            )
     except OSError as error:
         raise TokenizerError(
             f"tokenizer {spec} cannot be read ({error.strerror}): give a sentencepiece model file, "
             f"a folder with {HF_FILE} or {SENTENCEPIECE_FILE}, or {TRAIN_PREFIX}VOCAB"
         ) from error
+    if add_bos and tokenizer.bos is None:
+        raise TokenizerError(
+            f"tokenizer {spec} must have a BOS token to start texts with, and has none: name it as "
+            "bos_token in its tokenizer_config.json, or start texts without it"
+        )
+    return tokenizer
 
 
 def read_tokenizer_files(folder: Path, *, fingerprint: str) -> dict[str, bytes]:
@@ -285,70 +341,6 @@ def read_tokenizer_files(folder: Path, *, fingerprint: str) -> dict[str, bytes]:
     return contents
 
 
-def parse_train_spec(spec: str) -> int | None:
-    """Return VOCAB of `train:sentencepiece:VOCAB`; None for any other spec.
-
-    Raises:
-        TokenizerError: VOCAB is not a positive number, or another kind of tokenizer is named.
-    """
-    if not spec.startswith("train:"):
-        return None
-    size = spec.removeprefix(TRAIN_PREFIX)
-    if not size.isdecimal() or int(size) == 0:
-        raise TokenizerError(
-            f"a tokenizer to train must be written {TRAIN_PREFIX}VOCAB, such as {TRAIN_PREFIX}8000 "
-            f"(got {spec})"
-        )
-    return int(size)
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    r"""Train a byte-pair vocabulary that decodes to every character of the text.
-
-    Nothing is normalized. Spaces and newlines are kept and may be part of a token (`:\n`, four
-    spaces), and characters that are not in the vocabulary are encoded as bytes. UNK is 0, BOS 1 and
-    EOS 2. The same texts give the same model.
-
-    Args:
-        texts: a sample of the corpus. Training needs several times its size in memory.
-        vocab_size: number of tokens, with the three special and the 256 byte tokens.
-
-    Raises:
-        TokenizerError: the sample is empty or too small for the vocabulary.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        trainer: Any = sentencepiece.SentencePieceTrainer
-        trainer.train(
-            sentence_iterator=_training_chunks(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            # These four keep the text as it is: by default sentencepiece applies NFKC, merges
-            # spaces, and puts one in front of every text.
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            max_sentencepiece_length=32,
-            num_threads=1,  # the result of training depends on the number of threads
-            minloglevel=2,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-        )
-    except RuntimeError as error:
-        raise TokenizerError(
-            f"no vocabulary of {vocab_size} tokens can be trained on this corpus: "
-            f"{_training_advice(str(error))}"
-        ) from error
-    return SentencePieceTokenizer(model.getvalue(), source="the trained model")
-
-
 def use_one_thread() -> None:
     """Make the `tokenizers` library of this process encode in the calling thread.
 
@@ -360,36 +352,13 @@ def use_one_thread() -> None:
     os.putenv("TOKENIZERS_PARALLELISM", "false")
 
 
-def _training_chunks(texts: Iterable[str], num_characters: int = 1000) -> Iterator[str]:
-    """Yield the texts in pieces that the trainer accepts.
-
-    It drops sentences over 4192 bytes; a character has at most 4. A tab separates its sentences and
-    cannot be part of one, so texts are divided there; encoding spells a tab as a byte.
-    """
-    for text in texts:
-        for start in range(0, len(text), num_characters):
-            yield from filter(None, text[start : start + num_characters].split("\t"))
-
-
-def _special_token(path: Path, name: str) -> str | None:
-    """Return the token that a configuration file names: a string, or `{"content": string}`."""
-    try:
-        token: Any = json.loads(read_regular_file(path)).get(name)
-        token = token if token is None or isinstance(token, str) else token["content"]
-        return token if isinstance(token, str) else None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return None  # no such file, or one of another form: the common names are tried
-
-
-def _training_advice(message: str) -> str:
-    """Return what the user can do about an error of the trainer, from the limit that it states."""
-    if upper := re.search(r"value <= (\d+)", message):
-        return f"it yields at most {upper[1]}, so choose a smaller vocabulary or add text"
-    if lower := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"its characters and bytes alone need {lower[1]}, so choose a larger vocabulary"
-    if "sentences_.empty()" in message:
-        return "it contains no text that can be read, so check the input and --text-key"
-    return f"add text (sentencepiece says: {' '.join(message.split())})"
+def _copy_config_files(source: Path | None, folder: Path) -> None:
+    """Copy the files that name special tokens, those that exist."""
+    if source is None or source == folder:
+        return
+    for name in CONFIG_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _id_or_none(token: int) -> int | None:

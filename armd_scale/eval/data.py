@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.data.indexed_reader import IndexedTokens, open_shards
+from armd_scale.data.text_encoder import TextEncoder
 from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
 from armd_scale.data.windows import TokenWindows, Windows
 from armd_scale.errors import ArmdError, CheckpointError, ShardError, TokenizerError
@@ -15,7 +16,6 @@ from armd_scale.eval.detokenizers import get_detokenizer
 from armd_scale.eval.likelihood import bytes_per_token
 from armd_scale.eval.sliding_window import SlidingWindows
 from armd_scale.files import read_error_reason, read_text
-from armd_scale.generation.text import encode_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def open_eval_text_file(
     length = seq_length or checkpoint.recipe.data.seq_length
     check_max_positions(length, checkpoint)
     text = _read_text(path)
-    tokens = encode_prompt(detokenize(text), tokenizer)
+    tokens = TextEncoder(tokenizer).encode_document(detokenize(text))
     check_token_ids(tokens, checkpoint.recipe.model.vocab_size)
     if len(tokens) < 2:
         raise ArmdError(f"--text must contain some text, but {path} is empty: give another file")
@@ -169,13 +169,13 @@ def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         TokenizerError: the checkpoint has no tokenizer.
     """
-    folder = checkpoint.tokenizer_folder
-    if folder is None:
+    tokenizer = checkpoint.load_tokenizer()
+    if tokenizer is None:
         raise TokenizerError(
             f"text needs the tokenizer that the model was trained with, but {checkpoint.folder} "
             "has none: train on shards with a manifest, or give a Hugging Face folder with --hf"
         )
-    return load_tokenizer(folder)
+    return tokenizer
 
 
 def check_token_ids(tokens: Int[np.ndarray, " P"], vocab_size: int) -> None:

@@ -5,22 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
 
 from armd_scale.data.batch import make_batch
+from armd_scale.data.text_encoder import TokenPair
 from armd_scale.errors import ArmdError
 from armd_scale.eval.data import check_token_ids
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.model.attention import without_cudnn_attention
-
-
-@dataclass(frozen=True)
-class ContextContinuation:
-    """Tokens of a context and of the continuation to score."""
-
-    context: Int[np.ndarray, " c"]
-    """At least one token, such as the one that opens a document."""
-    continuation: Int[np.ndarray, " t"]
 
 
 @dataclass(frozen=True)
@@ -33,33 +24,11 @@ class ContinuationScore:
     """Whether every token of it is the most likely one given the tokens before."""
 
 
-def encode_pair(
-    context: str, continuation: str, encode: Callable[[str], Int[np.ndarray, " n"]]
-) -> ContextContinuation:
-    """Tokenize context + continuation as one text and split the tokens where the context ends.
-
-    Whitespace at the end of the context moves to the continuation, because most tokenizers attach
-    a space to the word that follows it.
-
-    Args:
-        context: a text, may be empty.
-        continuation: the text that follows.
-        encode: returns the tokens of a text; for an empty text at least one token that opens it.
-    """
-    whole = encode(context + continuation)
-    # If one token spans the boundary, the context may have as many tokens as the whole text. The
-    # continuation then still gets the last token, so that there is something to score.
-    split = min(len(encode(context.rstrip())), len(whole) - 1)
-    if split == 0:
-        return ContextContinuation(whole, whole[:0])
-    return ContextContinuation(whole[:split], whole[split:])
-
-
 @torch.no_grad()
 @without_cudnn_attention()  # batches of texts have a length each
 def score_continuations(
     network: ArmdModel,
-    pairs: Sequence[ContextContinuation],
+    pairs: Sequence[TokenPair],
     *,
     micro_batch: int,
     max_tokens: int,
@@ -101,7 +70,7 @@ def score_continuations(
 
 
 def _score_batch(
-    pairs: Sequence[ContextContinuation], network: ArmdModel, max_tokens: int
+    pairs: Sequence[TokenPair], network: ArmdModel, max_tokens: int
 ) -> list[ContinuationScore]:
     """Score texts in one forward pass.
 

@@ -4,12 +4,12 @@ import numpy as np
 from jaxtyping import Int
 
 from armd_scale.checkpoint.pretrained import PretrainedModel
+from armd_scale.data.text_encoder import TextEncoder
 from armd_scale.errors import GenerationError
 from armd_scale.eval.data import check_token_ids
 from armd_scale.eval.likelihood import Likelihood, score_all_windows, summarize
 from armd_scale.eval.sliding_window import SlidingWindows
 from armd_scale.generation.batch import max_text_tokens
-from armd_scale.generation.text import encode_prompt
 from armd_scale.order.spec import parse_spec
 
 
@@ -48,7 +48,7 @@ def score(
         TokenizerError: the tokenizer has tokens that the network does not have.
     """
     length = model.recipe.data.seq_length if seq_length is None else seq_length
-    windows = _open_windows(model, encode_prompt(text, model.tokenizer), length)
+    windows = _open_windows(model, _encode(model, text), length)
     policy = parse_spec(order)
     totals = score_all_windows(
         model.network,
@@ -62,6 +62,16 @@ def score(
     )
     num_targets = int(totals[:, 1].sum())
     return summarize(policy, totals[None], bytes_per_token=len(text.encode()) / num_targets)
+
+
+def _encode(model: PretrainedModel, text: str) -> Int[np.ndarray, " P"]:
+    if model.tokenizer is None:
+        raise GenerationError(
+            "a text must be encoded by the tokenizer that the model was trained with, but the "
+            "model's folder contains none: copy the tokenizer's files into the checkpoint's folder "
+            "tokenizer/"
+        )
+    return TextEncoder(model.tokenizer).encode_document(text)
 
 
 def _open_windows(

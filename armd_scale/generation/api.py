@@ -3,6 +3,7 @@
 `generation.batch` has the same functions for batches of token sequences.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from armd_scale.data.tokenizer import Tokenizer
@@ -12,6 +13,7 @@ from armd_scale.generation.batch import (
     generate_tokens,
     infill_tokens,
 )
+from armd_scale.generation.output_rules import rules_of
 from armd_scale.generation.sampling import Sampling
 from armd_scale.generation.strategy import Strategy
 from armd_scale.generation.text import (
@@ -49,6 +51,7 @@ def generate(
     sampling: Sampling = DEFAULT_SAMPLING,
     num_samples: int = 1,
     stop_at_eos: bool = False,
+    stops: Sequence[str] = (),
 ) -> list[TextRecord]:
     """Continue a prompt by `num_tokens` tokens.
 
@@ -63,7 +66,8 @@ def generate(
         strategy: order of generation and tokens per round; by default one token at a time.
         sampling: how tokens are drawn; by default from the model's own distribution, with seed 0.
         num_samples: number of samples, which are decoded as one batch.
-        stop_at_eos: cut each sample before its first end-of-document token.
+        stop_at_eos: cut each sample before its first end-of-text token.
+        stops: cut each sample before the first of these strings.
 
     Returns:
         One record per sample, with `.text` (prompt included), `.tokens` (the generated ones),
@@ -72,16 +76,17 @@ def generate(
     Raises:
         GenerationError: the model cannot serve the request.
     """
-    tokenizer = model.tokenizer
+    template = encode_prompt(prompt, model.tokenizer)
+    rules = rules_of(model.tokenizer, stop_at_eos=stop_at_eos, stops=stops)
     output = generate_tokens(
         model.network,
-        [encode_prompt(prompt, tokenizer)] * num_samples,
+        [template.tokens] * num_samples,
         num_tokens=num_tokens,
         strategy=strategy,
         sampling=sampling,
-        eos_id=tokenizer.eod if tokenizer is not None and stop_at_eos else None,
+        rules=rules,
     )
-    return text_records(output, tokenizer)
+    return text_records(output, template, rules=rules)
 
 
 def infill(
@@ -112,6 +117,10 @@ def infill(
     """
     template = encode_infill_template(text, model.tokenizer)
     output = infill_tokens(
-        model.network, [template] * num_samples, strategy=strategy, sampling=sampling
+        model.network,
+        [template.tokens] * num_samples,
+        strategy=strategy,
+        sampling=sampling,
+        rules=rules_of(model.tokenizer),
     )
-    return text_records(output, model.tokenizer)
+    return text_records(output, template)

@@ -15,6 +15,7 @@ from armd_scale.errors import GenerationError
 from armd_scale.generation.confidence import decode_by_confidence
 from armd_scale.generation.decoder import Decoder, decode_blocks
 from armd_scale.generation.memory import require_memory_for_texts, require_memory_to_decode
+from armd_scale.generation.output_rules import NO_RULES, OutputRules
 from armd_scale.generation.result import GenerationOutput, RoundResult, Sample, SpeculativeStats
 from armd_scale.generation.sampling import Sampling
 from armd_scale.generation.speculative import decode_speculative
@@ -41,20 +42,20 @@ def generate_tokens(
     strategy: Strategy = DEFAULT_STRATEGY,
     sampling: Sampling = DEFAULT_SAMPLING,
     sample_ids: Sequence[int] | None = None,
-    eos_id: int | None = None,
+    rules: OutputRules = NO_RULES,
     on_round: Callable[[RoundResult], None] | None = None,
 ) -> GenerationOutput:
     """Continue every prompt by `num_tokens` tokens.
 
     Args:
         network: the model, on any tensor-parallel layout; all of its ranks must make the same call.
-        prompts: tokens of each text so far, of any lengths; the first one starts a document.
+        prompts: tokens of each text so far, of any lengths, at least one.
         num_tokens: number of tokens to generate for each prompt.
         strategy: order of generation and tokens per round.
         sampling: how tokens are drawn; by default from the model's own distribution, with seed 0.
         sample_ids: number that keys the random numbers of each sample; by default its index.
-        eos_id: token that ends a text. Samples are cut before it, and rounds stop once every text
-            is known up to its own.
+        rules: which tokens may be generated, and what ends a text early. Samples are cut there,
+            and rounds stop once every text is known up to its own end.
         on_round: called after each round with the tokens that it committed.
 
     Raises:
@@ -70,7 +71,7 @@ def generate_tokens(
         strategy=strategy,
         sampling=sampling,
         sample_ids=sample_ids,
-        eos_id=eos_id,
+        rules=rules,
         on_round=on_round,
     )
 
@@ -82,6 +83,7 @@ def infill_tokens(
     strategy: Strategy = DEFAULT_STRATEGY,
     sampling: Sampling = DEFAULT_SAMPLING,
     sample_ids: Sequence[int] | None = None,
+    rules: OutputRules = NO_RULES,
     on_round: Callable[[RoundResult], None] | None = None,
 ) -> GenerationOutput:
     """Fill the holes of texts: tokens that are `TO_GENERATE`, anywhere but at position 0.
@@ -96,6 +98,7 @@ def infill_tokens(
         strategy=strategy,
         sampling=sampling,
         sample_ids=sample_ids,
+        rules=rules,
         on_round=on_round,
     )
 
@@ -147,7 +150,7 @@ def generate_from_specs(
     strategy: Strategy = DEFAULT_STRATEGY,
     sampling: Sampling = DEFAULT_SAMPLING,
     sample_ids: Sequence[int] | None = None,
-    eos_id: int | None = None,
+    rules: OutputRules = NO_RULES,
     on_round: Callable[[RoundResult], None] | None = None,
 ) -> GenerationOutput:
     """Generate the unknown tokens of each spec, one round for each of its blocks.
@@ -166,13 +169,15 @@ def generate_from_specs(
         sampling=sampling,
         sample_ids=range(len(specs)) if sample_ids is None else sample_ids,
         follows_spec=strategy.dynamic is None and strategy.speculative is None,
-        eos_id=eos_id,
+        rules=rules,
         on_round=on_round,
     )
     speculative_stats = _decode(decoder, strategy)
     samples = _collect_samples(decoder, specs)
-    if eos_id is not None:
-        samples = [sample.truncate_at(eos_id) for sample in samples]
+    samples = [
+        sample if end is None else sample.truncate(end)
+        for sample, end in zip(samples, decoder.ends, strict=True)
+    ]
     seconds = time.perf_counter() - start_time
     return GenerationOutput(samples, decoder.num_rounds, seconds, speculative_stats)
 

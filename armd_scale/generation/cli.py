@@ -11,11 +11,13 @@ from armd_scale.files import require_parent_dir
 from armd_scale.generation.batch import continuation_specs, generate_from_specs, infill_specs
 from armd_scale.generation.live_view import live_progress
 from armd_scale.generation.memory import require_memory_for_texts
+from armd_scale.generation.output_rules import OutputRules, rules_of
 from armd_scale.generation.replay import write_replay
 from armd_scale.generation.result import GenerationOutput
 from armd_scale.generation.sampling import Sampling
 from armd_scale.generation.strategy import ConfidenceSchedule, GenerationSpec, Strategy
 from armd_scale.generation.text import (
+    TextTemplate,
     encode_infill_template,
     encode_prompt,
     text_records,
@@ -35,8 +37,10 @@ class GenerateRequest:
     tokens: int
     """Number of tokens to continue by; holes have their own."""
     num_samples: int
-    stop_at_eos: bool
-    """Cut each sample before its first end-of-document token."""
+    stop_at_eos: bool | None
+    """Cut each sample before its first end-of-text token; None: if the model is for chats."""
+    stop: Sequence[str]
+    """Cut each sample before the first of these strings."""
 
     streams: int
     group: int | None
@@ -106,8 +110,8 @@ class GenerateRequest:
         require_parent_dir(self.json, "--json", error_class=GenerationError)
         require_parent_dir(self.replay_html, "--replay-html", error_class=GenerationError)
 
-    def build_specs(self, tokenizer: Tokenizer | None) -> list[GenerationSpec]:
-        """Return the specs of samples that continue the prompt, or that fill the holes of a text.
+    def encode_text(self, tokenizer: Tokenizer | None) -> TextTemplate:
+        """Tokenize the prompt, or the text with holes.
 
         Args:
             tokenizer: the model's.
@@ -115,26 +119,51 @@ class GenerateRequest:
         Raises:
             GenerationError: both texts are set, or the text cannot be encoded.
         """
-        # The index of a sample keys its random numbers: n samples begin with those of a smaller n.
-        sample_ids = range(self.num_samples)
-        require_memory_for_texts(self.num_samples, 1)  # before the lists below exist
         if self.infill is None:
-            prompts = [encode_prompt(self.prompt, tokenizer)] * self.num_samples
-            return continuation_specs(
-                prompts,
-                sample_ids,
-                num_tokens=self.tokens,
-                strategy=self.strategy,
-                sampling=self.sampling,
-            )
+            return encode_prompt(self.prompt, tokenizer)
         if self.prompt is not None:
             raise GenerationError(
                 "a text can be continued or infilled, not both (got --prompt and --infill): write "
                 "the prompt into the text with holes"
             )
-        template = encode_infill_template(self.infill, tokenizer)
+        return encode_infill_template(self.infill, tokenizer)
+
+    def rules_for(self, tokenizer: Tokenizer | None, *, is_chat_model: bool) -> OutputRules:
+        """Return which tokens may be generated, and what ends a text early.
+
+        Args:
+            tokenizer: the model's; without one, nothing ends a text early.
+            is_chat_model: whether the model was trained to end its answers.
+
+        Raises:
+            GenerationError: a stop string is empty, or there is no tokenizer to find it with.
+        """
+        stops = is_chat_model if self.stop_at_eos is None else self.stop_at_eos
+        # Holes have a number of tokens of their own.
+        return rules_of(tokenizer, stop_at_eos=stops and self.infill is None, stops=self.stop)
+
+    def build_specs(self, template: TextTemplate) -> list[GenerationSpec]:
+        """Return the specs of samples that continue the prompt, or that fill the holes of a text.
+
+        Args:
+            template: what `encode_text` returned.
+
+        Raises:
+            GenerationError: a number is invalid, or the texts do not fit into memory.
+        """
+        # The index of a sample keys its random numbers: n samples begin with those of a smaller n.
+        sample_ids = range(self.num_samples)
+        require_memory_for_texts(self.num_samples, 1)  # before the lists below exist
+        if self.infill is None:
+            return continuation_specs(
+                [template.tokens] * self.num_samples,
+                sample_ids,
+                num_tokens=self.tokens,
+                strategy=self.strategy,
+                sampling=self.sampling,
+            )
         return infill_specs(
-            [template] * self.num_samples,
+            [template.tokens] * self.num_samples,
             sample_ids,
             strategy=self.strategy,
             sampling=self.sampling,
@@ -158,7 +187,7 @@ def generate_from_request(
     request: GenerateRequest,
     network: ArmdModel,
     specs: Sequence[GenerationSpec],
-    tokenizer: Tokenizer | None,
+    rules: OutputRules,
     *,
     is_rank0: bool,
 ) -> GenerationOutput:
@@ -168,38 +197,40 @@ def generate_from_request(
         request: the options.
         network: the model, in evaluation mode.
         specs: what `request.build_specs` returned.
-        tokenizer: the model's; without one, nothing ends a text early.
+        rules: what `request.rules_for` returned.
         is_rank0: whether this process shows the live view.
 
     Raises:
         GenerationError: the model cannot serve the request.
     """
-    eos_id = tokenizer.eod if tokenizer is not None and request.stop_at_eos else None
-    with live_progress(specs, tokenizer, is_rank0=is_rank0) as on_round:
+    with live_progress(specs, rules.tokenizer, is_rank0=is_rank0) as on_round:
         return generate_from_specs(
             network,
             specs,
             strategy=request.strategy,
             sampling=request.sampling,
-            eos_id=eos_id,
+            rules=rules,
             on_round=on_round,
         )
 
 
 def print_and_write(
-    request: GenerateRequest, output: GenerationOutput, tokenizer: Tokenizer | None
+    request: GenerateRequest,
+    output: GenerationOutput,
+    template: TextTemplate,
+    rules: OutputRules,
 ) -> None:
     """Write the requested files, then print the texts and a line of figures.
 
     Raises:
         GenerationError: a file cannot be written.
     """
-    records = text_records(output, tokenizer)
+    records = text_records(output, template, rules=rules)
     # Files first: a closed pipe behind the printed text must not lose them.
     if request.json is not None:
         write_records(request.json, records)
     if request.replay_html is not None:
-        write_replay(request.replay_html, output, tokenizer)
+        write_replay(request.replay_html, output, template.tokenizer)
     for record in records:
         print(f"{record.text}\n[unigram entropy {record.entropy_bits:.2f} bits]\n")
     # The rate is None unless drafts were verified, and the line then says nothing of drafts.

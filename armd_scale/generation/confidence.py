@@ -17,7 +17,7 @@ from torch import Tensor
 
 from armd_scale.generation.decode_state import PADDING_SLOT, SlotInfo
 from armd_scale.generation.decoder import Decoder
-from armd_scale.generation.sampling import log_probability, sample_tokens
+from armd_scale.generation.sampling import log_probability
 from armd_scale.generation.strategy import ConfidenceRule, ConfidenceSchedule
 from armd_scale.order.rng import RngStream
 
@@ -127,9 +127,7 @@ class _ConfidenceDecoder:
         uniform = decoder.uniforms_for(
             RngStream.DYNAMIC, part=self._num_committed - state.num_known
         )
-        tokens, logprob = sample_tokens(
-            logits, uniform.gather(1, position), decoder.sampling, decoder.seen_tokens()
-        )
+        tokens, logprob = decoder.sample(logits, uniform.gather(1, position))
         score = _score(
             self._schedule.rule, logits, logprob, self._random_scores.gather(1, position)
         )

@@ -215,17 +215,6 @@ class DecodeState:
         seen = torch.zeros(len(token), vocab_size + 1, dtype=torch.bool, device=token.device)
         return seen.scatter_(1, token, True)[:, None, :-1]
 
-    def finished(self, eos_id: int) -> Bool[np.ndarray, " b"]:
-        """Return which texts are known up to their first generated `eos_id`.
-
-        In an order other than left to right an end can be generated before tokens to its left, so
-        such a text is finished only when those are known too.
-        """
-        is_eos = (self.tokens[:, :-1] == eos_id) & (self.commit_round[:, :-1] > 0)
-        is_before_eos = is_eos.cumsum(dim=1) == 0
-        is_complete = (self.known | ~is_before_eos).all(dim=1)
-        return (is_eos.any(dim=1) & is_complete).cpu().numpy()
-
 
 def _pad_to(spec: GenerationSpec, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return tokens, blocks and known flags of a spec with known padding tokens appended.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from armd_scale.generation.cache import SlotKVCache
 from armd_scale.generation.decode_state import DecodeState, SlotInfo
+from armd_scale.generation.output_rules import NO_RULES, EndFinder, OutputRules
 from armd_scale.generation.result import RoundResult
 from armd_scale.generation.sampling import Sampling, sample_tokens
 from armd_scale.generation.strategy import GenerationSpec
@@ -28,7 +29,7 @@ class Decoder:
         sampling: how tokens are drawn.
         sample_ids: number of each sample, which keys its random numbers.
         follows_spec: whether every round predicts a block of the specs.
-        eos_id: token that ends a text; tokens after the first one are not generated.
+        rules: which tokens may be generated, and what ends a text early.
         on_round: called after each round.
     """
 
@@ -40,7 +41,7 @@ class Decoder:
         sampling: Sampling,
         sample_ids: Sequence[int],
         follows_spec: bool,
-        eos_id: int | None = None,
+        rules: OutputRules = NO_RULES,
         on_round: Callable[[RoundResult], None] | None = None,
     ) -> None:
         self.network = network
@@ -55,9 +56,20 @@ class Decoder:
             num_slots=self.state.num_positions + 1,
             content_layers=0 if is_one_stream else network.num_two_stream,
         )
-        self._eos_id, self._on_round = eos_id, on_round
+        self._on_round = on_round
+        allowed = rules.allowed_ids(network.vocab_size)
+        self.allowed: Bool[Tensor, " vocabulary"] | None = (
+            None if allowed is None else torch.as_tensor(allowed, device=self.device)
+        )
+        """Which token ids may be drawn; None: all."""
+        self._end_finder = EndFinder(rules, [int(spec.known.argmin()) for spec in specs])
         self.num_rounds = 0
         self.is_finished: Bool[np.ndarray, " b"] = np.zeros(len(specs), dtype=np.bool_)
+
+    @property
+    def ends(self) -> list[int | None]:
+        """Number of tokens of each text that has ended early; None for the others."""
+        return self._end_finder.ends
 
     def uniforms_for(self, stream: RngStream, part: Int[np.ndarray, " b"] | None = None) -> Tensor:
         """Return uniform random numbers in [0, 1), one for each slot of each sample, [b, P + 1].
@@ -114,6 +126,12 @@ class Decoder:
             return None
         return self.state.seen_tokens(self.network.vocab_size)
 
+    def sample(
+        self, logits: Float[Tensor, "b k vocabulary"], uniform: Float64[Tensor, "b k"]
+    ) -> tuple[Int64[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Draw a token for each row of logits; see `sample_tokens`."""
+        return sample_tokens(logits, uniform, self.sampling, self.seen_tokens(), self.allowed)
+
     def commit(
         self, columns: Int64[Tensor, "b k"], tokens: Int64[Tensor, "b k"], logprob: Tensor
     ) -> None:
@@ -125,8 +143,9 @@ class Decoder:
                 RoundResult(self.num_rounds, positions.cpu().numpy(), tokens.cpu().numpy())
             )
         # Only on request: reading the flags back waits for the device.
-        if self._eos_id is not None:
-            self.is_finished = self.state.finished(self._eos_id)
+        if self._end_finder.is_needed:
+            texts = self.state.tokens[:, :-1].cpu().numpy()
+            self.is_finished = self._end_finder.find(texts, self.state.known.cpu().numpy())
 
 
 def decode_blocks(decoder: Decoder) -> None:
@@ -152,9 +171,7 @@ def decode_blocks(decoder: Decoder) -> None:
             num_query_keys=int(stop[is_active].max()) - 1,
             num_logits=block_slots.shape[1],
         )
-        tokens, logprob = sample_tokens(
-            logits, uniform.gather(1, block_slots), decoder.sampling, decoder.seen_tokens()
-        )
+        tokens, logprob = decoder.sample(logits, uniform.gather(1, block_slots))
         decoder.commit(state.columns_of(block_slots), tokens, logprob)
         # The tokens of this block become content rows in the next round.
         content_start, query_start = start, stop

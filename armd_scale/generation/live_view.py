@@ -85,8 +85,10 @@ class LiveText:
     def _visible_range(self) -> slice:
         missing = np.flatnonzero(self._tokens == TO_GENERATE)
         center = int(missing[0]) if len(missing) else len(self._tokens)
-        # Position 0 starts the document and is never shown.
-        start = max(1, min(center - self._max_tokens // 2, len(self._tokens) - self._max_tokens))
+        # Without a tokenizer, position 0 only starts the text and is not shown.
+        first = int(self._tokenizer is None)
+        start = min(center - self._max_tokens // 2, len(self._tokens) - self._max_tokens)
+        start = max(first, start)
         return slice(start, start + self._max_tokens)
 
     def _styles(self, is_new: Bool[np.ndarray, " P"]) -> np.ndarray:

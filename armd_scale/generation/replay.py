@@ -7,7 +7,7 @@ from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
 from armd_scale.files import atomic_write_text
 from armd_scale.generation.result import GenerationOutput
-from armd_scale.generation.text import decode_incrementally
+from armd_scale.generation.text_decoder import decode_incrementally
 
 TEMPLATE = Path(__file__).with_name("replay.html")
 

@@ -24,7 +24,7 @@ class RoundResult:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One generated text, by position; position 0 is the given token that starts the document."""
+    """One generated text, by position; at least the token at position 0 is given."""
 
     tokens: Int64[np.ndarray, " P"]
     block: Int64[np.ndarray, " P"]
@@ -37,11 +37,9 @@ class Sample:
     round: Int64[np.ndarray, " P"]
     """Round that committed each token, counted from 1; 0 for known tokens."""
 
-    def truncate_at(self, token_id: int) -> "Sample":
-        """Return the part before the first generated `token_id` in text order; all if none."""
-        matches = np.flatnonzero(self.generated & (self.tokens == token_id))
-        stop = int(matches[0]) if len(matches) else len(self.tokens)
-        return Sample(*(getattr(self, field.name)[:stop] for field in fields(self)))
+    def truncate(self, num_tokens: int) -> "Sample":
+        """Return the first `num_tokens` tokens."""
+        return Sample(*(getattr(self, field.name)[:num_tokens] for field in fields(self)))
 
 
 @dataclass(frozen=True)

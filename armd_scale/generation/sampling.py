@@ -69,6 +69,7 @@ def sample_tokens(
     uniform: Float64[Tensor, "b k"],
     sampling: Sampling,
     seen: Bool[Tensor, "b #k vocabulary"] | None = None,
+    allowed: Bool[Tensor, " vocabulary"] | None = None,
 ) -> tuple[Int64[Tensor, "b k"], Float[Tensor, "b k"]]:
     """Draw one token for each row of logits, each independently of the others.
 
@@ -77,15 +78,16 @@ def sample_tokens(
         uniform: a random number in [0, 1) for each row.
         sampling: how to draw.
         seen: tokens that a row can see in its text; needed for the repetition penalty only.
+        allowed: tokens that may be drawn; None: all.
 
     Returns:
         The tokens and their log-probabilities in nats. The latter are those of the model's own
         distribution (temperature 1, nothing penalized or cut off), whatever the sampling.
     """
     if sampling.temperature == 0:
-        tokens = _apply_repetition_penalty(logits, sampling, seen).argmax(dim=-1)
+        tokens = _adjust_logits(logits, sampling, seen, allowed).argmax(dim=-1)
     else:
-        tokens = sample_from(token_probabilities(logits, sampling, seen), uniform)
+        tokens = sample_from(token_probabilities(logits, sampling, seen, allowed), uniform)
     return tokens, log_probability(logits, tokens)
 
 
@@ -101,9 +103,10 @@ def token_probabilities(
     logits: Float[Tensor, "b k vocabulary"],
     sampling: Sampling,
     seen: Bool[Tensor, "b #k vocabulary"] | None = None,
+    allowed: Bool[Tensor, " vocabulary"] | None = None,
 ) -> Float64[Tensor, "b k vocabulary"]:
     """Return the probabilities that tokens are drawn with; arguments as of `sample_tokens`."""
-    logits = _apply_repetition_penalty(logits, sampling, seen)
+    logits = _adjust_logits(logits, sampling, seen, allowed)
     if sampling.temperature == 0:
         most_likely = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, most_likely, 1.0)
@@ -147,10 +150,15 @@ def sample_from(
     return token.squeeze(-1)
 
 
-def _apply_repetition_penalty(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+def _adjust_logits(
+    logits: Tensor, sampling: Sampling, seen: Tensor | None, allowed: Tensor | None
+) -> Tensor:
+    """Apply the repetition penalty, and exclude the tokens that are not allowed."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     penalty = sampling.repetition_penalty
-    if penalty == 1:
-        return logits
-    assert seen is not None, "a repetition penalty needs the tokens that rows can see"
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if penalty != 1:
+        assert seen is not None, "a repetition penalty needs the tokens that rows can see"
+        logits = torch.where(
+            seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+        )
+    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)

@@ -65,7 +65,7 @@ def decode_speculative(decoder: Decoder, max_tokens: int) -> SpeculativeStats:
     while ((drafts.start < state.lengths) & ~decoder.is_finished).any():
         logits, stop = rounds.forward(drafts)
         seen = rounds.seen_tokens(drafts, logits.shape)
-        probability = token_probabilities(logits, decoder.sampling, seen)
+        probability = token_probabilities(logits, decoder.sampling, seen, decoder.allowed)
         accepted = rounds.verify(drafts, logits, probability, stop)
         num_drafted += int(drafts.count.sum())
         num_accepted += int(accepted.sum())

@@ -1,5 +1,6 @@
 """Text to tokens and back: prompts and infill templates in, records of samples out."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from armd_scale.data.text_encoder import TextEncoder
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import GenerationError
 from armd_scale.files import atomic_write_text
 from armd_scale.generation.memory import require_memory_for_texts
+from armd_scale.generation.output_rules import NO_RULES, OutputRules
 from armd_scale.generation.result import GenerationOutput, Sample, entropy_bits
 from armd_scale.generation.strategy import TO_GENERATE
+from armd_scale.generation.text_decoder import decode_rest
 
 JSON_HELP = (
     "write one JSON object per line and sample: text (prompt included), tokens (generated), block, "
@@ -23,9 +27,7 @@ JSON_HELP = (
     "samples together rounds, seconds, tokens_per_second, tokens_per_round, acceptance_rate "
     "(speculative decoding: accepted drafts / drafts)"
 )
-HOLE_PATTERN = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-# Tokens of context that decide how a token joins the text before it.
-CONTEXT_TOKENS = 4
+HOLE_PATTERN = re.compile(r"(?<!\\)\{\{(.*?)\}\}", re.DOTALL)
 MAX_HOLE_DIGITS = 15
 
 
@@ -57,32 +59,60 @@ class TextRecord:
     """Accepted drafts divided by drafts; None unless decoding was speculative."""
 
 
-def encode_prompt(prompt: str | None, tokenizer: Tokenizer | None) -> Int[np.ndarray, " m"]:
-    """Return the tokens that a text starts with: a document start, then the prompt.
+@dataclass(frozen=True, eq=False)
+class TextTemplate:
+    """A text of which some tokens are to be generated: those of its holes, or those at its end."""
 
-    Training windows contain documents one after another, so a document starts with the end token of
-    the one before it. Without a tokenizer that token is unknown, and token 0 takes its place.
+    tokens: Int[np.ndarray, " P"]
+    """From the token that starts the text on; `TO_GENERATE` for each token of a hole."""
+    parts: tuple[str, ...]
+    """The text before, between and after the holes, as the user wrote it; none without a tokenizer.
+    A prompt has one part, and what continues it follows."""
+    tokenizer: Tokenizer | None
+
+    def complete(self, sample: Sample) -> str:
+        """Return the text with its holes filled: the parts as they are, and the generated tokens.
+
+        Args:
+            sample: what was generated; it may end before the template does.
+        """
+        if self.tokenizer is None:
+            # Position 0 only starts the text.
+            return " ".join(map(str, sample.tokens[1:].tolist()))
+        edges = np.flatnonzero(np.diff(sample.generated, prepend=False, append=False))
+        holes = [
+            decode_rest(self.tokenizer, sample.tokens[:start], sample.tokens[start:stop])
+            for start, stop in edges.reshape(-1, 2)
+        ]
+        return "".join(
+            piece
+            for pair in itertools.zip_longest(self.parts, holes, fillvalue="")
+            for piece in pair
+        )
+
+
+def encode_prompt(prompt: str | None, tokenizer: Tokenizer | None) -> TextTemplate:
+    """Tokenize a text to continue, with the special tokens that its tokenizer puts in front.
+
+    Without a tokenizer the token that starts texts is unknown, and token 0 takes its place.
 
     Raises:
         GenerationError: there is a prompt but no tokenizer to encode it.
     """
-    if tokenizer is None:
-        if prompt is not None:
-            raise GenerationError(
-                "a prompt must be encoded by the tokenizer that the model was trained with, but "
-                "the model's folder contains none: leave out --prompt, or copy the tokenizer's "
-                "files into the checkpoint's folder tokenizer/"
-            )
-        return np.zeros(1, dtype=np.int64)
-    start = next((token for token in (tokenizer.eod, tokenizer.bos) if token is not None), 0)
-    (tokens,) = tokenizer.encode_batch([prompt or ""])
-    return np.concatenate(([start], tokens)).astype(np.int64)
+    if tokenizer is not None:
+        tokens = TextEncoder(tokenizer).encode_prompt(prompt or "")
+        return TextTemplate(tokens, (prompt or "",), tokenizer)
+    if prompt is not None:
+        raise GenerationError(
+            "a prompt must be encoded by the tokenizer that the model was trained with, but "
+            "the model's folder contains none: leave out --prompt, or copy the tokenizer's "
+            "files into the checkpoint's folder tokenizer/"
+        )
+    return TextTemplate(np.zeros(1, dtype=np.int64), (), None)
 
 
-def encode_infill_template(text: str, tokenizer: Tokenizer | None) -> Int[np.ndarray, " P"]:
-    """Return the tokens of a text in which {{n}} stands for n tokens to generate.
-
-    Each of these n tokens is `TO_GENERATE`.
+def encode_infill_template(text: str, tokenizer: Tokenizer | None) -> TextTemplate:
+    r"""Tokenize a text in which {{n}} stands for n tokens to generate, and \{{ for {{ itself.
 
     Raises:
         GenerationError: the text has no hole, a hole is not a number, or there is no tokenizer.
@@ -93,13 +123,16 @@ def encode_infill_template(text: str, tokenizer: Tokenizer | None) -> Int[np.nda
             "a text to infill must contain a hole (got none): write {{12}} where 12 tokens are to "
             "be generated"
         )
-    require_memory_for_texts(1, sum(map(_hole_size, parts[1::2])))
     # The pattern has one group, so parts alternate: text, hole, text, ..., hole, text.
-    tokens = [encode_prompt(parts[0], tokenizer)]
-    for size, text_after in zip(parts[1::2], parts[2::2], strict=True):
-        # [1:] because only the start of the text starts a document.
-        tokens += [np.full(_hole_size(size), TO_GENERATE), encode_prompt(text_after, tokenizer)[1:]]
-    return np.concatenate(tokens)
+    texts = tuple(part.replace(r"\{{", "{{") for part in parts[::2])
+    sizes = [_hole_size(hole) for hole in parts[1::2]]
+    require_memory_for_texts(1, sum(sizes))
+    tokens = [encode_prompt(texts[0], tokenizer).tokens]
+    assert tokenizer is not None  # encode_prompt would have refused the text
+    encoder = TextEncoder(tokenizer)
+    for size, text_after in zip(sizes, texts[1:], strict=True):
+        tokens += [np.full(size, TO_GENERATE), encoder.encode_rest(text_after)]
+    return TextTemplate(np.concatenate(tokens), texts, tokenizer)
 
 
 def _hole_size(text: str) -> int:
@@ -113,30 +146,17 @@ def _hole_size(text: str) -> int:
     return int(digits)
 
 
-def text_records(output: GenerationOutput, tokenizer: Tokenizer | None) -> list[TextRecord]:
-    """Return a record for each sample; without a tokenizer, texts are token ids."""
-    return [_text_record(sample, output, tokenizer) for sample in output.samples]
+def text_records(
+    output: GenerationOutput, template: TextTemplate, *, rules: OutputRules = NO_RULES
+) -> list[TextRecord]:
+    """Return a record for each sample; without a tokenizer, texts are token ids.
 
-
-def decode_incrementally(tokens: Int[np.ndarray, " P"], tokenizer: Tokenizer | None) -> list[str]:
-    """Return the characters that each token adds to the text; "" for the token at position 0.
-
-    If several tokens form one character, the last of them gets it.
+    Args:
+        output: the samples.
+        template: the text that they complete.
+        rules: what ended them.
     """
-    if tokenizer is None:
-        return ["", *(f"{token} " for token in tokens[1:])]
-    pieces, num_decoded = [""], 1
-    for index in range(1, len(tokens)):
-        # How a token joins the text depends on a few tokens before it. Decoding all of them would
-        # take quadratic time.
-        start = max(num_decoded - CONTEXT_TOKENS, 1)
-        before = tokenizer.decode(tokens[start:num_decoded].tolist())
-        after = tokenizer.decode(tokens[start : index + 1].tolist())
-        # Part of a UTF-8 sequence decodes to the replacement character until it is complete.
-        is_complete = not after.endswith("\N{REPLACEMENT CHARACTER}")
-        pieces.append(after[len(before) :] if is_complete else "")
-        num_decoded = index + 1 if is_complete else num_decoded
-    return pieces
+    return [_text_record(sample, output, template, rules) for sample in output.samples]
 
 
 def write_records(path: Path, records: Sequence[TextRecord]) -> None:
@@ -150,13 +170,15 @@ def write_records(path: Path, records: Sequence[TextRecord]) -> None:
 
 
 def _text_record(
-    sample: Sample, output: GenerationOutput, tokenizer: Tokenizer | None
+    sample: Sample, output: GenerationOutput, template: TextTemplate, rules: OutputRules
 ) -> TextRecord:
-    # Position 0 starts the document and is not part of its text.
-    ids = sample.tokens[1:].tolist()
     tokens = sample.tokens[sample.generated]
+    text = template.complete(sample)
+    if rules.stops:
+        prompt = template.parts[0]
+        text = prompt + rules.cut_text(text[len(prompt) :])
     return TextRecord(
-        text=" ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids),
+        text=text,
         tokens=tokens.tolist(),
         block=sample.block[sample.generated].tolist(),
         logprob=sample.logprob[sample.generated].tolist(),

@@ -15,7 +15,7 @@ from armd_scale.data.indexed_reader import open_shards, verify
 from armd_scale.data.manifest import load_manifest
 from armd_scale.data.preprocess.options import PreprocessOptions
 from armd_scale.data.preprocess.pipeline import preprocess
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ShardError
 from armd_scale.files import sha256_file
 from tests.support.shards import write_pair

@@ -9,14 +9,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armd_scale.data.tokenizer import (
-    HFTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-    load_tokenizer,
-    parse_train_spec,
-    train_sentencepiece,
-)
+from armd_scale.data.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from armd_scale.data.tokenizer_training import parse_train_spec, train_sentencepiece
 from armd_scale.errors import TokenizerError
 
 SOURCES = [inspect.getsource(module) for module in (json, os, tokenizers)]

@@ -7,7 +7,8 @@ import pytest
 
 from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.config.resolve import resolve
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ArmdError, CheckpointError, ShardError, TokenizerError
 from armd_scale.eval.data import (
     check_max_positions,
@@ -80,7 +81,7 @@ def test_a_text_file_is_one_document_with_its_bytes_and_words(tmp_path, tokenize
 
 
 def test_a_text_file_that_cannot_be_used_is_refused(tmp_path, tokenizer):
-    checkpoint = with_tokenizer(make_checkpoint(tmp_path), tokenizer[0])
+    checkpoint = with_tokenizer(make_checkpoint(tmp_path, model__vocab_size=300), tokenizer[0])
 
     def read(name, detokenizer="none"):
         open_eval_text_file(

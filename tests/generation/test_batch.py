@@ -17,6 +17,7 @@ from armd_scale.generation import (
     generate_tokens,
     infill_tokens,
 )
+from armd_scale.generation.output_rules import OutputRules
 from tests.model.test_weight_init import build_initialized
 from tests.support.networks import GPT2, LLAMA, batch_of, build
 from tests.support.rescoring import assert_rescores, random_prompts
@@ -208,11 +209,13 @@ def test_eos_id_stops_early_and_changes_nothing_before_it(groups, name):
     # A token that all texts generate at some point, or else one of the first text.
     common = set.intersection(*(set(s.tokens[s.generated].tolist()) for s in full.samples))
     eos_id = min(common) if common else int(full.samples[0].tokens[8])
-    stopped = generate_tokens(network, prompts, eos_id=eos_id, **arguments)
+    stopped = generate_tokens(network, prompts, rules=OutputRules(eos_ids=(eos_id,)), **arguments)
     assert stopped.rounds <= full.rounds
     for cut, sample in zip(stopped.samples, full.samples, strict=True):
-        assert (cut.tokens == sample.truncate_at(eos_id).tokens).all()
-        assert (cut.round == sample.truncate_at(eos_id).round).all()
+        (matches,) = np.nonzero(sample.generated & (sample.tokens == eos_id))
+        expected = sample.truncate(matches[0] if len(matches) else len(sample.tokens))
+        assert np.array_equal(cut.tokens, expected.tokens)
+        assert np.array_equal(cut.round, expected.round)
 
 
 def test_one_by_one_decoding_stops_at_the_last_end(groups):
@@ -221,7 +224,9 @@ def test_one_by_one_decoding_stops_at_the_last_end(groups):
     full = generate_tokens(network, prompts, num_tokens=40)
     ends = [int(np.flatnonzero(s.tokens[s.generated] == 0)[0]) for s in full.samples]
     rounds = []
-    stopped = generate_tokens(network, prompts, num_tokens=40, eos_id=0, on_round=rounds.append)
+    stopped = generate_tokens(
+        network, prompts, num_tokens=40, rules=OutputRules(eos_ids=(0,)), on_round=rounds.append
+    )
     assert stopped.rounds == max(ends) + 1 < 40
     assert [len(s.tokens) for s in stopped.samples] == [1 + ends[0], 3 + ends[1]]
     assert [int((result.positions > 0).sum()) for result in rounds] == [

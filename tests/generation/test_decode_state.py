@@ -70,18 +70,6 @@ def test_seen_tokens_exclude_holes_and_padding():
     assert [row.nonzero().flatten().tolist() for row in seen] == [[10, 11], [10]]
 
 
-def test_text_is_finished_once_known_up_to_a_generated_end():
-    state = state_of(prompt_spec(2, num_tokens=3), prompt_spec(3, num_tokens=2))
-    logprob = torch.zeros(2, 1)
-    finished = []
-    for columns, tokens in [((3, 3), (5, 6)), ((2, 4), (7, 5)), ((4, 5), (5, 9))]:
-        state.commit(torch.tensor(columns)[:, None], torch.tensor(tokens)[:, None], logprob, 1)
-        finished.append(state.finished(5).tolist())
-    assert finished == [[False, False], [True, True], [True, True]]
-    # An end token in the prompt does not count.
-    assert not state.finished(11).any()
-
-
 @pytest.mark.parametrize(
     ("known", "block"),
     [([True, False, True], [0, 1, 2]), ([True, True, False], [0, 1, 1])],

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.generation import TO_GENERATE, GenerationSpec, RoundResult
 from armd_scale.generation.live_view import LiveText, live_progress
 
@@ -29,7 +29,7 @@ def test_new_tokens_appear_at_their_positions():
 def test_neighboring_tokens_are_decoded_together():
     tokenizer = train_sentencepiece(["def main():\n    return 0\n" * 20], 280)
     (ids,) = tokenizer.encode_batch(["def main():\n    return 0"])
-    text = LiveText(np.concatenate(([0], ids)), tokenizer, (80, 24))
+    text = LiveText(np.concatenate(([tokenizer.bos], ids)), tokenizer, (80, 24))
     assert text.render(round_result([0], [0])).plain == "def main():\n    return 0"
 
 

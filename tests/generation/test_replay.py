@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.generation import GenerationOutput, Sample
 from armd_scale.generation.replay import write_replay
 from armd_scale.generation.text import encode_prompt

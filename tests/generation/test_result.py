@@ -1,28 +1,9 @@
-"""Results of generation: cutting samples at their end, and figures."""
+"""Results of generation: figures."""
 
 import numpy as np
 import pytest
 
-from armd_scale.generation import RoundResult, Strategy, entropy_bits, generate_tokens
-from tests.support.networks import LLAMA, build
-from tests.support.rescoring import random_prompts
-from tests.support.windows import VOCAB
-
-
-def test_truncate_at_cuts_before_the_first_generated_match(groups):
-    (prompt,) = random_prompts(3)
-    (sample,) = generate_tokens(
-        build(LLAMA, groups), [prompt], num_tokens=12, strategy=Strategy(streams=3)
-    ).samples
-    end = int(sample.tokens[9])
-    first = 3 + int(np.flatnonzero(sample.tokens[3:] == end)[0])
-    cut = sample.truncate_at(end)
-    assert len(cut.tokens) == len(cut.block) == len(cut.generated) == len(cut.logprob) == first
-    assert (cut.tokens == sample.tokens[:first]).all()
-    assert len(sample.truncate_at(VOCAB).tokens) == 15
-    # A match in the prompt, such as the token that starts the document, does not count.
-    in_prompt_only = next(t for t in prompt if t not in sample.tokens[3:])
-    assert len(sample.truncate_at(int(in_prompt_only)).tokens) == 15
+from armd_scale.generation import RoundResult, entropy_bits
 
 
 def test_entropy_is_in_bits():

@@ -9,7 +9,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.config.schema import ModelConfig, Recipe
 from armd_scale.data.manifest import Manifest, Skipped, TokenizerRecord, manifest_path
-from armd_scale.data.tokenizer import read_tokenizer_files, train_sentencepiece
+from armd_scale.data.tokenizer import read_tokenizer_files
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from tests.support.networks import LLAMA, build
 from tests.support.recipes import SMALL, bend
 from tests.support.shards import write_pair
@@ -52,7 +53,7 @@ def make_recipe(model: ModelConfig = LLAMA, **changes: object) -> Recipe:
     return bend(recipe, {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def write_run(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = VOCAB) -> Path:
+def write_run(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int = 280) -> Path:
     """Write `run` with one checkpoint, its `tokenizer`, and shards `valid`; returns `folder`."""
     model = dataclasses.replace(LLAMA, vocab_size=vocab_size, max_positions=17)
     tokenizer = train_sentencepiece(["the quick brown fox\n" * 40], 280)

@@ -10,7 +10,9 @@ import pytest
 
 from armd_scale.checkpoint.load import load_network, open_checkpoint
 from armd_scale.checkpoint.save import CheckpointSave
-from armd_scale.data.tokenizer import read_tokenizer_files, train_sentencepiece
+from armd_scale.data.text_encoder import TextEncoder
+from armd_scale.data.tokenizer import read_tokenizer_files
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import run_command
 from armd_scale.eval.data import require_tokenizer
 from armd_scale.generation import Sampling, Strategy, generate_tokens
@@ -54,11 +56,10 @@ def test_command_generates_what_the_package_does(checkpoint, groups, tmp_path):
     assert done.status == 0, done.errors
     opened = open_checkpoint(checkpoint)
     tokenizer = require_tokenizer(opened)
-    assert tokenizer.eod is not None
-    (prompt,) = tokenizer.encode_batch(["def main"])
+    prompt = TextEncoder(tokenizer).encode_prompt("def main")
     expected = generate_tokens(
         load_network(opened, groups=groups),
-        [np.concatenate(([tokenizer.eod], prompt))] * 2,
+        [prompt] * 2,
         num_tokens=10,
         strategy=Strategy(streams=2),
         sampling=Sampling(temperature=0.8, top_p=0.9, top_k=50, seed=4),

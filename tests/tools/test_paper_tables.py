@@ -104,7 +104,7 @@ def test_generative(groups, folder):
     for streams, line in zip((1, 2, 4), process.output.splitlines()[-3:], strict=True):
         output = generate_tokens(
             network,
-            [np.array([tokenizer.eod])] * 3,
+            [np.array([tokenizer.bos])] * 3,
             num_tokens=12,
             strategy=Strategy(streams=streams),
             sampling=Sampling(seed=checkpoint.recipe.run.seed),
@@ -113,7 +113,7 @@ def test_generative(groups, folder):
         nats = num_tokens = 0
         for text in texts:
             (ids,) = tokenizer.encode_batch([tokenizer.decode(text)])
-            tokens = torch.tensor([[tokenizer.eod, *ids.tolist()]])
+            tokens = torch.tensor([[tokenizer.bos, *ids.tolist()]])
             nats += model(tokens, labels=tokens).loss.item() * len(ids)
             num_tokens += len(ids)
         expected = [

@@ -25,7 +25,7 @@ from armd_scale.checkpoint.hf.config import (
     read_config,
 )
 from armd_scale.checkpoint.hf.families import FAMILIES, armd_tensors, family_tensors
-from armd_scale.checkpoint.hf.importer import SOURCE, SOURCE_FILES, refuse_existing
+from armd_scale.checkpoint.hf.importer import SOURCE_FILES, refuse_existing
 from armd_scale.checkpoint.hf.packing import (
     PackedTensor,
     Repacker,
@@ -36,7 +36,7 @@ from armd_scale.checkpoint.hf.parity import is_ar_exact
 from armd_scale.checkpoint.hf.source import build_meta_model
 from armd_scale.checkpoint.hf.tensors import SHARD_BYTES, write_tensors
 from armd_scale.checkpoint.load import Checkpoint, require_tensors_of_layers
-from armd_scale.checkpoint.save import WEIGHTS
+from armd_scale.checkpoint.save import SOURCE, WEIGHTS
 from armd_scale.checkpoint.store import verify
 from armd_scale.checkpoint.streaming_io import StreamedWeights
 from armd_scale.config.resolve import ResolvedModel, resolve_max_positions

@@ -17,7 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.hf.placeholder import placeholder_recipe
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings, HfCheckpoint, HfWeights
-from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, STATE, TOKENIZER, WEIGHTS
+from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, SOURCE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.store import read_manifest, write_manifest
 from armd_scale.checkpoint.streaming_io import write_streamed
 from armd_scale.checkpoint.tensor_files import FileRecord
@@ -29,7 +29,6 @@ from armd_scale.errors import CheckpointError
 from armd_scale.files import atomic_directory, partial_path, reraise_write_errors, write_error
 from armd_scale.log import ProgressBar, get_logger
 
-SOURCE = "source"
 SOURCE_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",

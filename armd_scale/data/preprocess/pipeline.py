@@ -20,7 +20,8 @@ from armd_scale.data.preprocess.splits import split_bounds
 from armd_scale.data.preprocess.unit_report import has_reports, load_report
 from armd_scale.data.preprocess.workers import encode_units
 from armd_scale.data.preprocess.workspace import discard_published, workspace
-from armd_scale.data.tokenizer import Tokenizer, load_tokenizer, parse_train_spec
+from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
+from armd_scale.data.tokenizer_training import parse_train_spec
 from armd_scale.errors import TokenizerError
 from armd_scale.log import ProgressBar, get_logger
 

@@ -9,7 +9,8 @@ from armd_scale.data.preprocess.documents import Document
 from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan
 from armd_scale.data.preprocess.readers import read_unit
 from armd_scale.data.preprocess.work_units import WorkUnit
-from armd_scale.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import TokenizerError
 from armd_scale.log import get_logger
 

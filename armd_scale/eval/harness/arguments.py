@@ -24,10 +24,11 @@ class HarnessArguments:
     streams: int = 1
     """Segments generated in parallel."""
     max_length: int | None = None
-    """Longest context to predict from, in tokens; None: as in training."""
+    """Longest context to predict from, in tokens; None: as many as the model has positions, or
+    without such a limit as in training."""
     add_bos_token: bool | None = None
     prefix_token_id: int | None = None
-    """How texts start; see `PromptEncoder`."""
+    """How texts start; see `TextEncoder`."""
     micro_batch: int | None = None
     """Texts per forward pass; None: as in training."""
     device: torch.device | None = None

@@ -70,17 +70,12 @@ def make_batches(
 ) -> Iterator[list[GenerationRequest]]:
     """Yield batches of requests with equal settings and similar prompt lengths."""
 
-    def settings_key(request: GenerationRequest) -> tuple[int, str]:
+    def settings_key(request: GenerationRequest) -> tuple[int, str, tuple[str, ...]]:
         # `Sampling` has no order, and sorting is only needed to bring equal settings together.
-        return request.settings.num_tokens, repr(request.settings.sampling)
+        settings = request.settings
+        return settings.num_tokens, repr(settings.sampling), settings.stops
 
     for _, group in groupby(sorted(requests, key=settings_key), key=settings_key):
         by_length = sorted(group, key=lambda request: len(request.tokens))
         for start in range(0, len(by_length), size):
             yield by_length[start : start + size]
-
-
-def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Cut a text before the earliest of the stop strings."""
-    positions = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(positions, default=None)]

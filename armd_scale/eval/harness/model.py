@@ -6,7 +6,7 @@
 Needs the optional dependency group `eval`. The harness only knows the models in its own source and
 does not look for others, so this module must be imported before the name can be used. `run_harness`
 then runs the command line of the harness. Log-likelihoods are in left-to-right order; texts are
-generated in one or several streams. `prompts` explains how texts start.
+generated in one or several streams. `data.text_encoder` says how texts start.
 """
 
 import weakref
@@ -28,8 +28,10 @@ from lm_eval.utils import (
     simple_parse_args_string,
 )
 
+from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.checkpoint.pretrained import open_model
 from armd_scale.config.schema import ParallelConfig
+from armd_scale.data.text_encoder import TextEncoder, TokenPair
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
 from armd_scale.eval.data import check_max_positions, require_tokenizer
@@ -38,19 +40,17 @@ from armd_scale.eval.harness.generation import (
     GenerationRequest,
     make_batches,
     parse_settings,
-    truncate_at_stop,
 )
-from armd_scale.eval.harness.prompts import PromptEncoder
-from armd_scale.eval.loglikelihood import (
-    ContextContinuation,
-    ContinuationScore,
-    score_continuations,
-)
+from armd_scale.eval.loglikelihood import ContinuationScore, score_continuations
 from armd_scale.generation import Strategy, generate_tokens
-from armd_scale.log import ProgressBar
+from armd_scale.generation.output_rules import rules_of, truncate_at_stop
+from armd_scale.generation.text_decoder import decode_rest
+from armd_scale.log import ProgressBar, get_logger
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.parallel.environment import read_environment
 from armd_scale.parallel.process_groups import process_groups
+
+_logger = get_logger(__name__)
 
 
 def run_harness() -> None:
@@ -66,7 +66,7 @@ class ArmdHarness(LM):
     Args:
         network: the model.
         tokenizer: the model's tokenizer.
-        prompt_encoder: how texts start; None: as the tokenizer says.
+        encoder: how texts start; None: as the tokenizer says.
         max_length: longest context to predict from, in tokens; longer ones are truncated on the
             left.
         micro_batch: texts per forward pass.
@@ -78,16 +78,17 @@ class ArmdHarness(LM):
         network: ArmdModel,
         tokenizer: Tokenizer,
         *,
-        prompt_encoder: PromptEncoder | None = None,
+        encoder: TextEncoder | None = None,
         max_length: int,
         micro_batch: int = 8,
         streams: int = 1,
     ) -> None:
         super().__init__()
         self._network, self._tokenizer = network, tokenizer
-        self._prompt_encoder = prompt_encoder or PromptEncoder(tokenizer)
+        self._encoder = encoder or TextEncoder(tokenizer)
         self._max_length, self._micro_batch = max_length, micro_batch
         self._strategy = Strategy(streams=streams)
+        self._has_warned = False
         self._group = network.groups.dp
         # Read by the base class, which has properties of these names without underscore.
         self._rank, self._world_size = self._group.rank(), self._group.size()
@@ -109,7 +110,7 @@ class ArmdHarness(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-probability in nats of each continuation, and whether it is the greedy one."""
-        pairs = [self._prompt_encoder.encode_pair(*request.args) for request in requests]
+        pairs = [self._encoder.encode_pair(*request.args) for request in requests]
         return [(score.logprob, score.is_greedy) for score in self._score(pairs)]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -154,25 +155,24 @@ class ArmdHarness(LM):
         with ProgressBar(title, count, unit="texts") as progress:
             yield progress.advance
 
-    def _score(self, pairs: list[ContextContinuation]) -> list[ContinuationScore]:
+    def _score(self, pairs: list[TokenPair]) -> list[ContinuationScore]:
+        # `max_length` limits the context: the last token of a text is only predicted.
+        self._warn_if_cut([len(p.context) + len(p.continuation) - 1 for p in pairs])
         with self._progress("scoring", len(pairs)) as advance:
             return score_continuations(
                 self._network,
                 pairs,
                 micro_batch=self._micro_batch,
-                # `max_length` limits the context: the last token of a text is only predicted.
                 max_tokens=self._max_length + 1,
                 on_batch=advance,
             )
 
-    def _rolling_windows(self, text: str) -> list[ContextContinuation]:
+    def _rolling_windows(self, text: str) -> list[TokenPair]:
         """Split a text as the harness does: full windows in which each token is scored once."""
-        prefix, *tokens = self._prompt_encoder.encode_rolling(text).tolist()
+        prefix, *tokens = self._encoder.encode_document(text).tolist()
         windows = get_rolling_token_windows(tokens, prefix, self._max_length, context_len=1)
         return [
-            ContextContinuation(
-                *(np.array(part, dtype=np.int64) for part in make_disjoint_window(window))
-            )
+            TokenPair(*(np.array(part, dtype=np.int64) for part in make_disjoint_window(window)))
             for window in windows
         ]
 
@@ -182,8 +182,21 @@ class ArmdHarness(LM):
         kwargs = normalize_gen_kwargs(generation_kwargs)
         settings = parse_settings(dict(kwargs), max_length=self._max_length)
         max_prompt_tokens = self._max_length - settings.num_tokens
-        prompt = self._prompt_encoder.encode_prompt(context)[-max_prompt_tokens:]
-        return GenerationRequest(index, prompt, settings)
+        prompt = self._encoder.encode_prompt(context)
+        self._warn_if_cut([len(prompt) + settings.num_tokens])
+        return GenerationRequest(index, prompt[-max_prompt_tokens:], settings)
+
+    def _warn_if_cut(self, lengths: list[int]) -> None:
+        """Say once that texts are longer than the model takes."""
+        num_cut = sum(length > self._max_length for length in lengths)
+        if num_cut and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "a text of %d tokens is cut on the left to the max_length of %d tokens, and others "
+                "may be: figures depend on it",
+                max(lengths),
+                self._max_length,
+            )
 
     def _generate(self, batch: list[GenerationRequest]) -> dict[int, str]:
         """Generate texts with equal settings; returns them by request index."""
@@ -197,20 +210,31 @@ class ArmdHarness(LM):
             # Each rank counts its own requests from 0; these ids are unique over all ranks, so that
             # equal prompts on two ranks get different random numbers.
             sample_ids=[r.index * self.world_size + self.rank for r in batch],
-            eos_id=self._tokenizer.eod,
+            rules=rules_of(self._tokenizer, stop_at_eos=True, stops=settings.stops),
         ).samples
         texts = {}
         for request, sample in zip(batch, samples, strict=True):
-            # Tokenizers may drop a space at the start of what they decode, so the continuation is
-            # decoded together with its prompt and then cut off.
-            prompt = self._tokenizer.decode(request.tokens.tolist())
-            text = self._tokenizer.decode(sample.tokens.tolist())[len(prompt) :]
+            text = decode_rest(self._tokenizer, request.tokens, sample.tokens[sample.generated])
             texts[request.index] = truncate_at_stop(text, request.settings.stops)
         return texts
 
 
 # Not written as a decorator, because the decorator's return type would hide the class's own.
 register_model("armd_scale")(ArmdHarness)
+
+
+def _max_length(arguments: HarnessArguments, checkpoint: Checkpoint) -> int:
+    """Return the longest context to predict from, in tokens.
+
+    Raises:
+        CheckpointError: `max_length` exceeds the positions of the model.
+    """
+    if arguments.max_length is not None:
+        check_max_positions(arguments.max_length, checkpoint, flag="max_length=")
+        return arguments.max_length
+    # A converted model has the length of its source, whatever the recipe trains on.
+    limit = checkpoint.recipe.model.max_positions
+    return checkpoint.recipe.data.seq_length if limit is None else limit - 1
 
 
 def open_harness(arguments: HarnessArguments) -> ArmdHarness:
@@ -230,8 +254,7 @@ def open_harness(arguments: HarnessArguments) -> ArmdHarness:
     folder = open_model(path)
     recipe = folder.checkpoint.recipe
     tokenizer = require_tokenizer(folder.checkpoint)
-    max_length = arguments.max_length or recipe.data.seq_length
-    check_max_positions(max_length, folder.checkpoint, flag="max_length=")
+    max_length = _max_length(arguments, folder.checkpoint)
     environment = with_device(read_environment(), arguments.device)
     # The harness never closes its models. If loading fails, leaving the `with` block destroys the
     # process groups; otherwise the finalizer does when the model is garbage collected.
@@ -240,7 +263,7 @@ def open_harness(arguments: HarnessArguments) -> ArmdHarness:
         model = ArmdHarness(
             folder.load_network(groups=groups, device=environment.device),
             tokenizer,
-            prompt_encoder=PromptEncoder(
+            encoder=TextEncoder(
                 tokenizer,
                 add_bos_token=arguments.add_bos_token,
                 prefix_token_id=arguments.prefix_token_id,

@@ -22,6 +22,7 @@ from armd_scale.eval.tasks.generative_perplexity import (
 )
 from armd_scale.eval.tasks.reference_lm import ReferenceLM
 from armd_scale.generation import Sampling, Strategy, generate_tokens
+from armd_scale.generation.output_rules import rules_of
 from armd_scale.generation.text import encode_prompt, text_records
 from armd_scale.order.policies import Progressive
 from armd_scale.parallel.environment import DistributedEnv
@@ -96,20 +97,22 @@ def generative_rows(
     """
     folder = open_model(checkpoint)
     tokenizer = require_tokenizer(folder.checkpoint)
+    # An empty prompt is the token that texts start with: they are unconditional samples.
+    prompt = encode_prompt(None, tokenizer)
     rows = []
     with process_groups(environment, ParallelConfig()) as groups:
         # float32 whatever the model was trained in: bf16 rounding would change sampled tokens.
         network = folder.load_network(groups=groups, device=environment.device, dtype=torch.float32)
         for num_streams in streams:
-            # An empty prompt is the token that opens documents: texts are unconditional samples.
             output = generate_tokens(
                 network,
-                [encode_prompt(None, tokenizer)] * num_samples,
+                [prompt.tokens] * num_samples,
                 num_tokens=num_tokens,
                 strategy=Strategy(streams=num_streams),
                 sampling=Sampling(seed=folder.checkpoint.recipe.run.seed),
+                rules=rules_of(tokenizer),
             )
-            texts = [GeneratedText(r.text, r.tokens) for r in text_records(output, tokenizer)]
+            texts = [GeneratedText(r.text, r.tokens) for r in text_records(output, prompt)]
             quality = generative_perplexity(texts, reference_lm)
             rows.append(Row(f"{Path(checkpoint).name}, S = {num_streams}", _figures(quality)))
     return rows

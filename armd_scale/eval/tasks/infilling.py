@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from armd_scale.data.text_encoder import TextEncoder
 from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.base import TaskOptions, read_examples
 from armd_scale.eval.text_metrics import rouge, words
 from armd_scale.generation import TO_GENERATE, GenerationSpec, Sampling, generate_from_specs
-from armd_scale.generation.text import encode_prompt
+from armd_scale.generation.output_rules import rules_of
+from armd_scale.generation.text_decoder import decode_rest
 from armd_scale.model.armd_model import ArmdModel
 from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import OrderPolicy
@@ -31,7 +33,7 @@ class InfillExample:
     """A text without its middle."""
 
     text: Int64[np.ndarray, " P"]
-    """Tokens, starting with the one that opens a document; TO_GENERATE for each token of the
+    """Tokens, with those that the tokenizer puts in front; TO_GENERATE for each token of the
     middle."""
     middle: str
     """The original middle."""
@@ -103,10 +105,11 @@ class InfillTask:
             expected='an object with the strings "before", "middle" and "after", and at least one '
             "word in the middle",
         )
+        encoder = TextEncoder(tokenizer)
         examples = []
         for location, (before, middle, after) in records:
-            hole, suffix = tokenizer.encode_batch([middle, after])
-            prefix = encode_prompt(before, tokenizer)
+            hole, suffix = encoder.encode_rest(middle), encoder.encode_rest(after)
+            prefix = encoder.encode_prompt(before)
             # The parts are tokenized separately: no token may span the border of the hole, or the
             # context would reveal letters of the middle.
             text = np.concatenate((prefix, np.full(len(hole), TO_GENERATE), suffix))
@@ -141,9 +144,13 @@ class InfillTask:
                 [self.generation_spec(i) for i in batch],
                 sampling=self.sampling,
                 sample_ids=batch,
+                rules=rules_of(self.tokenizer),
             )
             for i, sample in zip(batch, output.samples, strict=True):
-                generated = self.tokenizer.decode(sample.tokens[sample.generated].tolist())
+                first = int(sample.generated.argmax())
+                generated = decode_rest(
+                    self.tokenizer, sample.tokens[:first], sample.tokens[sample.generated]
+                )
                 score = rouge(words(generated), words(self.examples[i].middle))
                 scores[i] = torch.tensor(
                     [score.rouge_1, score.rouge_2, score.rouge_l], dtype=torch.float64

@@ -6,7 +6,6 @@ Accuracy and perplexity are defined as in lm-evaluation-harness.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,10 +13,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from armd_scale.data.text_encoder import TextEncoder, TokenPair
 from armd_scale.data.tokenizer import Tokenizer
-from armd_scale.eval.loglikelihood import ContextContinuation, encode_pair, score_continuations
+from armd_scale.eval.loglikelihood import score_continuations
 from armd_scale.eval.tasks.base import TaskOptions, read_examples
-from armd_scale.generation.text import encode_prompt
 from armd_scale.model.armd_model import ArmdModel
 
 
@@ -54,7 +53,7 @@ class LambadaTask:
     needs_left_to_right: ClassVar[bool] = True
     draws_tokens: ClassVar[bool] = False
 
-    passages: Sequence[ContextContinuation]
+    passages: Sequence[TokenPair]
     max_tokens: int
     """Longest text; longer passages are truncated on the left."""
 
@@ -68,8 +67,8 @@ class LambadaTask:
         examples = read_examples(
             path, _split_last_word, expected='an object with a "text" of at least two words'
         )
-        encode = partial(encode_prompt, tokenizer=tokenizer)
-        passages = [encode_pair(context, word, encode) for _, (context, word) in examples]
+        encoder = TextEncoder(tokenizer)
+        passages = [encoder.encode_pair(context, word) for _, (context, word) in examples]
         return cls(passages[: options.max_examples], options.max_tokens)
 
     def __len__(self) -> int:

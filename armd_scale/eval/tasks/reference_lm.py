@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from armd_scale.data.text_encoder import TextEncoder
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ArmdError
-from armd_scale.generation.text import encode_prompt
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ReferenceLM:
         # transformers takes seconds to import, and nothing else here needs it.
         from transformers import AutoModelForCausalLM
 
-        self._tokenizer = load_tokenizer(folder)
+        self._encoder = TextEncoder(load_tokenizer(folder))
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(folder)
         except (OSError, ValueError) as error:
@@ -57,7 +57,7 @@ class ReferenceLM:
         """Score each text after the token that opens documents, cut at the longest context."""
         scores = []
         for text in texts:
-            ids = encode_prompt(text, self._tokenizer)[: self._max_tokens]
+            ids = self._encoder.encode_document(text)[: self._max_tokens]
             tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(self._model.device)
             logits = self._model(tokens[None]).logits[0, :-1].float()
             logprob = logits.log_softmax(dim=-1).gather(1, tokens[1:, None])

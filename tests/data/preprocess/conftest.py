@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from armd_scale.data.preprocess.options import PreprocessOptions
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from tests.support.corpus import MakeOptions
 
 

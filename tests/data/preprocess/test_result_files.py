@@ -8,7 +8,7 @@ import pytest
 from armd_scale.data.manifest import ShardIndex
 from armd_scale.data.preprocess.merge import merge
 from armd_scale.data.preprocess.pipeline import preprocess
-from armd_scale.data.tokenizer import train_sentencepiece
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ShardError
 from tests.support.corpus import SPLIT, MakeOptions
 

@@ -1,13 +1,11 @@
 """Settings, batches and stop strings of generation requests."""
 
 import numpy as np
-import pytest
 
 from armd_scale.eval.harness.generation import (
     GenerationRequest,
     make_batches,
     parse_settings,
-    truncate_at_stop,
 )
 from armd_scale.generation import Sampling
 
@@ -29,10 +27,3 @@ def test_batches_have_equal_settings_and_similar_lengths():
     ]
     batches = [[r.index for r in batch] for batch in make_batches(requests, 2)]
     assert batches == [[2, 4], [0], [1, 3], [5]]
-
-
-@pytest.mark.parametrize(
-    ("stops", "expected"), [((), "a b c"), (("x",), "a b c"), (("c", " b"), "a"), (("a",), "")]
-)
-def test_texts_end_before_the_earliest_stop_string(stops, expected):
-    assert truncate_at_stop("a b c", stops) == expected

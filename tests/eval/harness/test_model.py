@@ -1,19 +1,19 @@
 """Requests of the harness against direct computations."""
 
 import dataclasses
-from functools import partial
 
 import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.text_encoder import TextEncoder
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.harness.model import ArmdHarness
-from armd_scale.eval.loglikelihood import encode_pair
 from armd_scale.generation import Sampling, generate_tokens
-from armd_scale.generation.text import encode_prompt
+from armd_scale.generation.output_rules import rules_of
 from tests.support.networks import LLAMA, batch_of, build, log_probs_by_position
 
 
@@ -45,8 +45,7 @@ def test_the_model_is_registered():
 
 
 def test_loglikelihood(model):
-    encode = partial(encode_prompt, tokenizer=model[1])
-    pair = encode_pair("the quick", " fox", encode)
+    pair = TextEncoder(model[1]).encode_pair("the quick", " fox")
     text = np.concatenate((pair.context, pair.continuation))
     logprob, is_greedy = request(model, "loglikelihood", "the quick", " fox")
     assert logprob == pytest.approx(compute_by_hand(model[0], text, len(pair.context)), rel=1e-5)
@@ -55,7 +54,7 @@ def test_loglikelihood(model):
 
 def test_rolling_loglikelihood(model):
     words = "the quick brown fox"
-    tokens = encode_prompt(words, model[1])
+    tokens = TextEncoder(model[1]).encode_document(words)
     logprob = request(model, "loglikelihood_rolling", words)
     assert logprob == pytest.approx(compute_by_hand(model[0], tokens, 1), rel=1e-5)
     assert request(model, "loglikelihood_rolling", "") == 0
@@ -63,7 +62,7 @@ def test_rolling_loglikelihood(model):
 
 def test_rolling_windows_are_full_and_score_each_token_once(model):
     """Ten tokens in windows of four: 1-4, 5-8, and 9-10 after 7-8, in any batch."""
-    tokens = encode_prompt("the quick brown fox jumps", model[1])[:11]
+    tokens = TextEncoder(model[1]).encode_document("the quick brown fox jumps")[:11]
     words = model[1].decode(tokens[1:].tolist())
     windows = [(tokens[:5], 1), (tokens[4:9], 1), (tokens[6:11], 3)]
     expected = sum(compute_by_hand(model[0], window, start) for window, start in windows)
@@ -76,19 +75,45 @@ def test_rolling_windows_are_full_and_score_each_token_once(model):
 
 def test_generate_until(model):
     network, tokenizer = model
-    prompt = encode_prompt("the fox", tokenizer)
+    prompt = TextEncoder(tokenizer).encode_prompt("the fox")
     (sample,) = generate_tokens(
         network,
         [prompt],
         num_tokens=9,
         sampling=Sampling(temperature=0.0),
-        eos_id=tokenizer.eod,
+        rules=rules_of(tokenizer, stop_at_eos=True),
     ).samples
     whole = tokenizer.decode(sample.tokens[1:].tolist())[len("the fox") :]
     assert request(model, "generate_until", "the fox", {"max_gen_toks": 9}) == whole
     stop = whole[len(whole) // 2]
     text = request(model, "generate_until", "the fox", {"max_gen_toks": 9, "until": [stop]})
     assert text == whole[: whole.index(stop)]
+
+
+def test_a_stop_string_ends_the_rounds(model, monkeypatch):
+    """Not only the text: generation tasks often stop after a line."""
+    network, _ = model
+    arguments = {"max_gen_toks": 30, "do_sample": True}
+    text = request(model, "generate_until", "the fox", arguments)
+    calls, logits = [], network.logits
+
+    def counted_logits(*arguments, **options):
+        calls.append(1)
+        return logits(*arguments, **options)
+
+    monkeypatch.setattr(network, "logits", counted_logits)
+    stop = next(letter for letter in text if letter.isascii() and letter.isalnum())
+    arguments["until"] = [stop]
+    assert request(model, "generate_until", "the fox", arguments) == text[: text.index(stop)]
+    assert 0 < len(calls) < 30
+
+
+def test_a_text_that_is_cut_is_said(model, caplog):
+    request(model, "loglikelihood", "the quick brown fox " * 9, "jumps")
+    assert "is cut on the left to the max_length of 39 tokens" in caplog.text
+    caplog.clear()
+    request(model, "loglikelihood", "the quick", " fox")
+    assert not caplog.records
 
 
 def test_texts_do_not_depend_on_the_batch(model):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.generative_perplexity import (
     GeneratedText,
@@ -40,7 +41,7 @@ def test_perplexity_equals_the_loss_of_transformers(folder):
     model = GPT2LMHeadModel.from_pretrained(folder).eval()
     nats = num_tokens = 0
     for text in TEXTS:
-        ids = torch.tensor([[tokenizer.eod, *tokenizer.encode_batch([text.text])[0].tolist()]])
+        ids = torch.tensor([[tokenizer.bos, *tokenizer.encode_batch([text.text])[0].tolist()]])
         ids = ids[:, :12]
         nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         num_tokens += ids.shape[1] - 1

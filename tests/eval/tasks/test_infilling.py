@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ArmdError
 from armd_scale.eval.tasks.base import TaskOptions, run_task
 from armd_scale.eval.tasks.infilling import InfillExample, InfillResult, InfillTask
@@ -66,7 +67,7 @@ def test_a_hole_has_as_many_tokens_as_the_middle(folder):
     task = InfillTask.read(folder / "passages.jsonl", tokenizer, OPTIONS)
     for example, passage in zip(task.examples, PASSAGES, strict=True):
         before, middle, after = tokenizer.encode_batch(list(passage.values()))
-        expected = [tokenizer.eod, *before, *[TO_GENERATE] * len(middle), *after]
+        expected = [tokenizer.bos, *before, *[TO_GENERATE] * len(middle), *after]
         assert example.text.tolist() == expected
         assert example.middle == passage["middle"]
 
@@ -78,7 +79,7 @@ def test_a_hole_has_as_many_tokens_as_the_middle(folder):
 def test_figures_are_rouge_of_the_infilled_middles(groups, folder, spec, strategy):
     network, tokenizer = build_network(groups), load_tokenizer(folder)
     examples = [
-        InfillExample(np.array([tokenizer.eod, 70, *[TO_GENERATE] * size, 80, 81]), "")
+        InfillExample(np.array([tokenizer.bos, 70, *[TO_GENERATE] * size, 80, 81]), "")
         for size in (19, 12, 16)
     ]
     middles = infill_middles(network, tokenizer, examples, **strategy)

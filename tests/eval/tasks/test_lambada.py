@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from armd_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from armd_scale.data.text_encoder import TokenPair
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import ArmdError
-from armd_scale.eval.loglikelihood import ContextContinuation
 from armd_scale.eval.tasks.base import TaskOptions, run_task
 from armd_scale.eval.tasks.lambada import LambadaResult, LambadaTask
 from armd_scale.generation import Sampling, generate_tokens
@@ -35,7 +36,7 @@ def compute_nats(network, passage):
 def with_greedy_continuation(network, passage):
     sampling = Sampling(temperature=0.0)
     (sample,) = generate_tokens(network, [passage.context], num_tokens=2, sampling=sampling).samples
-    return ContextContinuation(passage.context, sample.tokens[len(passage.context) :])
+    return TokenPair(passage.context, sample.tokens[len(passage.context) :])
 
 
 def test_accuracy_and_perplexity(groups, tokenizer, tmp_path):

@@ -1,0 +1,85 @@
+"""Settings in the files beside a tokenizer: its special tokens, and whether texts start with BOS.
+
+These files, their keys and what they mean are those of transformers.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from armd_scale.files import read_regular_file
+from armd_scale.json_files import parse_json
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIG_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json")
+"""Files beside the definition of a tokenizer, both optional, that name its special tokens."""
+_ADD_BOS = "add_bos_token"
+_PREPEND_BOS = "armd_prepend_bos"
+"""Our own key: how the shards were made, where the user chose otherwise than the tokenizer."""
+
+
+def named_tokens(folder: Path, name: str) -> list[str]:
+    """Return the tokens that the files of a folder give a name such as `eos_token`, in order."""
+    tokens: list[str] = []
+    for file in CONFIG_FILES:
+        # A string, or {"content": string} with properties of the token.
+        value: Any = _read_config(folder / file).get(name)
+        token: Any = cast(Any, value).get("content") if isinstance(value, dict) else value
+        tokens += [token] if isinstance(token, str) else []
+    return tokens
+
+
+def read_prepend_bos(folder: Path, *, has_definition: bool) -> bool | None:
+    """Return whether texts start with BOS; None if `tokenizer_config.json` does not say.
+
+    Args:
+        folder: of the tokenizer.
+        has_definition: whether there is a `tokenizer.json`. Its post-processor adds BOS or not, and
+            transformers then ignores `add_bos_token`.
+    """
+    config = _read_config(folder / TOKENIZER_CONFIG)
+    values = (config.get(_PREPEND_BOS), None if has_definition else config.get(_ADD_BOS))
+    return next((value for value in values if isinstance(value, bool)), None)
+
+
+def write_prepend_bos(folder: Path, value: bool, *, tokens: Mapping[str, str]) -> None:
+    """Say in `tokenizer_config.json` whether texts start with BOS; other keys stay as they are.
+
+    Args:
+        folder: of the tokenizer.
+        value: whether they do.
+        tokens: special tokens by name, for a file that does not name them.
+    """
+    # Both keys: transformers reads the second one where there is no tokenizer.json.
+    said = {_PREPEND_BOS: value, _ADD_BOS: value}
+    config = {**tokens, **_read_config(folder / TOKENIZER_CONFIG), **said}
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_eos_ids(folder: Path) -> tuple[int, ...] | None:
+    """Return the ids that end texts of a model, as transformers chooses them; None if not stated.
+
+    Those of `generation_config.json`, else of `config.json`; both may name one id or several.
+    """
+    for name in ("generation_config.json", "config.json"):
+        value: Any = _read_config(folder / name).get("eos_token_id")
+        values = cast(list[Any], value) if isinstance(value, list) else [value]
+        ids = tuple(i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
+        if ids:
+            return ids
+    return None
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a tokenizer has a chat template, as instruction-tuned models do."""
+    in_config = "chat_template" in _read_config(folder / TOKENIZER_CONFIG)
+    return in_config or (folder / "chat_template.jinja").is_file()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value: Any = parse_json(read_regular_file(path).decode())
+    except (OSError, ValueError):
+        return {}  # no such file, or one of another form: what it would say is not known
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
