@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from armd_scale.errors import TokenizerError
 from armd_scale.files import path_inside, read_regular_file
 
 IntArray: TypeAlias = NDArray[np.int32]
+SpecialTokens: TypeAlias = Literal["text", "ids"]
+"""What a special token that is written out in a text becomes: ordinary tokens, or its id."""
 
 TRAIN_PREFIX = "train:sentencepiece:"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -52,6 +54,8 @@ class Tokenizer(Protocol):
     """SHA-256 of the file that defines the tokenizer."""
     prefix_ids: tuple[int, ...] | None
     """Special tokens that its files put in front of every text; None if they do not say."""
+    special_spellings: tuple[str, ...]
+    """How special tokens are written out."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
         """Encode texts, each into an int32 array, without adding special tokens."""
@@ -102,6 +106,11 @@ class SentencePieceTokenizer:
         self.eod: int | None = _id_or_none(self._processor.eos_id())
         self.bos: int | None = _id_or_none(self._processor.bos_id())
         self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.special_spellings: tuple[str, ...] = tuple(
+            self._processor.id_to_piece(i)
+            for i in range(min(self.vocab_size, 1000))  # the trainer puts them in front
+            if self._processor.is_control(i)
+        )
         self._metaspace_ids = self._find_metaspace_ids()
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
@@ -151,10 +160,9 @@ class SentencePieceTokenizer:
 class HFTokenizer:
     """The `tokenizer.json` of a Hugging Face folder, used through the `tokenizers` library.
 
-    As always with that library, a special token that is written out in a text becomes its id.
-
     Args:
         folder: contains `tokenizer.json`, and files that name the special tokens.
+        special_tokens: what a special token that is written out in a text becomes.
 
     Raises:
         TokenizerError: `tokenizer.json` is not a tokenizer.
@@ -162,7 +170,7 @@ class HFTokenizer:
 
     kind: str = "hf"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, special_tokens: SpecialTokens = "ids") -> None:
         import tokenizers
 
         definition = read_regular_file(folder / HF_FILE)
@@ -179,6 +187,9 @@ class HFTokenizer:
         # Random merges, for training on varied tokens: here a text must always give the same ones.
         if getattr(self._tokenizer.model, "dropout", None) is not None:
             self._tokenizer.model.dropout = None
+        self._tokenizer.encode_special_tokens = special_tokens == "text"
+        added: Iterable[Any] = self._tokenizer.get_added_tokens_decoder().values()
+        self.special_spellings = tuple(token.content for token in added if token.special)
         self._folder = folder
         # The highest id, not the number of tokens: ids may have gaps, and must be below vocab_size.
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
@@ -228,8 +239,12 @@ class HFTokenizer:
         return next((i for i in ids if i is not None), None)
 
 
-def load_tokenizer(spec: str | Path) -> Tokenizer:
+def load_tokenizer(spec: str | Path, *, special_tokens: SpecialTokens = "ids") -> Tokenizer:
     """Load a sentencepiece model, a `tokenizer.json`, or a folder that contains one of them.
+
+    Args:
+        spec: the file or folder.
+        special_tokens: see `HFTokenizer`; sentencepiece never makes control tokens of text.
 
     Raises:
         TokenizerError: the file does not exist or cannot be read.
@@ -238,10 +253,10 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     try:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
             if (path / HF_FILE).exists():
-                return HFTokenizer(path)
+                return HFTokenizer(path, special_tokens)
             path = path / SENTENCEPIECE_FILE
         elif path.name == HF_FILE:
-            return HFTokenizer(path.parent)
+            return HFTokenizer(path.parent, special_tokens)
         return SentencePieceTokenizer(read_regular_file(path), source=str(path))
     except OSError as error:
         raise TokenizerError(
@@ -347,17 +362,6 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             f"{_training_advice(str(error))}"
         ) from error
     return SentencePieceTokenizer(model.getvalue(), source="the trained model")
-
-
-def use_one_thread() -> None:
-    """Make the `tokenizers` library of this process encode in the calling thread.
-
-    For worker processes, of which there is one per core. The library has no other switch than this
-    variable, which it reads from the process environment at each call.
-    """
-    # putenv: only the library in this process has to see it; Python passes child processes its own
-    # copy of the environment, which this does not change.
-    os.putenv("TOKENIZERS_PARALLELISM", "false")
 
 
 def _training_chunks(texts: Iterable[str], num_characters: int = 1000) -> Iterator[str]:
