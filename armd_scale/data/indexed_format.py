@@ -6,7 +6,7 @@
     9 bytes   magic
     u64       version, 1
     u8        code of the token width
-    u64 S     number of sequences (here every document is one sequence)
+    u64 S     number of sequences (a document is one, or several if it is very long)
     u64 D     number of documents + 1
     i32[S]    length of each sequence in tokens
     i64[S]    offset of each sequence in `.bin`, in bytes
@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 from armd_scale.errors import ShardError
 
 IntDType: TypeAlias = np.dtype[Any]
+
+_Integer = TypeVar("_Integer", np.int32, np.int64)
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -38,6 +40,8 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _VERSION = 1
 _BLOCK_BYTES = 4 << 20
 _SEQUENCES_PER_BLOCK = 1 << 19
+MAX_SEQUENCE_TOKENS = 2**31 - 1
+"""Largest length that the format can store."""
 
 
 @final
@@ -50,36 +54,49 @@ class Header:
     num_document_indices: int
 
     @property
+    def documents_offset(self) -> int:
+        """Position of the document indices in the `.idx` file, in bytes."""
+        # Per sequence an i32 length and an i64 offset.
+        return HEADER.size + 12 * self.num_sequences
+
+    @property
     def idx_bytes(self) -> int:
         """Size of the whole `.idx` file, without the modes of Megatron's multimodal format."""
-        # Per sequence an i32 length and an i64 offset, per document index an i64.
-        return HEADER.size + 12 * self.num_sequences + 8 * self.num_document_indices
+        return self.documents_offset + 8 * self.num_document_indices
 
 
 @final
 @dataclass(frozen=True)
 class IndexedPart:
-    """Some consecutive documents: a file of tokens and a list of document lengths.
+    """Some consecutive sequences: their tokens, their lengths, and which of them start a document.
+
+    The first sequences may continue the last document of the part before.
 
     Attributes:
         bin_path: the tokens.
-        lengths_path: file with the document lengths as int32.
+        lengths_path: file with the lengths of the sequences as int32.
         lengths_offset: position of the first length in that file, in bytes.
-        num_documents: number of documents.
+        num_sequences: number of sequences.
+        documents_path: file with the index in the part of each document's first sequence, as int64.
+        documents_offset: position of the first index in that file, in bytes.
+        num_documents: number of documents that start in the part.
     """
 
     bin_path: Path
     lengths_path: Path
     lengths_offset: int
+    num_sequences: int
+    documents_path: Path
+    documents_offset: int
     num_documents: int
 
     def lengths(self) -> Iterator[NDArray[np.int32]]:
-        """Yield the documents' lengths in tokens, a block of them at a time."""
-        with self.lengths_path.open("rb") as file:
-            file.seek(self.lengths_offset)
-            for start in range(0, self.num_documents, _SEQUENCES_PER_BLOCK):
-                count = min(_SEQUENCES_PER_BLOCK, self.num_documents - start)
-                yield np.frombuffer(file.read(4 * count), np.int32)
+        """Yield the lengths of the sequences in tokens, a block of them at a time."""
+        return _read_array(self.lengths_path, self.lengths_offset, self.num_sequences, np.int32)
+
+    def document_indices(self) -> Iterator[NDArray[np.int64]]:
+        """Yield the index in the part of each document's first sequence, a block at a time."""
+        return _read_array(self.documents_path, self.documents_offset, self.num_documents, np.int64)
 
 
 def dtype_for(vocab_size: int) -> IntDType:
@@ -112,7 +129,7 @@ def write_bin(path: Path, parts: Iterable[IndexedPart]) -> str:
 
 
 def write_idx(path: Path, parts: Sequence[IndexedPart], *, dtype: IntDType) -> str:
-    """Write the `.idx` file of all parts, one sequence per document; return its SHA-256."""
+    """Write the `.idx` file of all parts; return its SHA-256."""
     return _write(path, _index_blocks(parts, dtype))
 
 
@@ -122,8 +139,9 @@ def _index_blocks(parts: Sequence[IndexedPart], dtype: IntDType) -> Iterator[byt
     The format stores all lengths before all offsets, so the lengths are read twice instead of kept
     in memory.
     """
+    num_sequences = sum(part.num_sequences for part in parts)
     num_documents = sum(part.num_documents for part in parts)
-    yield HEADER.pack(MAGIC, _VERSION, _CODES[dtype.type], num_documents, num_documents + 1)
+    yield HEADER.pack(MAGIC, _VERSION, _CODES[dtype.type], num_sequences, num_documents + 1)
     yield from (lengths.tobytes() for part in parts for lengths in part.lengths())
     offset = 0
     for part in parts:
@@ -132,10 +150,22 @@ def _index_blocks(parts: Sequence[IndexedPart], dtype: IntDType) -> Iterator[byt
             ends = offset + np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
             yield np.concatenate([[offset], ends[:-1]]).astype(np.int64).tobytes()
             offset = int(ends[-1])
-    # Every document is one sequence, so the document indices count up.
-    for start in range(0, num_documents + 1, _SEQUENCES_PER_BLOCK):
-        stop = min(start + _SEQUENCES_PER_BLOCK, num_documents + 1)
-        yield np.arange(start, stop, dtype=np.int64).tobytes()
+    first_sequence = 0
+    for part in parts:
+        yield from ((first_sequence + block).tobytes() for block in part.document_indices())
+        first_sequence += part.num_sequences
+    yield np.int64(num_sequences).tobytes()
+
+
+def _read_array(
+    path: Path, offset: int, length: int, dtype: type[_Integer]
+) -> Iterator[NDArray[_Integer]]:
+    """Yield an array that a file holds at an offset, a block of it at a time."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for start in range(0, length, _SEQUENCES_PER_BLOCK):
+            count = min(_SEQUENCES_PER_BLOCK, length - start)
+            yield np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
 
 
 def _write(path: Path, blocks: Iterable[bytes]) -> str:

@@ -1,8 +1,9 @@
 """The manifest PREFIX.json beside a .bin/.idx dataset: counts, checksums, sources, tokenizer."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -54,12 +55,16 @@ class SourceRecord:
 class Skipped:
     """Documents that could not be read: how many, and the first ones as `file:line: reason`.
 
-    `files` lists all files that could not be read, or not to their end, in the same form.
+    `files` lists all files that could not be read, or not to their end, in the same form. `reasons`
+    counts the documents by the class of their reason, such as `not UTF-8`; `reason_examples` has
+    the first of each class. Manifests of earlier versions lack both.
     """
 
     count: int = 0
     examples: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
+    reason_examples: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def plus(self, other: "Skipped") -> "Skipped":
         """Return the sum; the examples of this one come first."""
@@ -67,6 +72,49 @@ class Skipped:
             self.count + other.count,
             (self.examples + other.examples)[:MAX_EXAMPLES],
             self.files + other.files,
+            add_counts(self.reasons, other.reasons),
+            dict(sorted({**other.reason_examples, **self.reason_examples}.items())),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class RoundTrip:
+    """Sampled documents that were decoded again, and how many of them came back changed.
+
+    `example` says what was lost of the first of those.
+    """
+
+    documents: int = 0
+    changed: int = 0
+    example: str = ""
+
+    def plus(self, other: "RoundTrip") -> "RoundTrip":
+        """Return the sum; the example of this one comes first."""
+        documents, changed = self.documents + other.documents, self.changed + other.changed
+        return RoundTrip(documents, changed, self.example or other.example)
+
+
+@final
+@dataclass(frozen=True)
+class ReadRecord:
+    """What was read of the whole input; every split of a corpus says the same."""
+
+    documents: int = 0
+    """Documents that are in the shards, in all splits together."""
+    text_bytes: int = 0
+    """Their UTF-8 bytes."""
+    special_tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How often special tokens are written out in the text, by their spelling."""
+    round_trip: RoundTrip = RoundTrip()
+
+    def plus(self, other: "ReadRecord") -> "ReadRecord":
+        """Return the sum."""
+        return ReadRecord(
+            self.documents + other.documents,
+            self.text_bytes + other.text_bytes,
+            add_counts(self.special_tokens, other.special_tokens),
+            self.round_trip.plus(other.round_trip),
         )
 
 
@@ -97,8 +145,8 @@ class Manifest:
     tokens: int
     text_bytes: int
     """UTF-8 bytes of the documents, used to convert nats per token to bits per byte."""
-    cut_documents: int
-    """Number of documents over the size limit, which were split into several."""
+    chunked_documents: int
+    """Number of documents over the size limit, which were encoded in chunks."""
     vocab_size: int
     eod: int | None
     """Token at the end of every document; None if none was added."""
@@ -111,15 +159,19 @@ class Manifest:
     skipped: Skipped
     """In the whole input; every split of a corpus says the same."""
     ignored: Mapping[str, int]
-    """Number of files in input folders that no reader is known for, by suffix."""
+    """Number of files and folders in input folders that are not corpus, by name or suffix."""
     split: SplitRecord | None
     shard: ShardIndex | None
     plan: str
     """Digest of the inputs and arguments, equal in all shards of a corpus."""
+    read: ReadRecord = ReadRecord()
+    """Empty in manifests of earlier versions."""
+    special_tokens: str = "ids"
+    """`text` or `ids`: what special tokens that are written out in the text became."""
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        names = ("documents", "tokens", "text_bytes", "cut_documents", "vocab_size")
+        names = ("documents", "tokens", "text_bytes", "chunked_documents", "vocab_size")
         for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0 (got {getattr(self, name)})")
@@ -205,9 +257,9 @@ def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> 
         tokenizer_folder: folder of the tokenizer, relative to the merged manifest.
     """
     first = manifests[0]
-    skipped = Skipped()
+    skipped, read = Skipped(), ReadRecord()
     for manifest in manifests:
-        skipped = skipped.plus(manifest.skipped)
+        skipped, read = skipped.plus(manifest.skipped), read.plus(manifest.read)
     # Each shard lists the sources and ignored files of the whole corpus, so these are not summed;
     # but the hash of a source is a sum over the parts that are in the shards.
     sources = tuple(
@@ -219,11 +271,12 @@ def merge_manifests(manifests: Sequence[Manifest], *, tokenizer_folder: str) -> 
         documents=sum(m.documents for m in manifests),
         tokens=sum(m.tokens for m in manifests),
         text_bytes=sum(m.text_bytes for m in manifests),
-        cut_documents=sum(m.cut_documents for m in manifests),
+        chunked_documents=sum(m.chunked_documents for m in manifests),
         tokenizer=replace(first.tokenizer, folder=tokenizer_folder),
         sha256={},
         sources=sources,
         skipped=skipped,
+        read=read,
         shard=None,
     )
 
@@ -233,6 +286,14 @@ def add_hashes(hashes: Iterable[str | None]) -> str | None:
     values = list(hashes)
     known = [int(value, 16) for value in values if value is not None]
     return f"{sum(known) % (1 << 256):064x}" if len(known) == len(values) else None
+
+
+def add_counts(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Add counts by name; the result is sorted by name."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
 
 
 def _to_mapping(manifest: Manifest) -> dict[str, Any]:
@@ -254,6 +315,9 @@ def _from_mapping(mapping: dict[str, Any], path: Path) -> Manifest:
         raise ShardError(
             f"{path} must be as it was written, and has changed since ({_HASH} differs): {_ADVICE}"
         )
+    # Documents that earlier versions split into several.
+    if "cut_documents" in mapping:
+        mapping["chunked_documents"] = mapping.pop("cut_documents")
     split = mapping.get("split")
     if isinstance(split, dict):  # see _to_mapping
         named = cast(dict[str, Any], split)

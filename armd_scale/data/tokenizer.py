@@ -7,9 +7,9 @@ that import a preprocessing worker starts in a tenth of a second.
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from armd_scale.errors import TokenizerError
 from armd_scale.files import path_inside, read_regular_file
 
 IntArray: TypeAlias = NDArray[np.int32]
+SpecialTokens: TypeAlias = Literal["text", "ids"]
+"""What a special token that is written out in a text becomes: ordinary tokens, or its id."""
 
 TRAIN_PREFIX = "train:sentencepiece:"
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -59,6 +61,8 @@ class Tokenizer(Protocol):
     """Special tokens in front of every text, as transformers puts them there."""
     start_id: int | None
     """Token in front of a text whose first token needs a context, where `prefix_ids` is empty."""
+    special_spellings: tuple[str, ...]
+    """How special tokens are written out."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
         """Encode texts, each into an int32 array, without adding special tokens."""
@@ -126,6 +130,11 @@ class SentencePieceTokenizer:
         self.start_id: int | None = self.bos if self._adds_bos or self.eod is None else self.eod
         self.fingerprint = hashlib.sha256(model).hexdigest()
         self._folder = folder
+        self.special_spellings: tuple[str, ...] = tuple(
+            self._processor.id_to_piece(i)
+            for i in range(min(self.vocab_size, 1000))  # the trainer puts them in front
+            if self._processor.is_control(i)
+        )
         self._metaspace_ids = self._find_metaspace_ids()
 
     def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
@@ -179,11 +188,10 @@ class SentencePieceTokenizer:
 class HFTokenizer:
     """The `tokenizer.json` of a Hugging Face folder, used through the `tokenizers` library.
 
-    As always with that library, a special token that is written out in a text becomes its id.
-
     Args:
         folder: contains `tokenizer.json`, and files that name the special tokens.
         add_bos: whether texts start with BOS; None: as the folder says.
+        special_tokens: what a special token that is written out in a text becomes.
 
     Raises:
         TokenizerError: `tokenizer.json` is not a tokenizer.
@@ -191,7 +199,13 @@ class HFTokenizer:
 
     kind: str = "hf"
 
-    def __init__(self, folder: Path, *, add_bos: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        add_bos: bool | None = None,
+        special_tokens: SpecialTokens = "ids",
+    ) -> None:
         import tokenizers
 
         definition = read_regular_file(folder / HF_FILE)
@@ -208,6 +222,9 @@ class HFTokenizer:
         # Random merges, for training on varied tokens: here a text must always give the same ones.
         if getattr(self._tokenizer.model, "dropout", None) is not None:
             self._tokenizer.model.dropout = None
+        self._tokenizer.encode_special_tokens = special_tokens == "text"
+        added: Iterable[Any] = self._tokenizer.get_added_tokens_decoder().values()
+        self.special_spellings = tuple(token.content for token in added if token.special)
         self._folder = folder
         # The highest id, not the number of tokens: ids may have gaps, and must be below vocab_size.
         ids = list(self._tokenizer.get_vocab().values())
@@ -269,12 +286,15 @@ class HFTokenizer:
         return next((i for i in ids if i is not None), None)
 
 
-def load_tokenizer(spec: str | Path, *, add_bos: bool | None = None) -> Tokenizer:
+def load_tokenizer(
+    spec: str | Path, *, add_bos: bool | None = None, special_tokens: SpecialTokens = "ids"
+) -> Tokenizer:
     """Load a sentencepiece model, a `tokenizer.json`, or a folder that contains one of them.
 
     Args:
         spec: path of the file or folder.
         add_bos: whether texts start with BOS; None: as the files say.
+        special_tokens: see `HFTokenizer`; sentencepiece never makes control tokens of text.
 
     Raises:
         TokenizerError: the file does not exist or cannot be read, or `add_bos` is set and the
@@ -287,7 +307,9 @@ def load_tokenizer(spec: str | Path, *, add_bos: bool | None = None) -> Tokenize
         # os.path.isdir above and here: Path.is_dir raises for a name that is too long.
         if os.path.isdir(path) or path.name == HF_FILE:  # noqa: PTH112
             folder = path.parent if path.name == HF_FILE else path
-            tokenizer: Tokenizer = HFTokenizer(folder, add_bos=add_bos)
+            tokenizer: Tokenizer = HFTokenizer(
+                folder, add_bos=add_bos, special_tokens=special_tokens
+            )
         else:
             model = read_regular_file(path)
             tokenizer = SentencePieceTokenizer(
@@ -339,17 +361,6 @@ def read_tokenizer_files(folder: Path, *, fingerprint: str) -> dict[str, bytes]:
             "it there again"
         )
     return contents
-
-
-def use_one_thread() -> None:
-    """Make the `tokenizers` library of this process encode in the calling thread.
-
-    For worker processes, of which there is one per core. The library has no other switch than this
-    variable, which it reads from the process environment at each call.
-    """
-    # putenv: only the library in this process has to see it; Python passes child processes its own
-    # copy of the environment, which this does not change.
-    os.putenv("TOKENIZERS_PARALLELISM", "false")
 
 
 def _copy_config_files(source: Path | None, folder: Path) -> None:

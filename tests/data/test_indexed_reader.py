@@ -23,25 +23,39 @@ from tests.support.shards import write_pair
 DOCUMENTS = [[5, 6, 7], [1], [], [9, 65_498, 2, 4], [3, 3]]
 
 
-def write_with_megatron(prefix: Path, documents: list[list[int]], dtype: type) -> None:
+def write_with_megatron(prefix: Path, documents: list[list[list[int]]], dtype: type) -> None:
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     for document in documents:
-        builder.add_document(torch.tensor(document, dtype=torch.int64), [len(document)])
+        tokens = [token for sequence in document for token in sequence]
+        builder.add_document(torch.tensor(tokens, dtype=torch.int64), [*map(len, document)])
     builder.finalize(f"{prefix}.idx")
 
 
-def write_part(folder: Path, name: str, documents: list[list[int]], dtype: np.dtype) -> IndexedPart:
-    tokens = np.array([token for document in documents for token in document], dtype)
+def write_part(
+    folder: Path, name: str, documents: list[list[list[int]]], dtype: np.dtype
+) -> IndexedPart:
+    """Write documents of one or more sequences each."""
+    sequences = [sequence for document in documents for sequence in document]
+    starts = np.cumsum([0, *map(len, documents)])[:-1].astype(np.int64)
+    tokens = np.array([token for sequence in sequences for token in sequence], dtype)
     (folder / f"{name}.bin").write_bytes(tokens.tobytes())
-    lengths = np.array([len(document) for document in documents], np.int32)
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     (folder / f"{name}.lengths").write_bytes(b"head" + lengths.tobytes())
-    return IndexedPart(folder / f"{name}.bin", folder / f"{name}.lengths", 4, len(documents))
+    (folder / f"{name}.documents").write_bytes(b"longer head" + starts.tobytes())
+    paths = {f"{kind}_path": folder / f"{name}.{kind}" for kind in ("bin", "lengths", "documents")}
+    return IndexedPart(
+        **paths,
+        lengths_offset=4,
+        num_sequences=len(sequences),
+        documents_offset=11,
+        num_documents=len(documents),
+    )
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Path:
     """A pair without a manifest, as Megatron writes it."""
-    write_with_megatron(tmp_path / "pair", DOCUMENTS, np.uint16)
+    write_with_megatron(tmp_path / "pair", [[document] for document in DOCUMENTS], np.uint16)
     return tmp_path / "pair"
 
 
@@ -83,12 +97,17 @@ def truncate(path: Path, num_bytes: int) -> None:
 @settings(max_examples=50, deadline=None)
 @given(
     parts=st.lists(
-        st.lists(st.lists(st.integers(0, 65_499), max_size=5), max_size=6), min_size=1, max_size=4
+        st.lists(
+            st.lists(st.lists(st.integers(0, 65_499), max_size=5), min_size=1, max_size=3),
+            max_size=5,
+        ),
+        min_size=1,
+        max_size=4,
     ),
     vocab_size=st.sampled_from([300, 65_499, 65_500, 200_000]),
 )
 def test_files_equal_those_of_megatrons_builder(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[list[list[int]]], vocab_size: int
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[list[list[int]]]], vocab_size: int
 ):
     folder = tmp_path_factory.mktemp("pairs")
     dtype = dtype_for(vocab_size)
@@ -268,7 +287,7 @@ def test_tokenizer_of_something_else(built: Path, tmp_path: Path):
 
 
 def test_prefix_of_a_split_needs_its_side(tmp_path: Path):
-    write_with_megatron(tmp_path / "out_train", DOCUMENTS, np.uint16)
+    write_with_megatron(tmp_path / "out_train", [DOCUMENTS], np.uint16)
     with pytest.raises(
         ShardError, match=r"out\.bin does not exist: give .*out_train or another split"
     ):

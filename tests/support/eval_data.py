@@ -31,7 +31,7 @@ def write_manifest(
         documents=5,
         tokens=tokens,
         text_bytes=text_bytes,
-        cut_documents=0,
+        chunked_documents=0,
         vocab_size=vocab_size,
         eod=None,
         dtype="int32",

@@ -313,3 +313,35 @@ def test_former_options_are_refused_with_the_new_name(words: list[str], message:
     ended = run(*words)
     assert ended.returncode == 2
     assert ended.stderr == f"error: {message}\n"
+
+
+def test_too_many_skipped_documents_end_with_a_sentence_and_nothing_published(
+    corpus: Path, tmp_path: Path
+):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\nbroken\n')
+    command = ["--input", f"{tmp_path}/in.jsonl", "--output", f"{tmp_path}/out"]
+    command += ["--tokenizer", f"{corpus}/tokenizer", "--on-error", "skip"]
+    ended = run(*command)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "error: at most 0.01 of the documents may be skipped, but 1 of 2"
+    )
+    assert ended.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.work"]
+    ended = run(*command, "--max-skipped", "0.5")
+    assert ended.returncode == 0
+    assert "read 1 documents (4 bytes of text); skipped 1 documents (1 invalid" in ended.stderr
+
+
+def test_a_split_of_a_folder_is_chosen_on_the_command_line(corpus: Path, tmp_path: Path):
+    for name in ("train", "test"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    command = ["--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out"]
+    command += ["--tokenizer", f"{corpus}/tokenizer", "--special-tokens", "ids"]
+    ended = run(*command)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: input {tmp_path}/in must be one split of a dataset")
+    assert run(*command, "--input-split", "train").returncode == 0
+    manifest = json.loads((tmp_path / "out.json").read_text())
+    assert (manifest["documents"], manifest["special_tokens"]) == (1, "ids")

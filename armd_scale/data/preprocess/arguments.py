@@ -7,6 +7,7 @@ from armd_scale.data.manifest import ShardIndex
 from armd_scale.data.preprocess.documents import ReaderOptions
 from armd_scale.data.preprocess.encode_job import OnError
 from armd_scale.data.preprocess.options import PreprocessOptions
+from armd_scale.data.tokenizer import SpecialTokens
 from armd_scale.errors import CorpusError, refuse_renamed_options
 
 
@@ -39,7 +40,10 @@ def read_options(args: argparse.Namespace) -> PreprocessOptions:
         ),
         split=args.split,
         shard=args.shard,
+        input_split=args.input_split,
         on_error=args.on_error,
+        max_skipped=args.max_skipped,
+        special_tokens=args.special_tokens,
         append_eod=not args.no_eod,
         overwrite=args.overwrite,
     )
@@ -51,7 +55,14 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         nargs="+",
         metavar="PATH",
-        help=".txt .jsonl (.gz .zst) .parquet .arrow files, folders, globs, HF dataset names",
+        help=".txt .jsonl .csv .tsv (.gz .zst .bz2 .xz) .parquet .arrow files, folders, globs, HF "
+        "dataset names; in folders hidden files are ignored, and what lies beside a dataset",
+    )
+    add(
+        "--input-split",
+        default="",
+        metavar="NAME",
+        help="which split to read of a folder that holds several (train, test), or all",
     )
     add(
         "--text-key",
@@ -70,7 +81,7 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.max_document_bytes,
         metavar="BYTES",
-        help="split longer documents into several, at line ends (default: %(default)s)",
+        help="encode longer documents in chunks, which end at line ends (default: %(default)s)",
     )
     add(
         "--on-error",
@@ -79,6 +90,15 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
         default="skip-documents",
         help="skip-documents (default): skip and count documents that are invalid, stop at a file "
         "that cannot be read; skip: skip such files too; fail: stop at either",
+    )
+    add(
+        "--max-skipped",
+        type=float,
+        default=PreprocessOptions.max_skipped,
+        metavar="FRACTION",
+        help="stop without a result if a larger share of the documents was skipped, also with "
+        "--on-error skip, where (the rest of) a file counts as one document; with --shard, of the "
+        "shard's documents (default: %(default)s)",
     )
 
 
@@ -103,6 +123,13 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         type=_shard_index,
         metavar="i/n",
         help="encode only shard i of n, i from 0; --merge joins all shards",
+    )
+    add(
+        "--special-tokens",
+        choices=get_args(SpecialTokens),
+        default=PreprocessOptions.special_tokens,
+        help="what a special token that is written out in a text becomes, such as <|endoftext|>: "
+        "ordinary tokens of its text, or its id (default: %(default)s)",
     )
     add("--no-eod", action="store_true", help="do not append the tokenizer's EOS to documents")
     add("--overwrite", action="store_true", help="replace files and unfinished work at PREFIX")

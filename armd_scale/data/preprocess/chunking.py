@@ -1,4 +1,4 @@
-"""Split documents that are too long into chunks, at positions that only nearby bytes decide."""
+"""Split long documents into chunks, at positions that only nearby bytes decide."""
 
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -15,12 +15,12 @@ class Chunk(NamedTuple):
     Attributes:
         offset: position of its first byte in the stream.
         content: the bytes; the border to the next chunk never divides a UTF-8 character.
-        is_first_of_several: True for the first chunk of a stream that has more than one.
+        is_last: whether the stream ends with it.
     """
 
     offset: int
     content: bytes
-    is_first_of_several: bool
+    is_last: bool
 
 
 def split_stream(
@@ -53,16 +53,18 @@ def split_stream(
     while stop is None or target_end < stop:
         target_end += limit
         buffer += stream.read(target_end + slack - offset - len(buffer))
-        is_last = len(buffer) <= target_end - offset
-        if is_last:
+        target = target_end - offset
+        if len(buffer) <= target:
             num_bytes = len(buffer)
         else:
-            target = target_end - offset
             num_bytes = target + _border_shift(buffer[target - 1 :], slack)
+        # The border is less than the slack behind its target, so the end of a buffer that was read
+        # to its full size is never a border: if this is one, the stream ends here.
+        is_last = num_bytes == len(buffer)
         # Nothing is left if the border before was at the end of the stream. Only a stream that is
         # empty from its first byte on yields an empty chunk.
         if num_bytes or not start + offset:
-            yield Chunk(offset, buffer[:num_bytes], offset == 0 and num_bytes < len(buffer))
+            yield Chunk(offset, buffer[:num_bytes], is_last)
         if is_last:
             return
         buffer = buffer[num_bytes:]

@@ -1,11 +1,13 @@
 """Collect the finished work units of a run into the parts and the manifest of each split."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from armd_scale.data.indexed_format import dtype_for
 from armd_scale.data.manifest import (
     Manifest,
+    ReadRecord,
     Skipped,
     SplitRecord,
     TokenizerRecord,
@@ -28,7 +30,7 @@ def collect_splits(
         CorpusError: the corpus contains no document.
     """
     reports: dict[int, UnitReport] = {}
-    skipped = Skipped()
+    skipped, read = Skipped(), ReadRecord()
     for unit_index, unit in plan.indexed_units:
         report = load_report(job, unit_index, unit)
         assert report is not None, unit
@@ -39,17 +41,31 @@ def collect_splits(
                 report.num_skipped,
                 tuple(report.skipped_examples),
                 tuple(report.unreadable_files),
+                report.skipped_reasons,
+                report.reason_examples,
+            )
+        )
+        read = read.plus(
+            ReadRecord(
+                sum(split.documents for split in report.splits.values()),
+                sum(split.text_bytes for split in report.splits.values()),
+                report.special_tokens,
+                report.round_trip,
             )
         )
     splits: dict[str, SplitParts] = {}
     for name in options.split_names:
         parts = [
-            job.part(unit_index, name, num_documents=report.splits[name].documents)
+            job.part(
+                unit_index, name, num_sequences=counts.sequences, num_documents=counts.documents
+            )
             for unit_index, report in reports.items()
+            for counts in (report.splits[name],)
         ]
         manifest = _make_manifest(
-            name, list(reports.values()), skipped, plan=plan, tokenizer=tokenizer, options=options
+            name, list(reports.values()), plan=plan, tokenizer=tokenizer, options=options
         )
+        manifest = replace(manifest, skipped=skipped, read=read)
         splits[name] = SplitParts(parts, manifest)
     _check_not_empty([split.manifest for split in splits.values()], options)
     return splits
@@ -58,19 +74,21 @@ def collect_splits(
 def _make_manifest(
     split_name: str,
     reports: Sequence[UnitReport],
-    skipped: Skipped,
     *,
     plan: WorkPlan,
     tokenizer: Tokenizer,
     options: PreprocessOptions,
 ) -> Manifest:
-    """Return the manifest of one split; its checksums are added when the files are written."""
+    """Return the manifest of one split, without what was skipped and read in all splits.
+
+    Its checksums are added when the files are written.
+    """
     counts = [report.splits[split_name] for report in reports]
     return Manifest(
         documents=sum(count.documents for count in counts),
         tokens=sum(count.tokens for count in counts),
         text_bytes=sum(count.text_bytes for count in counts),
-        cut_documents=sum(count.cut_documents for count in counts),
+        chunked_documents=sum(count.chunked_documents for count in counts),
         vocab_size=tokenizer.vocab_size,
         eod=tokenizer.eod if options.append_eod else None,
         dtype=dtype_for(tokenizer.vocab_size).name,
@@ -89,11 +107,12 @@ def _make_manifest(
                 [report.content_hashes for report in reports],
             ),
         ),
-        skipped=skipped,
+        skipped=Skipped(),
         ignored=plan.ignored,
         split=SplitRecord(split_name, options.split) if split_name else None,
         shard=options.shard,
         plan=plan.digest,
+        special_tokens=options.special_tokens,
     )
 
 

@@ -67,7 +67,7 @@ def _read_rows(
                 try:
                     yield from make_documents(value, options)
                 except UnreadableError as error:
-                    yield SkippedDocument(path, str(error), row=row)
+                    yield SkippedDocument(path, str(error), error.reason_class, row=row)
     except (pyarrow.ArrowException, OSError, EOFError, UnreadableError) as error:
         reason = f"cannot be read ({one_line_reason(error)})"
         yield SkippedDocument(path, reason, ends_file=True)

@@ -1,19 +1,21 @@
-"""Open files as byte streams, decompressing .gz and .zst in bounded memory.
+"""Open files as byte streams, decompressing .gz, .zst, .bz2 and .xz in bounded memory.
 
 A few bytes can be compressed data of terabytes. Such a file would keep a run busy for days, so
 reading ends where the content is larger than any text would be: more than 32 MiB, and more than 200
 times its compressed size. Text has factors of 3 to 10, and logs and tables rarely more than 100.
 """
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-COMPRESSED_SUFFIXES = (".gz", ".zst")
+_COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """Exceptions of reading a file that is missing, unreadable or damaged."""
 MAX_EXPANSION = 200
@@ -22,19 +24,33 @@ _READ_BYTES = 1 << 18
 # The smallest block of a zstd frame has four bytes and may contain 128 KiB: this much input is at
 # most 64 MiB of output, which the library returns in one piece.
 _ZSTD_READ_BYTES = 1 << 11
+_MAX_WINDOW_BYTES = 128 << 20
+_BLOCK_BYTES = 1 << 14
 _EXPANSION_CHECK_BYTES = 32 << 20
+
+
+def compression_suffix(path: str) -> str:
+    """Return the suffix that names the compression of a file; an empty text if there is none."""
+    return next((path[-len(s) :] for s in _COMPRESSED_SUFFIXES if path.lower().endswith(s)), "")
 
 
 @contextmanager
 def open_stream(path: str) -> Generator[io.BufferedIOBase, None, None]:
     """Open the decompressed content of a file; seekable unless the file is compressed."""
     with Path(path).open("rb") as file:
-        if not path.endswith(COMPRESSED_SUFFIXES):
-            yield file
-            return
-        # readinto1: an error of the next block must not lose what was decompressed before it.
-        is_zstd = path.endswith(".zst")
-        read = _ZstdStream(file).readinto if is_zstd else gzip.GzipFile(fileobj=file).readinto1
+        match compression_suffix(path).lower():
+            case "":
+                yield file
+                return
+            case ".gz":
+                # readinto1: an error of the next block must not lose what was decompressed before.
+                read = gzip.GzipFile(fileobj=file).readinto1
+            case ".zst":
+                read = _ZstdStream(file).readinto
+            case ".bz2":
+                read = _StandardStream(file, bz2.BZ2Decompressor).readinto
+            case _:
+                read = _StandardStream(file, _xz_decompressor).readinto
         yield io.BufferedReader(_LimitedStream(read, file), _READ_BYTES)
 
 
@@ -133,3 +149,62 @@ class _ZstdStream(io.RawIOBase):
             # Tools that compress in parallel write many frames; the rest of the input is the next.
             self._compressed, self._frame = self._frame.unused_data, None
         return True
+
+
+def _xz_decompressor() -> lzma.LZMADecompressor:
+    # The decompressor allocates what a file says: without the limit, 32 bytes could take 4 GiB.
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_WINDOW_BYTES)
+
+
+@final
+class _StandardStream(io.RawIOBase):
+    """The decompressed streams of a .bz2 or .xz file, one after another.
+
+    The file classes of the standard library end without an error at data that follows a stream, and
+    that of .xz has no limit on its memory.
+
+    Args:
+        file: the compressed data.
+        new_decompressor: makes the decompressor of one stream.
+    """
+
+    def __init__(self, file: io.BufferedIOBase, new_decompressor: Callable[[], Any]) -> None:
+        self._file, self._new_decompressor = file, new_decompressor
+        self._decompressor: Any = None  # None between two streams
+        self._compressed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._decompressor is None:
+                # Between two streams .xz files may be padded with NUL bytes.
+                while not (data := self._compressed.lstrip(b"\0")):
+                    self._compressed = self._file.read(_BLOCK_BYTES)
+                    if not self._compressed:
+                        return 0
+                self._compressed = data
+                self._decompressor = self._new_decompressor()
+            elif self._decompressor.needs_input:
+                self._compressed = self._file.read(_BLOCK_BYTES)
+                if not self._compressed:
+                    raise EOFError("the compressed data ends early")
+            if content := self._decompress(len(buffer)):
+                buffer[: len(content)] = content
+                return len(content)
+
+    def _decompress(self, max_bytes: int) -> bytes:
+        """Decompress at most `max_bytes`; go on to the next stream at the end of one."""
+        compressed, self._compressed = self._compressed, b""
+        try:
+            content = self._decompressor.decompress(compressed, max_bytes)
+        except (OSError, lzma.LZMAError) as error:
+            if "emory usage limit" in str(error):
+                raise EOFError(
+                    "it needs over 128 MiB of memory: compress it again with a preset of xz"
+                ) from error
+            raise EOFError(str(error)) from error
+        if self._decompressor.eof:
+            self._compressed, self._decompressor = self._decompressor.unused_data, None
+        return content

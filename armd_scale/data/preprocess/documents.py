@@ -9,6 +9,10 @@ from typing import Literal, NamedTuple, TypeAlias, final
 from armd_scale.data.preprocess.chunking import split_stream
 
 DocumentUnit: TypeAlias = Literal["file", "line", "paragraph"]
+UNREADABLE_FILE = "unreadable file"
+"""Class of a reason: (the rest of) a file cannot be read; it counts as one skipped document."""
+EMPTY = "empty"
+"""Class of a reason: a document without text, while no end token is appended."""
 _MAX_REASON_CHARACTERS = 200
 
 
@@ -22,23 +26,27 @@ class ReaderOptions:
     document_unit: DocumentUnit = "file"
     """What one document of a plain text file is."""
     max_document_bytes: int = 1 << 20
-    """Longer documents are split into several, at line ends where possible."""
+    """Longer documents are read and encoded in chunks, which end at line ends where possible."""
     keep_empty: bool = True
     """Whether an empty text is a document. It is one if an end token is appended to it."""
 
 
 class Document(NamedTuple):
-    """The text of a document.
+    """The text of a document, or of one chunk of a document that is too long to be read at once.
 
     Attributes:
         text: the text.
         utf8: the same text as UTF-8 bytes.
-        is_first_chunk: True for the first part of a document that was too long and was split.
+        first_chunk: bytes of the document's first chunk, which decide the split of all its chunks.
+        is_start: whether the document begins with it.
+        is_end: whether the document ends with it.
     """
 
     text: str
     utf8: bytes
-    is_first_chunk: bool
+    first_chunk: bytes
+    is_start: bool = True
+    is_end: bool = True
 
 
 @final
@@ -51,6 +59,8 @@ class SkippedDocument:
 
     path: str
     reason: str
+    reason_class: str = UNREADABLE_FILE
+    """Short name of the reason, the same for all documents that were skipped for it."""
     line: int | None = None
     offset: int | None = None
     row: int | None = None
@@ -72,16 +82,18 @@ class UnreadableError(Exception):
 
     Args:
         reason: in a few words.
+        reason_class: short name of the reason; see `SkippedDocument`.
         byte: position of the error in the document.
     """
 
-    def __init__(self, reason: str, *, byte: int = 0) -> None:
+    def __init__(self, reason: str, reason_class: str = UNREADABLE_FILE, *, byte: int = 0) -> None:
         super().__init__(reason)
+        self.reason_class = reason_class
         self.byte = byte
 
 
 def make_documents(value: object, options: ReaderOptions) -> Iterator[Document]:
-    """Make the document of a JSON or table value; several if the text is too long.
+    """Make the document of a JSON or table value; its chunks if the text is too long.
 
     Args:
         value: text as str or as UTF-8 bytes.
@@ -96,34 +108,44 @@ def make_documents(value: object, options: ReaderOptions) -> Iterator[Document]:
         except UnicodeEncodeError as error:
             # JSON may escape a surrogate alone ("\ud800"), which no UTF-8 text can contain.
             raise UnreadableError(
-                "contains one half of a surrogate pair, which is not a character"
+                "contains one half of a surrogate pair, which is not a character",
+                "invalid character",
             ) from error
     elif isinstance(value, bytes):
         utf8 = value
     else:
-        raise UnreadableError(f"{options.text_key!r} is {_json_type_name(value)}, not a string")
+        name = _json_type_name(value)
+        raise UnreadableError(
+            f"{options.text_key!r} is {name}, not a string",
+            "null" if value is None else "not a string",
+        )
+    if not utf8 and not options.keep_empty:
+        raise UnreadableError("is empty, and there is no end token that would remain of it", EMPTY)
     # Decoded as a whole first, even if it is split after that: a text that is not UTF-8 somewhere
     # is skipped as a whole, and none of its chunks reaches the shards.
-    document = make_document(utf8, options)
+    text = decode_utf8(utf8)
     if len(utf8) <= options.max_document_bytes:
-        yield document
+        yield Document(text, utf8, utf8)
         return
+    first_chunk = b""
     for chunk in split_stream(io.BytesIO(utf8), options.max_document_bytes):
-        yield make_document(chunk.content, options, is_first_chunk=chunk.is_first_of_several)
+        first_chunk = first_chunk or chunk.content
+        text = decode_utf8(chunk.content)
+        yield Document(text, chunk.content, first_chunk, chunk.offset == 0, chunk.is_last)
 
 
-def make_document(utf8: bytes, options: ReaderOptions, *, is_first_chunk: bool = False) -> Document:
-    """Make a document of UTF-8 bytes, whatever its length.
+def decode_utf8(utf8: bytes) -> str:
+    """Decode UTF-8.
 
     Raises:
-        UnreadableError: the bytes are not UTF-8, or empty while empty documents are not kept.
+        UnreadableError: the bytes are not UTF-8.
     """
-    if not utf8 and not options.keep_empty:
-        raise UnreadableError("is empty, and there is no end token that would remain of it")
     try:
-        return Document(utf8.decode("utf-8"), utf8, is_first_chunk)
+        return utf8.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"not UTF-8 ({error.reason})", byte=error.start) from error
+        raise UnreadableError(
+            f"not UTF-8 ({error.reason})", "not UTF-8", byte=error.start
+        ) from error
 
 
 def one_line_reason(error: Exception) -> str:

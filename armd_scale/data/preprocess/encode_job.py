@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, final
 
 from armd_scale.data.indexed_format import IndexedPart
 from armd_scale.data.preprocess.documents import ReaderOptions
+from armd_scale.data.tokenizer import SpecialTokens
 
 OnError: TypeAlias = Literal["skip-documents", "skip", "fail"]
 """What to do about invalid input.
@@ -36,15 +37,22 @@ class EncodeJob:
     """Names of the splits; one empty name without a split."""
     split_bounds: tuple[int, ...]
     """Upper end of the hash range of each split; see `splits.split_bounds`."""
+    special_tokens: SpecialTokens
+    """Whether special tokens that are written out in a text become their ids."""
     on_error: OnError
 
-    def part(self, unit_index: int, split_name: str, *, num_documents: int) -> IndexedPart:
-        """Return the part files of one split of a unit: its tokens and its document lengths."""
+    def part(
+        self, unit_index: int, split_name: str, *, num_sequences: int = 0, num_documents: int = 0
+    ) -> IndexedPart:
+        """Return the part files of one split of a unit; see `IndexedPart`."""
         stem = f"{unit_index:07d}{split_name}"
         return IndexedPart(
             bin_path=self.folder / f"{stem}.bin",
             lengths_path=self.folder / f"{stem}.lengths",
             lengths_offset=0,
+            num_sequences=num_sequences,
+            documents_path=self.folder / f"{stem}.documents",
+            documents_offset=0,
             num_documents=num_documents,
         )
 

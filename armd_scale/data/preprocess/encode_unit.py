@@ -1,5 +1,6 @@
 """Encode one work unit: read its documents, tokenize them, write its part files and its report."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
@@ -8,6 +9,11 @@ from armd_scale.data.preprocess.encode_job import EncodeJob
 from armd_scale.data.preprocess.input_hash import check_unchanged, hash_unit
 from armd_scale.data.preprocess.part_writer import PartWriter
 from armd_scale.data.preprocess.readers import read_unit
+from armd_scale.data.preprocess.round_trip import (
+    is_sampled,
+    make_special_token_counter,
+    try_round_trip,
+)
 from armd_scale.data.preprocess.splits import assign_split
 from armd_scale.data.preprocess.unit_report import (
     SplitCounts,
@@ -48,14 +54,27 @@ def encode_unit(
         {name: SplitCounts() for name in job.split_names}, unit=unit_digest(job, unit)
     )
     check_unchanged(unit)
+    count_special_tokens = make_special_token_counter(tokenizer)
+    special_tokens: Counter[str] = Counter()
+    num_documents = 0
     with translate_os_errors(job.folder):
         with PartWriter(job, unit_index) as writer:
             for batch in _batches(unit, report, job):
                 encoded = tokenizer.encode_batch([document.text for document in batch])
                 for document, ids in zip(batch, encoded, strict=True):
-                    split_name = job.split_names[assign_split(document.utf8, job.split_bounds)]
-                    report.splits[split_name].add(document, writer.write(split_name, ids))
+                    split = assign_split(document.first_chunk, job.split_bounds)
+                    split_name = job.split_names[split]
+                    num_tokens = writer.write(split_name, document, ids)
+                    report.splits[split_name].add(document, num_tokens)
+                    special_tokens += count_special_tokens(document.text)
+                    if document.is_start and is_sampled(num_documents):
+                        sample = try_round_trip(tokenizer, document, ids, job.special_tokens)
+                        report.round_trip = report.round_trip.plus(sample)
+                    num_documents += document.is_start
                 yield len(batch)
+        for split_name, counts in report.splits.items():
+            counts.sequences = writer.num_sequences(split_name)
+        report.special_tokens = dict(special_tokens)
         report.content_hashes = hash_unit(unit)
         check_unchanged(unit)
         # After the files are closed: only then has everything been written, and a full disk shows.

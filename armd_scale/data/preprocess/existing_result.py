@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from armd_scale.data.manifest import Manifest, load_manifest, manifest_path
+from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.data.preprocess.input_hash import hash_units, source_records
 from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan
 from armd_scale.data.tokenizer import Tokenizer
@@ -68,25 +68,7 @@ def _has_files(manifest: Manifest, prefix: str) -> bool:
 
 def _has_inputs(manifests: Sequence[Manifest], plan: WorkPlan, options: PreprocessOptions) -> bool:
     """Return whether the inputs have the contents that the manifests say."""
-    files = [source for source in plan.sources if source.kind != "hub"]
-    recorded = manifests[0].sources
-    if files and all(record.content_hash is None for record in recorded):
-        return _are_inputs_older(plan, options)
     units = [unit for _, unit in plan.indexed_units]
-    return recorded == source_records(plan.sources, hash_units(units, num_threads=options.workers))
-
-
-def _are_inputs_older(plan: WorkPlan, options: PreprocessOptions) -> bool:
-    """Return whether no input has changed since a result of a version that recorded no hashes.
-
-    The time of the last change of a file's status, which no program can set, is not earlier than
-    any edit.
-    """
-    oldest = min(
-        manifest_path(prefix).stat().st_mtime_ns for prefix in options.split_prefixes.values()
-    )
-    return all(
-        Path(source.path).stat().st_ctime_ns < oldest
-        for source in plan.sources
-        if source.kind != "hub"
+    return manifests[0].sources == source_records(
+        plan.sources, hash_units(units, num_threads=options.workers)
     )

@@ -44,10 +44,11 @@ def read_hub(
             try:
                 if key not in record:
                     keys = ", ".join(record)[:_MAX_KEYS_CHARACTERS]
-                    raise UnreadableError(f"no key {key!r} (its keys: {keys})")
+                    raise UnreadableError(f"no key {key!r} (its keys: {keys})", "no such key")
                 yield from make_documents(record[key], options)
             except UnreadableError as error:
-                yield SkippedDocument(f"{name} shard {index}", str(error), row=row)
+                where = f"{name} shard {index}"
+                yield SkippedDocument(where, str(error), error.reason_class, row=row)
 
 
 def _rows(name: str, shard: Any) -> Iterator[dict[str, Any]]:

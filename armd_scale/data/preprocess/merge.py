@@ -14,6 +14,7 @@ from armd_scale.data.manifest import (
     existing_splits,
     load_manifest,
     merge_manifests,
+    split_prefix,
 )
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
 from armd_scale.data.preprocess.publish import SplitParts, publish, was_publishing
@@ -22,6 +23,7 @@ from armd_scale.data.preprocess.result_files import (
     check_inputs_apart,
     check_tokenizer,
 )
+from armd_scale.data.preprocess.summary import log_summary
 from armd_scale.data.preprocess.workspace import workspace
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ShardError
@@ -105,7 +107,9 @@ def merge(prefixes: Sequence[str], output: str, *, overwrite: bool = False) -> l
             new=folder / "tokenizer",
             was_publishing=was_publishing(folder),
         )
-        return publish(output, splits, folder=folder)
+        manifests = publish(output, splits, folder=folder)
+    log_summary(manifests, [split_prefix(output, name) for name in splits])
+    return manifests
 
 
 def _files(shards: Sequence[_Shard]) -> Iterator[str]:
@@ -124,17 +128,17 @@ def _load_shard(prefix: str) -> _Shard:
     prefixes = existing_splits(prefix)
     manifests: dict[str, Manifest] = {}
     shard_index: ShardIndex | None = None
-    for name, split_prefix in prefixes.items():
-        manifest = load_manifest(split_prefix)
+    for name, dataset in prefixes.items():
+        manifest = load_manifest(dataset)
         shard_index = manifest.shard if manifest else None
         if manifest is None or shard_index is None:
             raise ShardError(
-                f"{split_prefix} must be a shard made with --shard i/n, but no manifest says so: "
+                f"{dataset} must be a shard made with --shard i/n, but no manifest says so: "
                 "give the prefixes that end in .shard-i-of-n"
             )
         # All bytes are read here: merging damaged files would give them new, matching checksums,
         # and nothing could find the damage after that.
-        verify(split_prefix)
+        verify(dataset)
         manifests[name] = manifest
     assert shard_index is not None
     return _Shard(prefix, shard_index, prefixes, manifests)
@@ -165,11 +169,15 @@ def _check_complete(shards: Sequence[_Shard]) -> None:
 def _indexed_part(prefix: str) -> IndexedPart:
     """Return the documents of a .bin/.idx dataset as one part."""
     idx_path = Path(f"{prefix}.idx")
-    # An index stores the document lengths as int32 right after its header, which is the form of a
-    # part's lengths file. So a finished dataset is a part as it is.
+    header = read_header(idx_path)
+    # An index stores the lengths and the first sequences of documents as the files of a part do. So
+    # a finished dataset is a part as it is, but for the number of sequences at its end.
     return IndexedPart(
         bin_path=Path(f"{prefix}.bin"),
         lengths_path=idx_path,
         lengths_offset=HEADER.size,
-        num_documents=read_header(idx_path).num_sequences,
+        num_sequences=header.num_sequences,
+        documents_path=idx_path,
+        documents_offset=header.documents_offset,
+        num_documents=header.num_document_indices - 1,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import final
 
@@ -12,6 +12,7 @@ from armd_scale.data.preprocess.encode_job import OnError
 from armd_scale.data.preprocess.sources import Source, find_sources
 from armd_scale.data.preprocess.splits import SPLIT_NAMES, split_bounds
 from armd_scale.data.preprocess.work_units import WorkUnit, make_work_units
+from armd_scale.data.tokenizer import SpecialTokens
 from armd_scale.errors import CorpusError
 
 _SMALLEST_DOCUMENT_LIMIT_BYTES = 1024
@@ -35,7 +36,13 @@ class PreprocessOptions:
     """Fractions of train, valid and perhaps test, as written; empty: one dataset for all."""
     shard: ShardIndex | None = None
     """Encode only this shard of the corpus; the shards are merged afterwards."""
+    input_split: str = ""
+    """The split to read of input folders that hold several; "all" for every one."""
     on_error: OnError = "skip-documents"
+    max_skipped: float = 0.01
+    """Largest share of the documents that may be skipped; more end the run."""
+    special_tokens: SpecialTokens = "text"
+    """What a special token that is written out in a text becomes."""
     append_eod: bool = True
     """Whether to append the tokenizer's end-of-sequence token to every document."""
     overwrite: bool = False
@@ -66,7 +73,7 @@ class WorkPlan:
 
     sources: tuple[Source, ...]
     ignored: Mapping[str, int]
-    """Number of files in folders that no reader is known for, by suffix."""
+    """Number of files and folders in folders that are not corpus, by name or suffix."""
     units: tuple[WorkUnit, ...]
     start: int
     """Index of this run's first unit."""
@@ -100,10 +107,10 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
         CorpusError: an option is invalid or an input does not exist.
     """
     _check(options)
-    sources, ignored = find_sources(options.inputs)
+    sources, ignored = find_sources(options.inputs, input_split=options.input_split)
     units = make_work_units(sources, options.reader)
-    # on_error is left out: a unit without an invalid document is the same under all values.
-    arguments = (options.split, options.append_eod, tokenizer)
+    # on_error and max_skipped are left out: a unit is the same under all values that allow it.
+    arguments = (options.split, options.append_eod, tokenizer, options.special_tokens)
     reader_keys = _reader_digest_keys(options.reader)
     digest = _digest([(source.path, source.size) for source in sources], reader_keys, arguments)
     shard = options.shard or ShardIndex(0, 1)
@@ -112,14 +119,24 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
         ignored,
         tuple(units),
         # Neighboring shards compute the same border, so the ranges cover all units exactly once.
-        start=len(units) * shard.index // shard.count,
-        stop=len(units) * (shard.index + 1) // shard.count,
+        start=_shard_border(units, options.reader, shard.index, shard.count),
+        stop=_shard_border(units, options.reader, shard.index + 1, shard.count),
         digest=digest,
-        workspace_key=_digest(options.inputs, reader_keys, arguments, asdict(shard)),
+        workspace_key=_digest(
+            options.inputs, options.input_split, reader_keys, arguments, asdict(shard)
+        ),
         # Not in the digest, because copies of the corpus on other machines, where other shards are
         # made, may have other times.
         inputs_key=_digest(digest, [source.mtime_ns for source in sources]),
     )
+
+
+def _shard_border(units: Sequence[WorkUnit], reader: ReaderOptions, index: int, count: int) -> int:
+    """Return the index of the first unit of a shard: one that does not start inside a document."""
+    border = len(units) * index // count
+    while border < len(units) and units[border].continues_document(reader):
+        border += 1
+    return border
 
 
 def _reader_digest_keys(reader: ReaderOptions) -> dict[str, object]:
@@ -128,7 +145,8 @@ def _reader_digest_keys(reader: ReaderOptions) -> dict[str, object]:
     return {
         "text_key": reader.text_key,
         "text_documents": reader.document_unit,
-        "document_bytes": reader.max_document_bytes,
+        # Called document_bytes where it was the size at which a document became several.
+        "chunk_bytes": reader.max_document_bytes,
         "keep_empty": reader.keep_empty,
     }
 
@@ -140,6 +158,10 @@ def _check(options: PreprocessOptions) -> None:
         raise CorpusError(
             f"--max-document-bytes must be >= {_SMALLEST_DOCUMENT_LIMIT_BYTES} "
             f"(got {options.reader.max_document_bytes})"
+        )
+    if not 0 <= options.max_skipped <= 1:
+        raise CorpusError(
+            f"--max-skipped must be a share from 0 to 1 (got {options.max_skipped:g})"
         )
     shard = options.shard
     if shard is not None and not 0 <= shard.index < shard.count:

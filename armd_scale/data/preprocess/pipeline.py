@@ -3,7 +3,6 @@
 Each stage leaves its result in the workspace, so a run that was stopped anywhere continues there.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +16,15 @@ from armd_scale.data.preprocess.prepare_tokenizer import has_trained_tokenizer, 
 from armd_scale.data.preprocess.publish import publish, was_publishing
 from armd_scale.data.preprocess.result_files import check_inputs_apart, check_tokenizer
 from armd_scale.data.preprocess.splits import split_bounds
+from armd_scale.data.preprocess.summary import check_skipped, log_summary
+from armd_scale.data.preprocess.tokenizer_advice import load_named_tokenizer
 from armd_scale.data.preprocess.unit_report import has_reports, load_report
 from armd_scale.data.preprocess.workers import encode_units
 from armd_scale.data.preprocess.workspace import discard_published, workspace
-from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
+from armd_scale.data.tokenizer import Tokenizer
 from armd_scale.data.tokenizer_training import parse_train_spec
 from armd_scale.errors import TokenizerError
 from armd_scale.log import ProgressBar, get_logger
-
-# Skipped documents shown in the log; the manifest keeps more of them.
-_NUM_LOGGED_EXAMPLES = 3
 
 _logger = get_logger(__name__)
 
@@ -41,7 +39,8 @@ def preprocess(options: PreprocessOptions) -> list[Manifest]:
         The manifests, one per split.
 
     Raises:
-        CorpusError: an option is invalid, or the input cannot be read or contains no document.
+        CorpusError: an option is invalid, or the input cannot be read, contains no document or too
+            many that had to be skipped.
         TokenizerError: the tokenizer cannot be read or trained.
         ShardError: the result cannot be written, or would replace a different one.
     """
@@ -51,13 +50,15 @@ def preprocess(options: PreprocessOptions) -> list[Manifest]:
             "all shards of a corpus must use one tokenizer: train it first, in a run without "
             "--shard on a part of the text, and pass its PREFIX.tokenizer folder as --tokenizer"
         )
-    tokenizer = load_tokenizer(options.tokenizer) if vocab_size is None else None
+    tokenizer = load_named_tokenizer(options.tokenizer) if vocab_size is None else None
     # A tokenizer that is still to be trained is identified by how it is trained: the same corpus
     # and vocabulary size give the same tokenizer.
     plan = make_plan(options, tokenizer=tokenizer.fingerprint if tokenizer else options.tokenizer)
     if manifests := existing_result(plan, options, tokenizer):
         discard_published(options.prefix, plan.workspace_key)
+        check_skipped(manifests[0], options.max_skipped)
         _logger.info("%s is already complete", options.prefix)
+        log_summary(manifests, list(options.split_prefixes.values()))
         return manifests
     check_inputs_apart(
         options.prefix,
@@ -84,8 +85,9 @@ def preprocess(options: PreprocessOptions) -> list[Manifest]:
         job = _make_job(folder, tokenizer, options)
         _encode(job, plan, options.workers)
         splits = collect_splits(job, plan, tokenizer, options)
+        check_skipped(next(iter(splits.values())).manifest, options.max_skipped)
         manifests = publish(options.prefix, splits, folder=folder)
-    _log_result(manifests, options)
+    log_summary(manifests, list(options.split_prefixes.values()))
     return manifests
 
 
@@ -100,6 +102,7 @@ def _make_job(folder: Path, tokenizer: Tokenizer, options: PreprocessOptions) ->
         dtype=dtype_for(tokenizer.vocab_size).name,
         split_names=options.split_names,
         split_bounds=split_bounds(options.split),
+        special_tokens=options.special_tokens,
         on_error=options.on_error,
     )
 
@@ -118,25 +121,3 @@ def _encode(job: EncodeJob, plan: WorkPlan, num_workers: int) -> None:
             num_workers=num_workers,
             on_unit_done=lambda unit: progress.advance(unit.num_bytes / 1e6),
         )
-
-
-def _log_result(manifests: Sequence[Manifest], options: PreprocessOptions) -> None:
-    for manifest, prefix in zip(manifests, options.split_prefixes.values(), strict=True):
-        _logger.info("%s: %d documents, %d tokens", prefix, manifest.documents, manifest.tokens)
-        if manifest.cut_documents:
-            _logger.info(
-                "%s: split %d documents that were too long", prefix, manifest.cut_documents
-            )
-        if manifest.documents == 0:
-            _logger.warning("%s contains no documents and cannot be read", prefix)
-    # Skipped documents and ignored files are counted for the whole run, equal in all manifests.
-    skipped, ignored = manifests[0].skipped, manifests[0].ignored
-    for example in skipped.examples[:_NUM_LOGGED_EXAMPLES]:
-        _logger.warning("skipped %s", example)
-    for file in skipped.files:
-        _logger.warning("could not read all of a file: %s", file)
-    if skipped.count:
-        _logger.warning("skipped %d documents; the manifest lists the first", skipped.count)
-    if ignored:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in ignored.items())
-        _logger.info("ignored files of unknown types: %s", counts)

@@ -9,12 +9,13 @@ from typing import Any, final
 
 import numpy as np
 
-from armd_scale.data.manifest import MAX_EXAMPLES
+from armd_scale.data.manifest import MAX_EXAMPLES, RoundTrip, add_counts
 from armd_scale.data.preprocess.documents import Document, SkippedDocument
 from armd_scale.data.preprocess.encode_job import EncodeJob
 from armd_scale.data.preprocess.work_units import WorkUnit
 
 _LENGTH_BYTES = np.dtype(np.int32).itemsize
+_INDEX_BYTES = np.dtype(np.int64).itemsize
 
 
 @final
@@ -23,29 +24,37 @@ class SplitCounts:
     """Counts of one split of one unit."""
 
     documents: int = 0
+    sequences: int = 0
     tokens: int = 0
     text_bytes: int = 0
-    cut_documents: int = 0
+    chunked_documents: int = 0
 
     def add(self, document: Document, num_tokens: int) -> None:
-        """Count a document that was encoded into `num_tokens` tokens."""
-        self.documents += 1
+        """Count a document, or a chunk of one, that was encoded into `num_tokens` tokens."""
+        # Only the first chunk counts, so that a document in many chunks counts once.
+        self.documents += document.is_start
+        self.chunked_documents += document.is_start and not document.is_end
         self.tokens += num_tokens
         self.text_bytes += len(document.utf8)
-        # Only the first chunk counts, so that a document in many chunks counts once.
-        self.cut_documents += document.is_first_chunk
 
 
 @final
 @dataclass
 class UnitReport:
-    """The counts of a unit by split, and what was skipped in it."""
+    """The counts of a unit by split, and what was skipped or noticed in it."""
 
     splits: dict[str, SplitCounts] = field(default_factory=dict[str, SplitCounts])
     num_skipped: int = 0
     skipped_examples: list[str] = field(default_factory=list[str])
+    skipped_reasons: dict[str, int] = field(default_factory=dict[str, int])
+    """Number of skipped documents by the class of their reason."""
+    reason_examples: dict[str, str] = field(default_factory=dict[str, str])
+    """The first skipped document of each class."""
     unreadable_files: list[str] = field(default_factory=list[str])
     """The files that could not be read to their end, and why."""
+    special_tokens: dict[str, int] = field(default_factory=dict[str, int])
+    """How often special tokens are written out in the text."""
+    round_trip: RoundTrip = field(default_factory=RoundTrip)
     content_hashes: list[str] = field(default_factory=list[str])
     """Of `input_hash.hash_unit`."""
     unit: str = ""
@@ -54,6 +63,10 @@ class UnitReport:
     def add_skipped(self, skipped: SkippedDocument) -> None:
         """Count an input that was skipped, and keep the text of the first ones."""
         self.num_skipped += 1
+        # Its text may take reading the file up to it, so it is made only where it is kept.
+        self.skipped_reasons = add_counts(self.skipped_reasons, {skipped.reason_class: 1})
+        if skipped.reason_class not in self.reason_examples:
+            self.reason_examples[skipped.reason_class] = str(skipped)
         if len(self.skipped_examples) < MAX_EXAMPLES:
             self.skipped_examples.append(str(skipped))
         if skipped.ends_file:
@@ -93,6 +106,7 @@ def load_report(job: EncodeJob, unit_index: int, unit: WorkUnit) -> UnitReport |
     try:
         data: Any = json.loads(job.report_path(unit_index).read_text())
         data["splits"] = {name: SplitCounts(**counts) for name, counts in data["splits"].items()}
+        data["round_trip"] = RoundTrip(**data["round_trip"])
         report = UnitReport(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -123,10 +137,13 @@ def _has_all_parts(job: EncodeJob, unit_index: int, report: UnitReport) -> bool:
     """
     token_bytes = np.dtype(job.dtype).itemsize
     for split_name, counts in report.splits.items():
-        part = job.part(unit_index, split_name, num_documents=counts.documents)
-        if _file_size(part.bin_path) != token_bytes * counts.tokens:
-            return False
-        if _file_size(part.lengths_path) != _LENGTH_BYTES * counts.documents:
+        part = job.part(unit_index, split_name)
+        sizes = {
+            part.bin_path: token_bytes * counts.tokens,
+            part.lengths_path: _LENGTH_BYTES * counts.sequences,
+            part.documents_path: _INDEX_BYTES * counts.documents,
+        }
+        if any(_file_size(path) != size for path, size in sizes.items()):
             return False
     return True
 

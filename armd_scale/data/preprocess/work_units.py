@@ -10,8 +10,9 @@ from typing import final
 
 from armd_scale.data.preprocess.columnar import num_row_groups
 from armd_scale.data.preprocess.documents import ReaderOptions
+from armd_scale.data.preprocess.formats import SourceKind
 from armd_scale.data.preprocess.hub import num_hub_shards
-from armd_scale.data.preprocess.sources import Source, SourceKind
+from armd_scale.data.preprocess.sources import Source
 
 # A few hundred units keep many workers evenly busy. The bounds on their size keep the fixed cost of
 # a unit (three small files) low against encoding it, and the work that a killed run loses small.
@@ -44,6 +45,10 @@ class WorkUnit:
     stop: int | None = None
     stamps: tuple[tuple[int, int], ...] = ()
 
+    def continues_document(self, options: ReaderOptions) -> bool:
+        """Return whether the unit starts inside a document, which the unit before starts."""
+        return self.kind == "text" and options.document_unit == "file" and self.start > 0
+
     def __str__(self) -> str:
         first, *others = self.paths
         if others:
@@ -73,7 +78,7 @@ def make_work_units(sources: Sequence[Source], options: ReaderOptions) -> list[W
     group: list[Source] = []  # small files collected for the next unit
     room_bytes = unit_bytes
     for source in sources:
-        is_small = source.kind in ("text", "lines") and source.size < unit_bytes
+        is_small = source.kind in ("text", "lines", "csv") and source.size < unit_bytes
         fits = is_small and group and source.kind == group[0].kind and source.size <= room_bytes
         if group and (not fits or len(group) == _MAX_UNIT_FILES):
             units.append(_unit_of_files(group))
@@ -109,11 +114,11 @@ def _cut(source: Source, unit_bytes: int, options: ReaderOptions) -> list[WorkUn
     # Paragraphs are not cut: where one starts is only known from the lines before it.
     if source.is_compressed or not (is_by_line or is_by_size):
         return [_unit_of_files([source])]
-    # A long text is split into documents near multiples of max_document_bytes, and a unit must take
-    # whole documents, so its size is a multiple too. Lines may be cut anywhere: a line belongs to
+    # A long text is read in chunks that end near multiples of max_document_bytes, and a unit must
+    # take whole chunks, so its size is a multiple too. Lines may be cut anywhere: a line belongs to
     # the unit in which it starts.
-    document_bytes = options.max_document_bytes
-    step = unit_bytes if is_by_line else max(1, unit_bytes // document_bytes) * document_bytes
+    chunk_bytes = options.max_document_bytes
+    step = unit_bytes if is_by_line else max(1, unit_bytes // chunk_bytes) * chunk_bytes
     return [
         WorkUnit(
             source.kind,

@@ -13,7 +13,7 @@ from typing import TypeAlias, final
 from armd_scale.data.preprocess.encode_job import EncodeJob
 from armd_scale.data.preprocess.encode_unit import encode_unit
 from armd_scale.data.preprocess.work_units import WorkUnit
-from armd_scale.data.tokenizer import load_tokenizer, use_one_thread
+from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ArmdError, CorpusError
 
 IndexedUnit: TypeAlias = tuple[int, WorkUnit]
@@ -54,7 +54,7 @@ def encode_units(
     """
     units = list(units)
     if num_workers == 1 or len(units) == 1:
-        tokenizer = load_tokenizer(job.tokenizer)
+        tokenizer = load_tokenizer(job.tokenizer, special_tokens=job.special_tokens)
         for unit_index, unit in units:
             for _ in encode_unit(job, tokenizer, unit_index=unit_index, unit=unit):
                 pass
@@ -161,9 +161,9 @@ def _worker_main(job: EncodeJob, pipe: Connection, parent: int) -> None:
     """Encode units until the pipe closes or the parent process is gone."""
     # Ctrl-C sends SIGINT to the whole process group. The parent handles it and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    use_one_thread()
+    _use_one_thread()
     try:
-        tokenizer = load_tokenizer(job.tokenizer)
+        tokenizer = load_tokenizer(job.tokenizer, special_tokens=job.special_tokens)
         while True:
             unit_index, unit = pipe.recv()
             for _ in encode_unit(job, tokenizer, unit_index=unit_index, unit=unit):
@@ -175,3 +175,14 @@ def _worker_main(job: EncodeJob, pipe: Connection, parent: int) -> None:
         pipe.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent closed the pipe: there is no more work
+
+
+def _use_one_thread() -> None:
+    """Make the `tokenizers` library of this process encode in the calling thread.
+
+    For worker processes, of which there is one per core. The library has no other switch than this
+    variable, which it reads from the process environment at each call.
+    """
+    # putenv: only the library in this process has to see it; Python passes child processes its own
+    # copy of the environment, which this does not change.
+    os.putenv("TOKENIZERS_PARALLELISM", "false")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TextIO
 
 from armd_scale.data.preprocess.disk_errors import translate_os_errors
+from armd_scale.data.preprocess.folders import WORKSPACE_KEY_FILE
 from armd_scale.data.preprocess.publish import was_publishing
 from armd_scale.data.preprocess.result_files import check_replaceable
-from armd_scale.data.preprocess.sources import WORKSPACE_KEY_FILE
 from armd_scale.errors import ShardError
 from armd_scale.log import get_logger
 

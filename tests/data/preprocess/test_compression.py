@@ -1,6 +1,9 @@
 """Compressed files."""
 
+import bz2
 import gzip
+import lzma
+import random
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,18 @@ import zstandard
 
 from tests.support.corpus import json_lines, read
 
+PACKERS = [
+    (".gz", gzip.compress),
+    (".zst", zstandard.compress),
+    (".bz2", bz2.compress),
+    (".xz", lzma.compress),
+]
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
 def test_truncated_archives_are_reported(tmp_path: Path, suffix: str, pack: object):
-    lines = json_lines([f"{i} " + hex(i**90) for i in range(5000)])
+    # More than a block of bzip2, the largest one, in each half.
+    lines = json_lines([f"{i} " + random.Random(i).randbytes(200).hex() for i in range(5000)])
     packed = pack(lines)  # type: ignore[operator]
     path = tmp_path / f"x.jsonl{suffix}"
     path.write_bytes(packed[: len(packed) // 2])
@@ -22,7 +33,7 @@ def test_truncated_archives_are_reported(tmp_path: Path, suffix: str, pack: obje
     assert "cannot be read on from here" in bad[0]
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
 @pytest.mark.parametrize("line", [b"", b"\n"], ids=["one line", "lines"])
 def test_content_that_expands_without_end_is_reported(
     tmp_path: Path, suffix: str, pack: object, line: bytes
@@ -38,7 +49,7 @@ def test_content_that_expands_without_end_is_reported(
     )
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
 def test_repetitive_text_is_read(tmp_path: Path, suffix: str, pack: object):
     path = tmp_path / f"x.jsonl{suffix}"
     texts = ["the same text " * 10_000] * 100
@@ -57,3 +68,31 @@ def test_a_window_of_two_gibibytes_is_reported(tmp_path: Path):
     texts, (bad,) = read(path)
     assert not texts
     assert "its window is over 128 MiB: compress it again without the option --long" in bad
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
+def test_several_streams_in_one_file_are_read(tmp_path: Path, suffix: str, pack: object):
+    path = tmp_path / f"x.jsonl{suffix.upper()}"
+    parts = [json_lines([f"text {i}"]) for i in range(3)]
+    padding = b"\0\0\0\0" if suffix == ".xz" else b""
+    path.write_bytes(padding.join(map(pack, parts)) + padding)  # type: ignore[call-overload]
+    assert read(path) == ([f"text {i}" for i in range(3)], [])
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS[2:])
+def test_damaged_data_after_a_stream_is_reported(tmp_path: Path, suffix: str, pack: object):
+    path = tmp_path / f"x.jsonl{suffix}"
+    path.write_bytes(pack(json_lines(["a"])) + b"garbage")  # type: ignore[operator]
+    texts, (bad,) = read(path)
+    assert texts == ["a"]
+    assert "cannot be read on from here (" in bad
+
+
+def test_xz_data_that_needs_much_memory_is_reported(tmp_path: Path):
+    path = tmp_path / "x.jsonl.xz"
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 512 << 20}]
+    packed = lzma.LZMACompressor(filters=filters)
+    path.write_bytes(packed.compress(json_lines(["a"])) + packed.flush())
+    texts, (bad,) = read(path)
+    assert not texts
+    assert "it needs over 128 MiB of memory: compress it again with a preset of xz" in bad

@@ -100,6 +100,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         dtype="uint16",
         split_names=("",),
         split_bounds=(1 << 64,),
+        special_tokens="text",
         on_error="skip",
     )
     encoding = encode_unit(job, tokenizer, unit_index=0, unit=unit)

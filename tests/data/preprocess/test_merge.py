@@ -19,7 +19,8 @@ def test_merged_shards_equal_the_single_run(
     (tmp_path / "one").mkdir()
     preprocess(options("one/out", split=split))
     for index in range(count):
-        preprocess(options("many/out", split=split, shard=ShardIndex(index, count)))
+        shard = ShardIndex(index, count)
+        preprocess(options("many/out", split=split, shard=shard, max_skipped=1.0))
     shards = [str(tmp_path / f"many/out.shard-{i}-of-{count}") for i in reversed(range(count))]
     (tmp_path / "merged").mkdir()
     merge(shards, str(tmp_path / "merged/out"))
@@ -31,9 +32,9 @@ def test_shards_that_do_not_belong_together_are_not_merged(
 ):
     shards = [ShardIndex(i, 2) for i in range(2)]
     for shard in shards:
-        preprocess(options(shard=shard))
+        preprocess(options(shard=shard, max_skipped=1.0))
     preprocess(options("alone", inputs=(str(corpus / "a.jsonl"),), shard=shards[1]))
-    preprocess(options("whole"))
+    preprocess(options("whole", max_skipped=1.0))
     zero, one = (str(tmp_path / f"out.shard-{i}-of-2") for i in range(2))
     merged = str(tmp_path / "merged")
     with pytest.raises(ShardError, match=r"each of the 2 shards .*got those of index 0\): give"):

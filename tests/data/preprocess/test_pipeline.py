@@ -10,7 +10,6 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 
 from armd_scale.data.indexed_reader import open_shards, verify
 from armd_scale.data.manifest import Manifest, existing_splits
-from armd_scale.data.preprocess.documents import ReaderOptions
 from armd_scale.data.preprocess.pipeline import preprocess
 from armd_scale.errors import CorpusError, ShardError
 from tests.support.corpus import SPLIT, MakeOptions, document_texts
@@ -64,16 +63,6 @@ def test_splits_share_no_text_and_lose_no_document(options: MakeOptions, tmp_pat
     assert sides[1].isdisjoint(sides[2])
     assert all(len(side) > 20 for side in sides)
     assert len(sides[0]) > len(sides[1])
-
-
-def test_long_documents_are_split_and_counted(options: MakeOptions, tmp_path: Path):
-    text = "".join(f"line {i}\n" for i in range(1000))
-    (tmp_path / "long.txt").write_text(text)
-    (manifest,) = preprocess(
-        options(inputs=(str(tmp_path / "long.txt"),), reader=ReaderOptions(max_document_bytes=2048))
-    )
-    assert (manifest.cut_documents, manifest.documents) == (1, 5)
-    assert "".join(document_texts(tmp_path / "out")) == text
 
 
 def test_documents_without_end_tokens(options: MakeOptions, tmp_path: Path):

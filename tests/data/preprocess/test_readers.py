@@ -1,7 +1,10 @@
 """Reading documents: every format gives the same, and what is invalid is reported."""
 
+import bz2
+import csv
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import datasets
@@ -12,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd_scale.data.preprocess.documents import ReaderOptions, SkippedDocument
+from armd_scale.data.preprocess.documents import Document, ReaderOptions, SkippedDocument
 from armd_scale.data.preprocess.readers import read_unit
 from armd_scale.data.preprocess.sources import find_sources
 from armd_scale.data.preprocess.work_units import WorkUnit, make_work_units
@@ -26,6 +29,10 @@ def write_everywhere(folder: Path) -> dict[str, Path]:
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     frames = zstandard.compress(lines[:20]) + zstandard.compress(lines[20:])
     (folder / "a.jsonl.zst").write_bytes(frames)
+    (folder / "a.jsonl.bz2").write_bytes(bz2.compress(lines))
+    (folder / "a.jsonl.xz").write_bytes(lzma.compress(lines))
+    with (folder / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("other", "text"), *enumerate(TEXTS)])
     table = pa.table({"other": [1] * len(TEXTS), "text": TEXTS})
     pq.write_table(table, folder / "a.parquet", row_group_size=2)
     with pa.ipc.new_file(str(folder / "a.arrow"), table.schema) as writer:
@@ -36,7 +43,7 @@ def write_everywhere(folder: Path) -> dict[str, Path]:
 
 def test_every_format_gives_the_same_documents(tmp_path: Path):
     files = write_everywhere(tmp_path)
-    assert len(files) == 6
+    assert len(files) == 9
     for name, path in files.items():
         assert read(path) == (TEXTS, []), name
 
@@ -72,6 +79,26 @@ def test_invalid_lines_are_reported_and_skipped(
     assert texts == ["before", "after"]
     assert len(bad) == 1
     assert bad[0].startswith(f"{path}:3: {reason}")
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'[\n{"text":"a"},\n{"text":"b"}\n]\n', "an array"),
+        (b'\n  [{"text":"a"},\n{"text":"b"}\n]', "an array"),
+        (b'\xef\xbb\xbf[{"text":"a"}]', "an array"),
+        (b'{\n"rows": [\n{"text": "a"}\n]}', "an object over lines"),
+    ],
+)
+def test_json_over_many_lines_is_no_json_lines(
+    tmp_path: Path, name: str, content: bytes, found: str
+):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    texts, (bad,) = read(path)
+    assert not texts
+    assert f"must hold one JSON object per line, but begins with {found}: write it as" in bad
 
 
 def test_line_numbers_are_right_in_the_middle_of_a_large_file(tmp_path: Path):
@@ -125,7 +152,7 @@ def test_byte_ranges_contain_each_line_once(
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_long_files_are_split_at_line_ends(tmp_path: Path, suffix: str):
+def test_long_files_are_one_document_in_chunks_that_end_at_line_ends(tmp_path: Path, suffix: str):
     text = "".join(f"line {i} with some words\n" for i in range(1000))
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"long.txt{suffix}"
@@ -135,6 +162,61 @@ def test_long_files_are_split_at_line_ends(tmp_path: Path, suffix: str):
     assert not bad
     assert len(texts) == 7
     assert all(piece.endswith("\n") for piece in texts)
+    chunks = read_chunks(path, max_document_bytes=4096)
+    assert [(chunk.is_start, chunk.is_end) for chunk in chunks] == [
+        (i == 0, i == 6) for i in range(7)
+    ]
+    assert {chunk.first_chunk for chunk in chunks} == {texts[0].encode()}
+
+
+@given(text=st.text(alphabet="a \né🙂", max_size=5000), step=st.integers(1, 4))
+def test_ranges_of_a_long_file_agree_on_its_start_end_and_first_chunk(
+    tmp_path_factory: pytest.TempPathFactory, text: str, step: int
+):
+    path = tmp_path_factory.mktemp("ranges") / "x.txt"
+    path.write_text(text, newline="")
+    options = ReaderOptions(max_document_bytes=1024)
+    chunks = [
+        item
+        for start in range(0, max(1, path.stat().st_size), step * 1024)
+        for item in read_unit(
+            WorkUnit("text", (str(path),), 0, start, start + step * 1024), options
+        )
+        if not isinstance(item, SkippedDocument)
+    ]
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert [chunk.is_start for chunk in chunks] == [i == 0 for i in range(len(chunks))]
+    assert [chunk.is_end for chunk in chunks] == [i == len(chunks) - 1 for i in range(len(chunks))]
+    assert {chunk.first_chunk for chunk in chunks} == {chunks[0].utf8}
+
+
+def read_chunks(path: Path, **changes: object) -> list[Document]:
+    options = ReaderOptions(**changes)  # type: ignore[arg-type]
+    units = make_work_units(find_sources([str(path)])[0], options)
+    items = [item for unit in units for item in read_unit(unit, options)]
+    return [item for item in items if isinstance(item, Document)]
+
+
+def test_a_part_that_is_not_utf8_leaves_the_bounds_of_its_document(tmp_path: Path):
+    path = tmp_path / "x.txt"
+    for bad in range(3):
+        parts = [b"a" * 1024, b"b" * 1024, b"c" * 1000]
+        parts[bad] = b"\xff" * len(parts[bad])
+        path.write_bytes(b"".join(parts))
+        chunks = read_chunks(path, max_document_bytes=1024)
+        assert [chunk.is_start for chunk in chunks] == [True, False, False]
+        assert [chunk.is_end for chunk in chunks] == [False, False, True]
+        assert [len(chunk.text) for chunk in chunks].count(0) == 1
+        assert len(read(path, max_document_bytes=1024)[1]) == 1
+
+
+def test_a_damaged_long_file_still_ends_its_document(tmp_path: Path):
+    path = tmp_path / "x.txt.gz"
+    text = "".join(f"line {i} {i**20}\n" for i in range(5000))
+    path.write_bytes(gzip.compress(text.encode())[:-5000])
+    chunks = read_chunks(path, max_document_bytes=4096)
+    assert text.startswith("".join(chunk.text for chunk in chunks))
+    assert [chunk.is_end for chunk in chunks] == [i == len(chunks) - 1 for i in range(len(chunks))]
 
 
 @pytest.mark.parametrize(

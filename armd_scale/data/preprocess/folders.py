@@ -1,0 +1,206 @@
+"""Find the corpus in a folder: which files are documents, and which only lie beside them.
+
+Folders are often clones: of a dataset, with its card, licence and loader, or of a program. What is
+left out is counted by name or suffix, for the summary of the run.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from armd_scale.data.preprocess.dataset_splits import (
+    DATASET_DICT,
+    select_saved_splits,
+    select_split_files,
+)
+from armd_scale.data.preprocess.formats import (
+    check_supported,
+    content_suffix,
+    has_known_suffix,
+    is_packed_data,
+    source_kind,
+)
+from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
+from armd_scale.errors import CorpusError
+from armd_scale.files import path_inside, read_regular_file
+
+WORKSPACE_KEY_FILE = "key"
+"""File in a workspace that holds the digest of the command it belongs to, and carries the lock."""
+_SAVED_DATASET = "state.json"  # written by `Dataset.save_to_disk` beside its .arrow files
+_METADATA_FILES = ("dataset_infos.json", "dataset_info.json", DATASET_DICT, "croissant.json")
+_IGNORED_FOLDERS = ("CVS", "_darcs", "__MACOSX")
+# The best one first: a dataset in Parquet files may have statistics in CSV files beside them.
+_DATA_KINDS = ("parquet", "arrow", "lines", "csv")
+_DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson")
+_TEXT_DATA_SUFFIXES = (".txt", ".text")
+# Names of files about the data beside them; without data they are documents like others.
+_ABOUT_FILES = ("readme", "license", "licence", "copying", "notice", "citation", "changelog")
+_GIT_ATTRIBUTES_BYTES = 1 << 16
+
+
+def find_folder_files(folder: Path, num_ignored: Counter[str], input_split: str) -> list[str]:
+    """Return the files of a folder that are corpus, in an order that is the same on every machine.
+
+    Args:
+        folder: the folder.
+        num_ignored: is increased by the number of files and folders that are not, by name or
+            suffix.
+        input_split: the split of a dataset to read; "all" for every one, "" if it has only one.
+
+    Raises:
+        CorpusError: the folder cannot be read, or holds several splits and none was chosen.
+    """
+    saved: list[str] = []  # .arrow files of saved datasets, whose splits are folders
+    loose: list[str] = []
+    is_dataset = False
+    for root, names in _walk(folder, num_ignored, input_split):
+        if _SAVED_DATASET in names:
+            saved += _saved_arrow_files(root)
+            continue
+        is_dataset |= _is_dataset_clone(root, names)
+        loose += [str(root / name) for name in _known_files(root, names, num_ignored)]
+    corpus = _data_files(loose, is_dataset, num_ignored)
+    selected = select_split_files(
+        str(folder), corpus, "" if saved and not corpus else input_split, with_text=is_dataset
+    )
+    if len(corpus) > len(selected):
+        num_ignored["of other splits"] += len(corpus) - len(selected)
+    return [*saved, *selected]
+
+
+def raise_unreadable(error: OSError) -> NoReturn:
+    """Raise the error for an input that cannot be opened or listed."""
+    raise CorpusError(
+        f"{error.filename} cannot be read ({error.strerror}): check the input"
+    ) from error
+
+
+def _walk(
+    folder: Path, num_ignored: Counter[str], input_split: str
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below `folder` that may hold corpus, with the sorted names of their files.
+
+    Results of preprocessing in the folder are left out: with an --output below the input, the files
+    of an earlier run would become documents of the next.
+    """
+    for root, folders, names in os.walk(folder, onerror=raise_unreadable):
+        names = sorted(names)
+        candidates = sorted(name for name in folders if not _is_result_folder(Path(root, name)))
+        if DATASET_DICT in names:
+            candidates = select_saved_splits(Path(root), input_split)
+        ignored = [name for name in candidates if _is_ignored_folder(Path(root, name))]
+        num_ignored.update(ignored)
+        # os.walk descends into this very list, so sorting it fixes the order
+        folders[:] = [name for name in candidates if name not in ignored]
+        yield Path(root), names
+
+
+def _is_ignored_folder(folder: Path) -> bool:
+    # A link could lead back to a folder above it, without end; os.walk does not follow it.
+    return folder.name.startswith(".") or folder.name in _IGNORED_FOLDERS or folder.is_symlink()
+
+
+def _known_files(folder: Path, names: Sequence[str], num_ignored: Counter[str]) -> Iterator[str]:
+    """Yield the names of the files that a reader is known for; count the others."""
+    for name in names:
+        if name.startswith(".") or name in _METADATA_FILES:
+            num_ignored[name] += 1
+        elif is_packed_data(name):
+            check_supported(str(folder / name))
+        elif not has_known_suffix(name):
+            num_ignored[content_suffix(name) or "(none)"] += 1
+        elif not _is_manifest(folder / name):
+            yield name
+
+
+def _data_files(paths: Sequence[str], is_dataset: bool, num_ignored: Counter[str]) -> list[str]:
+    """Return the files without those that only describe the data beside them."""
+    kinds = {source_kind(path) for path in paths}
+    best = next((kind for kind in _DATA_KINDS if kind in kinds), "text")
+    # Every folder with data in it or below it.
+    data_folders = {
+        folder
+        for path in paths
+        if is_dataset or content_suffix(path) in _DATA_SUFFIXES
+        for folder in Path(path).parents
+    }
+    files: list[str] = []
+    for path in paths:
+        suffix, name = content_suffix(path), Path(path).name
+        if suffix in (".md", ".txt", ".rst") and name.lower().startswith(_ABOUT_FILES):
+            is_corpus, counted_as = Path(path).parent not in data_folders, name
+        else:
+            # A dataset has one format. What is in another one beside it is a script or a statistic.
+            is_corpus = not is_dataset or source_kind(path) == best != "text"
+            is_corpus |= best == "text" and suffix in _TEXT_DATA_SUFFIXES
+            counted_as = suffix
+        if is_corpus:
+            files.append(path)
+        else:
+            num_ignored[counted_as] += 1
+    return files
+
+
+def _is_dataset_clone(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether a folder is a dataset of the hub, by its card, metadata or attributes."""
+    if any(name in _METADATA_FILES for name in names):
+        return True
+    return ("README.md" in names and _starts_with(folder / "README.md", b"---")) or (
+        # Of the hub, which stores data in Git LFS; a program has no tables there.
+        ".gitattributes" in names and _contains(folder / ".gitattributes", b"*.parquet filter=lfs")
+    )
+
+
+def _starts_with(path: Path, start: bytes) -> bool:
+    return _head(path, len(start)) == start
+
+
+def _contains(path: Path, text: bytes) -> bool:
+    return text in _head(path, _GIT_ATTRIBUTES_BYTES)
+
+
+def _head(path: Path, num_bytes: int) -> bytes:
+    """Return the first bytes of a file; none if it is not a regular file that can be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(num_bytes)
+    except OSError:
+        return b""
+
+
+def _is_result_folder(folder: Path) -> bool:
+    """Return whether a folder is the workspace or the tokenizer of a result."""
+    if folder.suffix == ".work":
+        return (folder / WORKSPACE_KEY_FILE).is_file()
+    return folder.suffix == ".tokenizer" and any(
+        (folder / name).is_file() for name in (SENTENCEPIECE_FILE, HF_FILE)
+    )
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.suffix == ".json" and all(
+        path.with_suffix(suffix).is_file() for suffix in (".bin", ".idx")
+    )
+
+
+def _saved_arrow_files(folder: Path) -> Iterator[str]:
+    """Yield the .arrow files of a saved dataset in its own order.
+
+    The folder may also hold `cache-*.arrow` files of earlier transformations, so the dataset's list
+    is used and not a glob.
+    """
+    path = folder / _SAVED_DATASET
+    try:
+        state = json.loads(read_regular_file(path))
+        paths = [path_inside(folder, entry["filename"]) for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorpusError(
+            f"{path} must list the .arrow files of a saved dataset, but does not ({error!r}): save "
+            "the dataset again, or give a glob of its .arrow files"
+        ) from error
+    yield from map(str, paths)
