@@ -1,4 +1,4 @@
-"""Types of command-line options: numbers within sensible bounds, refused in a few words.
+"""Types of command-line options: paths, and numbers within sensible bounds.
 
 `int` and `float` alone accept too much (nan, 1_000, spaces), count up to thousands of digits, and
 repeat all of them in their message.
@@ -6,6 +6,9 @@ repeat all of them in their message.
 
 import argparse
 import math
+from pathlib import Path
+
+from armd_scale.paths import expand_path
 
 MAX_INT = 1 << 48
 """Largest whole number of an option: more tokens, steps or samples than anybody has."""
@@ -34,6 +37,19 @@ def process_count(text: str) -> int:
     if count > MAX_PROCESSES:
         raise _error(text, f"must be at most {MAX_PROCESSES} processes")
     return count
+
+
+def path(text: str) -> Path:
+    """Return a path, with `~` and environment variables expanded."""
+    return Path(path_text(text))
+
+
+def path_text(text: str) -> str:
+    """Return a path as text, for prefixes and what may also be something else than a path."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def number(text: str) -> float:

@@ -7,6 +7,11 @@ set -u
 PYTHON=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
+# Since Slurm 22.05 srun does not take over the CPUs per task of the batch script: each process would have one.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
+
 # One log file per process (job name, job, rank), to which restarts are appended.
 mkdir -p logs
 export LOG=logs/%x-%j-%t.log

@@ -15,6 +15,6 @@
 #SBATCH --output=%x-%j.log
 
 source slurm/env.sh
-trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
+trap 'bash slurm/requeue.sh $? $SECONDS || exit $?' EXIT
 
 srun --kill-on-bad-exit=0 --wait=60 --output="$LOG" --open-mode=append "$PYTHON" tools/evaluate.py "$@"

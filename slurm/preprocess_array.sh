@@ -19,7 +19,7 @@
 #SBATCH --output=%x-%A-%a.log
 
 source slurm/env.sh
-trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
+trap 'bash slurm/requeue.sh $? $SECONDS || exit $?' EXIT
 
 output=$1
 shift

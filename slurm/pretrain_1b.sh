@@ -20,7 +20,7 @@
 # Slurm sends SIGUSR1 300 s before the time limit; the current step and a save must fit into that time. The
 # job is then requeued and resumes, as often as the run needs.
 source slurm/env.sh
-trap 'bash slurm/requeue.sh $? $SECONDS' EXIT
+trap 'bash slurm/requeue.sh $? $SECONDS || exit $?' EXIT
 
 recipe=recipes/pretrain_1b.yaml
 if [[ ${1:-} == *.yaml ]]; then

@@ -16,7 +16,7 @@ from armd_scale.errors import exit_on_interrupt, run_command
 with exit_on_interrupt():
     from tokenizers import Tokenizer
 
-    from armd_scale.arguments import positive_int
+    from armd_scale.arguments import path_text, positive_int
 
 _EXAMPLE = """\
 example:
@@ -30,8 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", required=True, help="a .jsonl file with the key text")
-    parser.add_argument("--tokenizer", required=True, help="folder with a tokenizer.json")
+    parser.add_argument("--input", required=True, type=path_text, help="a .jsonl file, key text")
+    parser.add_argument(
+        "--tokenizer", required=True, type=path_text, help="tokenizer.json's folder"
+    )
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default: 2)")
     parser.add_argument("--runs", type=positive_int, default=5, help="runs of each (default: 5)")
     parser.add_argument("--against", metavar="COMMAND", help="another command to time")

@@ -6,12 +6,11 @@ Left to right the checkpoint computes what the AR model computes; the command pr
 import argparse
 import signal
 from dataclasses import fields
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
-    from armd_scale.arguments import integer, natural_int, positive_int
+    from armd_scale.arguments import integer, natural_int, path, positive_int
     from armd_scale.checkpoint.hf.convert import ParityCheck, convert_and_check
     from armd_scale.checkpoint.hf.importer import ConversionRequest
     from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings
@@ -49,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, queries = parser.add_argument, ("anchor", "prefix", "learned", "anchor+prefix")
-    add("--hf", required=True, type=Path, metavar="FOLDER", help="folder from save_pretrained")
-    add("--output", required=True, type=Path, metavar="CHECKPOINT", help="folder to create")
+    add("--hf", required=True, type=path, metavar="FOLDER", help="folder from save_pretrained")
+    add("--output", required=True, type=path, metavar="CHECKPOINT", help="folder to create")
     add("--query", choices=queries, help="query initialization (default: anchor, which is exact)")
     add("--two-stream-layers", type=natural_int, metavar="N", help="lower layers (default: half)")
     add("--upper-visibility", choices=("block", "self"), help="default: block")
@@ -61,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=integer, default=1234, metavar="K", help="for tensors an AR model lacks")
     add("--check", choices=("logits", "layers", "none"), default="logits",
         help="compare with transformers: whole (default), layer by layer, or not")  # fmt: skip
-    add("--text", type=Path, metavar="FILE", help="text to compare on (default: a built-in one)")
-    add("--json", type=Path, metavar="FILE", help="write the figures of the comparison here")
+    add("--text", type=path, metavar="FILE", help="text to compare on (default: a built-in one)")
+    add("--json", type=path, metavar="FILE", help="write the figures of the comparison here")
     add("--overwrite", action="store_true", help="replace a checkpoint at --output")
     refuse_renamed_options(parser, {"--verify": "--check"})
     return parser

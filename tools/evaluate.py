@@ -1,12 +1,11 @@
 """Evaluate a checkpoint or a Hugging Face folder: likelihood under an order, or a task."""
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
-    from armd_scale.arguments import integer, number, positive_int
+    from armd_scale.arguments import integer, number, path, path_text, positive_int
     from armd_scale.eval.detokenizers import DETOKENIZERS
     from armd_scale.eval.evaluate import evaluate_checkpoint
     from armd_scale.eval.request import EvalRequest
@@ -39,14 +38,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", help="a checkpoint, or a run folder: its newest checkpoint")
-    model.add_argument("--hf", type=Path, metavar="FOLDER", help="Hugging Face folder (ARMD or AR)")
-    add("--data", metavar="PREFIX", help="held-out shards PREFIX.bin and PREFIX.idx")
-    add("--text", type=Path, metavar="FILE", help="a text file instead, scored as a whole")
+    checkpoint = "a checkpoint, or a run folder: its newest checkpoint"
+    model.add_argument("--checkpoint", type=path_text, help=checkpoint)
+    model.add_argument("--hf", type=path, metavar="FOLDER", help="Hugging Face folder (ARMD or AR)")
+    add(
+        "--data", type=path_text, metavar="PREFIX", help="held-out shards PREFIX.bin and PREFIX.idx"
+    )
+    add("--text", type=path, metavar="FILE", help="a text file instead, scored as a whole")
     add("--detokenizer", default="none", metavar="NAME", help=" | ".join(DETOKENIZERS))
     # From the registry, so that a new task needs no change here.
     tasks = "; ".join(task.help for task in TASKS.values())
-    add("--task", nargs=2, metavar=("NAME", "FILE"), help=f"JSON lines instead: {tasks}")
+    add("--task", nargs=2, type=path_text, metavar=("NAME", "FILE"),
+        help=f"JSON lines instead: {tasks}")  # fmt: skip
     add("--order", required=True, metavar="SPEC", help=" | ".join(SPEC_SYNTAX.values()))
     add("--orders-per-sample", type=positive_int, default=1, metavar="K",
         help="number of orders drawn per window (default: 1)")  # fmt: skip
@@ -59,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         help="windows per forward pass (default: as in training)")  # fmt: skip
     add("--seed", type=integer, metavar="K", help="of orders and sampling (default: the run's)")
     add("--temperature", type=number, metavar="T", help="of sampling, 0 for greedy (default: 1)")
-    add("--json", type=Path, metavar="FILE", help="write the figures to this file")
-    add("--dump", type=Path, metavar="FILE", help="write every token's log-probability to this")
+    add("--json", type=path, metavar="FILE", help="write the figures to this file")
+    add("--dump", type=path, metavar="FILE", help="write every token's log-probability to this")
     refuse_renamed_options(parser, {"--detokenise": "--detokenizer"})
     return parser
 

@@ -2,11 +2,11 @@
 
 import argparse
 import signal
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import path, path_text
     from armd_scale.checkpoint.hf.exporter import export
     from armd_scale.checkpoint.load import open_checkpoint
     from armd_scale.config.schema import ParallelConfig
@@ -42,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="checkpoint, or run folder (its newest checkpoint)")
-    add("--output", required=True, type=Path, metavar="FOLDER", help="folder to create")
+    checkpoint = "checkpoint, or run folder (its newest checkpoint)"
+    add("--checkpoint", required=True, type=path_text, help=checkpoint)
+    add("--output", required=True, type=path, metavar="FOLDER", help="folder to create")
     add("--as-ar", action="store_true", help="leave out what a plain AR model does not have")
     add("--overwrite", action="store_true", help="replace a folder at --output")
     return parser

@@ -4,14 +4,13 @@ Example: python tools/generate.py --checkpoint runs/demo --prompt "def main" --t
 """
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
     import torch
 
-    from armd_scale.arguments import integer, number
+    from armd_scale.arguments import integer, number, path, path_text
     from armd_scale.checkpoint.pretrained import open_model
     from armd_scale.config.schema import ParallelConfig
     from armd_scale.generation.cli import GenerateRequest, generate_from_request, print_and_write
@@ -52,10 +51,10 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", help="a checkpoint, or a run folder (its newest one)")
-    model.add_argument(
-        "--hf", metavar="FOLDER", help="a Hugging Face folder of an ARMD or AR model"
-    )
+    checkpoint = "a checkpoint, or a run folder (its newest one)"
+    model.add_argument("--checkpoint", type=path_text, help=checkpoint)
+    hf = "a Hugging Face folder of an ARMD or AR model"
+    model.add_argument("--hf", type=path_text, metavar="FOLDER", help=hf)
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help="text to continue (default: start a text)")
     add("--infill", metavar="TEXT", help="text with holes to fill: {{12}} stands for 12 tokens, "
@@ -83,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--stop", action="append", default=[], metavar="TEXT", help="cut texts before this string;"
         " may be repeated")  # fmt: skip
     add("--tp", type=integer, default=1, metavar="N", help="tensor-parallel size, if > 1 (1)")
-    add("--json", type=Path, metavar="FILE", help=JSON_HELP)
-    add("--replay-html", type=Path, metavar="FILE", help="write a page that replays the order")
+    add("--json", type=path, metavar="FILE", help=JSON_HELP)
+    add("--replay-html", type=path, metavar="FILE", help="write a page that replays the order")
     refuse_renamed_options(parser, RENAMED)
     return parser
 

@@ -1,13 +1,12 @@
 """Print the paper's tables for given checkpoints, with the published rows beside theirs."""
 
 import argparse
-from pathlib import Path
 from typing import get_args
 
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
-    from armd_scale.arguments import positive_int
+    from armd_scale.arguments import path, path_text, positive_int
     from armd_scale.eval.paper.cli import PaperTableRequest, TableName, run_paper_table
     from armd_scale.log import configure
     from armd_scale.parallel.environment import read_environment
@@ -35,13 +34,14 @@ def _parser() -> argparse.ArgumentParser:
     for name in get_args(TableName):
         subparser = subparsers.add_parser(name)
         add = subparser.add_argument
-        add("--checkpoint", nargs="+", required=name != "generative", default=[],
-            help="checkpoints or run folders")  # fmt: skip
-        add("--markdown", type=Path, metavar="FILE", help="write the table to this file")
-        add("--plot", type=Path, metavar="FILE", help="draw it to this file: .svg, .png or .pdf")
+        add("--checkpoint", nargs="+", type=path_text, default=[],
+            required=name != "generative", help="checkpoints or run folders")  # fmt: skip
+        add("--markdown", type=path, metavar="FILE", help="write the table to this file")
+        add("--plot", type=path, metavar="FILE", help="draw it to this file: .svg, .png or .pdf")
         refuse_renamed_options(subparser, {"--picture": "--plot"})
         if name == "zero-shot":
-            add("--text", nargs="+", required=True, metavar="NAME=FILE", help="benchmark texts")
+            add("--text", nargs="+", required=True, type=path_text, metavar="NAME=FILE",
+                help="benchmark texts")  # fmt: skip
         else:
             _add_sample_options(subparser, is_generative=name == "generative")
     return parser
@@ -51,11 +51,11 @@ def _add_sample_options(subparser: argparse.ArgumentParser, *, is_generative: bo
     add = subparser.add_argument
     add("--samples", type=positive_int, metavar="N", help="number of texts (16) or windows (all)")
     if not is_generative:
-        add("--data", required=True, metavar="PREFIX", help="held-out shards")
+        add("--data", required=True, type=path_text, metavar="PREFIX", help="held-out shards")
         return
-    add("--texts", nargs="+", type=Path, default=[], metavar="FILE",
+    add("--texts", nargs="+", type=path, default=[], metavar="FILE",
         help="texts that tools/generate.py --json wrote: one row per file")  # fmt: skip
-    add("--eval-model", type=Path, required=True, metavar="FOLDER",
+    add("--eval-model", type=path, required=True, metavar="FOLDER",
         help="Hugging Face folder of the AR model that scores the texts")  # fmt: skip
     add("--tokens", type=positive_int, default=256, metavar="N", help="length of texts (256)")
     refuse_renamed_options(subparser, {"--judge": "--eval-model"})

@@ -1,12 +1,11 @@
 """Estimate what a recipe costs on a number of GPUs: memory, FLOPs, communication, speed, days."""
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
-    from armd_scale.arguments import positive_int, positive_number
+    from armd_scale.arguments import path, positive_int, positive_number
     from armd_scale.plan.cli import PlanRequest, run_plan
     from armd_scale.plan.gpus import EFFICIENCY, GPUS
 
@@ -29,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("recipe", type=Path, metavar="RECIPE.yaml", help="recipe file")
+    add("recipe", type=path, metavar="RECIPE.yaml", help="recipe file")
     add("overrides", nargs="*", metavar="section.key=value", help="keys to override")
     gpus = "number of GPUs (default: the fewest on which the recipe fits)"
     add("--gpus", type=positive_int, metavar="N", help=gpus)
@@ -39,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     share = f"fraction of the peak FLOPs that kernels reach (default: {EFFICIENCY})"
     add("--efficiency", type=positive_number, default=EFFICIENCY, metavar="F", help=share)
     add("--search", action="store_true", help="print the five best layouts instead")
-    add("--json", type=Path, metavar="FILE", help="file to write the figures to")
+    add("--json", type=path, metavar="FILE", help="file to write the figures to")
     return parser
 
 

@@ -1,11 +1,11 @@
 """One self-contained HTML page with the curves of a run, or of several side by side."""
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import path
     from armd_scale.report.write import write_report
 
 _EXAMPLE = """example:
@@ -24,9 +24,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="run.folder of a training run")
+    add("folders", nargs="+", type=path, metavar="RUN_FOLDER", help="run.folder of a training run")
     output = "file to write (default: report.html in the first folder)"
-    add("--output", type=Path, metavar="FILE.html", help=output)
+    add("--output", type=path, metavar="FILE.html", help=output)
     return parser
 
 

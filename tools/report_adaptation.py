@@ -1,11 +1,11 @@
 """Report tools/adapt_experiment.sh: findings, learning curves and a plot, from its run folder."""
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import path
     from armd_scale.experiments.adaptation.report import collect, table, write
     from armd_scale.log import configure
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/report_adaptation.py runs/adapt"
     )
-    parser.add_argument("folder", type=Path, help="folder of the experiment's runs")
+    parser.add_argument("folder", type=path, help="folder of the experiment's runs")
     args = parser.parse_args()
     configure()
     results = collect(args.folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from armd_scale.errors import exit_on_interrupt, refuse_renamed_options, run_command
 
 with exit_on_interrupt():
-    from armd_scale.arguments import natural_int, positive_int, positive_number
+    from armd_scale.arguments import natural_int, path_text, positive_int, positive_number
     from armd_scale.cluster.submit import (
         JobSpec,
         Resources,
@@ -67,6 +67,10 @@ def _is_override(argument: str) -> bool:
     return re.match(r"\w+(\.\w+)+=", argument) is not None
 
 
+def _recipe_or_override(argument: str) -> str:
+    return argument if _is_override(argument) else path_text(argument)
+
+
 def _job(recipe: str, overrides: list[str], chosen: tuple[str, ...]) -> JobSpec:
     """Return the job of a run; the values that a sweep chose are part of its folder's name."""
     run = load_recipe(recipe, [*overrides, *chosen]).run
@@ -84,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=_EXAMPLES, formatter_class=form)
     add, default = parser.add_argument, Resources()
-    add("arguments", nargs="+", metavar="RECIPE | section.key=value",
+    add("arguments", nargs="+", type=_recipe_or_override, metavar="RECIPE | section.key=value",
         help="recipe files, run one after another, and changed keys, for all recipes")  # fmt: skip
     add("--sweep", nargs="+", default=[], metavar="KEY=A,B",
         help="one run (or one sequence of the recipes) per combination of the values")  # fmt: skip

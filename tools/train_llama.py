@@ -1,12 +1,11 @@
 """Train a small Llama with `transformers` on a recipe's data: a pretrained model to convert."""
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
-    from armd_scale.arguments import positive_int, positive_number
+    from armd_scale.arguments import path, path_text, positive_int, positive_number
     from armd_scale.config.load import load_recipe
     from armd_scale.experiments.adaptation.train_llama import train_llama, write_byte_tokenizer
     from armd_scale.log import configure
@@ -25,9 +24,9 @@ def main() -> None:
     )
     add = parser.add_argument
     tokenizer = "HF folder; a byte tokenizer is written if it does not exist"
-    add("--tokenizer", type=Path, required=True, help=tokenizer)
-    add("--recipe", help="defines size, data, seed and batch size")
-    add("--output", type=Path, help="HF folder to write")
+    add("--tokenizer", type=path, required=True, help=tokenizer)
+    add("--recipe", type=path_text, help="defines size, data, seed and batch size")
+    add("--output", type=path, help="HF folder to write")
     add("--steps", type=positive_int, default=600, help="optimizer steps (default: %(default)s)")
     rate = "peak learning rate (default: %(default)s)"
     add("--learning-rate", type=positive_number, default=2e-3, help=rate)

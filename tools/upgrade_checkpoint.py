@@ -1,11 +1,11 @@
 """Convert checkpoints of the former format (2) to the present one, in place."""
 
 import argparse
-from pathlib import Path
 
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import path
     from armd_scale.checkpoint.upgrade import upgrade_checkpoint
     from armd_scale.log import configure, get_logger
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="folders")
+    parser.add_argument("checkpoints", nargs="+", type=path, metavar="CHECKPOINT", help="folders")
     folders = parser.parse_args().checkpoints
     configure()
     for folder in folders:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from armd_scale.arguments import positive_int, process_count
+from armd_scale.arguments import path, path_text, positive_int, process_count
 from armd_scale.bench.table import Row, markdown
 from armd_scale.errors import refuse_renamed_options
 from armd_scale.files import require_writable
@@ -72,21 +72,23 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=benchmark.summary, description=about)
         for flag, option in benchmark.options.items():
             command.add_argument(flag, **option)
-        command.add_argument("--json", type=Path, metavar="FILE", help="file for the figures")
+        command.add_argument("--json", type=path, metavar="FILE", help="file for the figures")
         refuse_renamed_options(command, RENAMED_OPTIONS)
     return parser
 
 
 def _existing_folder(text: str) -> Path:
-    if not Path(text).is_dir():
+    folder = path(text)
+    if not folder.is_dir():
         raise argparse.ArgumentTypeError(f"must be an existing folder (got {text!r})")
-    return Path(text)
+    return folder
 
 
 def _existing_file(text: str) -> Path:
-    if not Path(text).is_file():
+    file = path(text)
+    if not file.is_file():
         raise argparse.ArgumentTypeError(f"must be an existing file (got {text!r})")
-    return Path(text)
+    return file
 
 
 def _int_option(default: int, summary: str) -> dict[str, Any]:
@@ -110,7 +112,11 @@ VARIABLES = ("layers", "micro_batch", "seq_length", "accumulation", "stages")
 
 _MODEL_SIZE = {"choices": MODEL_SIZES, "default": "small", "help": "model size (default: small)"}
 _VARY = {"choices": VARIABLES, "nargs": "+", "default": VARIABLES, "help": "what to vary (all)"}
-_CHECKPOINT = {"required": True, "help": "checkpoint, or run folder (its newest checkpoint)"}
+_CHECKPOINT = {
+    "required": True,
+    "type": path_text,
+    "help": "checkpoint, or run folder (its newest checkpoint)",
+}
 _RECIPE = _path_option(_existing_file, "FILE", "recipe of a run whose shards exist", required=True)
 _HF_FOLDER = _path_option(
     _existing_folder, "FOLDER", "the same weights, for `generate` of transformers"

@@ -9,6 +9,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
+from armd_scale.checkpoint.foreign_folder import explain_foreign
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, SOURCE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.sharded_io import Network, read_sections
 from armd_scale.checkpoint.store import MANIFEST, latest_valid, list_checkpoints, verify
@@ -97,13 +98,18 @@ def open_checkpoint(path: Path | str, *, with_optimizer: bool = False) -> Checkp
     prefix = "" if with_optimizer else (RECIPE, STATE, TOKENIZER, SOURCE, WEIGHTS)
     folder = _resolve(path, prefix)
     if folder is None:
+        foreign = explain_foreign(path, wants_hf=False)
         raise CheckpointError(
-            f"no valid checkpoint in {path}: give a checkpoint (step_...), a run folder or its "
-            "checkpoints folder"
+            f"no valid checkpoint in {path}"
+            + (
+                f", {foreign}"
+                if foreign
+                else ": give a checkpoint (step_...), a run folder or its checkpoints folder"
+            )
         )
     return Checkpoint(
         folder=folder,
-        recipe=resolve(load_recipe(folder / RECIPE)),
+        recipe=resolve(load_recipe(folder / RECIPE, expand_paths=False)),
         state=read_json_object(folder / STATE, error_class=CheckpointError),
     )
 

@@ -166,7 +166,8 @@ class CheckpointSave:
             writer.finish([rank[name].records for rank in results])
             for rank in results:
                 hashed |= {f"{name}/{file}": record for file, record in rank[name].files.items()}
-        commit(partial, keep=self._recipe.checkpoint.keep, hashed=hashed)
+        retention = self._recipe.checkpoint
+        commit(partial, keep=retention.keep, keep_every=retention.keep_every, hashed=hashed)
 
     def _rank0_task(self, work: Callable[[], Any]) -> BackgroundTask:
         """Run `work` on rank 0, and a task that does nothing on the other ranks."""

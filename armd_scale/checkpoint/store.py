@@ -94,12 +94,15 @@ def create_partial(checkpoints: Path, step: int, *, subfolders: Sequence[str] = 
     return partial
 
 
-def commit(partial: Path, *, keep: int, hashed: Mapping[str, Any] | None = None) -> Path:
+def commit(
+    partial: Path, *, keep: int, keep_every: int = 0, hashed: Mapping[str, Any] | None = None
+) -> Path:
     """Turn a written folder into a checkpoint, then remove all but the newest `keep` checkpoints.
 
     Args:
         partial: from `create_partial`, with all files written.
         keep: number of checkpoints to keep; 0 keeps all.
+        keep_every: checkpoints of a step that is a multiple of this are kept besides; 0: none.
         hashed: `{"bytes", "sha256"}` by file name, of files that were hashed while they were
             written; the other files are read and hashed here.
 
@@ -123,7 +126,8 @@ def commit(partial: Path, *, keep: int, hashed: Mapping[str, Any] | None = None)
         # Damaged ones neither count nor are removed: they must not push a sound one out.
         sound = [folder for folder in list_checkpoints(partial.parent) if _looks_sound(folder)]
         for old in sound[:-keep] if keep > 0 else []:
-            shutil.rmtree(old)
+            if keep_every == 0 or _step_of(old) % keep_every != 0:
+                shutil.rmtree(old)
     except OSError as error:
         raise write_error(partial.parent, error) from error
     return final

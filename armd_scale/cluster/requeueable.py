@@ -8,12 +8,14 @@ signal first, and the task raises it again for submitit when training is done.
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
 import submitit
 
 from armd_scale.errors import ArmdError
+from armd_scale.fault.peer_monitor import EXIT_PEER_LOST as EXIT_RESUMABLE
 
 
 class RequeueableTask:
@@ -43,7 +45,15 @@ class RequeueableTask:
         if status == 128 + _preempt_signal():
             # submitit's handler requeues the job and exits; only the task of rank 0 does this. In
             # the other tasks the handler returns, and they exit with the status below.
-            signal.raise_signal(_preempt_signal())
+            try:
+                signal.raise_signal(_preempt_signal())
+            except (subprocess.CalledProcessError, OSError) as error:  # of scontrol requeue
+                print(
+                    f"this job cannot be requeued ({error}); what it has saved is kept: submit the "
+                    "same command again to resume",
+                    file=sys.stderr,
+                )
+                raise SystemExit(EXIT_RESUMABLE) from None
         if status != 0:
             raise SystemExit(status)
 

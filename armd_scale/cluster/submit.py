@@ -16,9 +16,12 @@ from armd_scale.cluster.requeueable import RequeueableTask
 from armd_scale.errors import TrainingError
 from armd_scale.files import reraise_write_errors
 
-# Runs at the end of the batch script, as in the scripts of slurm/. submitit itself requeues only
-# after its signal, not after a lost or crashed process.
+# Runs at the end of the batch script, as in the scripts of slurm/, whose status is then that of the
+# job: jobs that follow it wait for its success. submitit itself requeues only after its signal, not
+# after a lost or crashed process.
 REQUEUE_COMMAND = "bash slurm/requeue.sh $? $SECONDS"
+# As in slurm/env.sh: since Slurm 22.05 srun does not take over the CPUs per task of the script.
+EXPORT_CPUS_COMMAND = "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"
 # submitit gives up after this many time limits. Its default of 3 would end a run of weeks.
 MAX_REQUEUES = 10_000
 # How Slurm describes a job that will still run or write to its log.
@@ -211,6 +214,7 @@ def _make_executor(spec: JobSpec, resources: Resources, after: str | None) -> su
         }
         executor.update_parameters(
             slurm_signal_delay_s=resources.grace_seconds,
+            slurm_setup=[EXPORT_CPUS_COMMAND],
             slurm_teardown=[REQUEUE_COMMAND],
             # As in the scripts of slurm/: ranks that lose another rank log that and exit by
             # themselves; srun kills those that have not 60 s after the first exit.

@@ -8,6 +8,7 @@ import yaml
 
 from armd_scale.config.codec import DataclassDecoder, to_dict
 from armd_scale.config.messages import format_value, join
+from armd_scale.config.recipe_paths import PathExpander
 from armd_scale.config.rules import check as rules
 from armd_scale.config.schema import Recipe
 from armd_scale.config.yaml_source import RecipeSource
@@ -17,18 +18,23 @@ from armd_scale.order.policies import POLICIES, OrderPolicy
 EXTENDS = "extends"
 HERE = "."
 """Value of `model.init_from` that stands for the folder of the recipe file."""
-# A recipe with every key has about 150 values and 4 levels. These limits stop a small file from
+# A recipe with every key has about 150 values and 4 levels, and besides the names of its shards,
+# of which there may be thousands. These limits stop a small file from
 # growing without end through aliases, and from exhausting the stack.
-_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_EXTENDS = 1 << 20, 100_000, 50, 32
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_EXTENDS = 1 << 22, 100_000, 50, 32
 _MAX_BITS = 1000
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply overrides and check all rules.
+def load_recipe(
+    path: Path | str, overrides: Sequence[str] = (), *, expand_paths: bool = True
+) -> Recipe:
+    """Read a recipe, apply overrides, expand its paths and check all rules.
 
     Args:
         path: the YAML file; its `extends` names another one, relative to its own folder.
         overrides: texts `section.key=value`, applied in turn; values are YAML.
+        expand_paths: expand `~`, environment variables and patterns. False for the recipe that a
+            run has recorded, which is expanded, and whose files may be on another machine.
 
     Raises:
         RecipeError: what is wrong, with the file and line, or the override, that it comes from.
@@ -36,10 +42,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     document = _read_extended(Path(path))
     for override in overrides:
         _apply_override(document, override)
-    decoder = DataclassDecoder(
-        Recipe, lambda key: document.origin_of(key, str(path)), {OrderPolicy: POLICIES}
-    )
-    recipe = decoder.decode(document.values)
+
+    def origin_of(key: str) -> str:
+        return document.origin_of(key, str(path))
+
+    recipe = DataclassDecoder(Recipe, origin_of, {OrderPolicy: POLICIES}).decode(document.values)
+    if expand_paths:
+        recipe = PathExpander(origin_of).expand(recipe)
     try:
         rules.check(recipe)
     except RecipeError as error:
@@ -79,7 +88,7 @@ def _read_extended(path: Path, *, extended_by: tuple[Path, ...] = ()) -> RecipeS
         raise RecipeError(
             f"{origin}: {EXTENDS} must be one file name (got {format_value(base_name)})"
         )
-    base_path = path.parent / base_name
+    base_path = path.parent / PathExpander(lambda _: origin).path(EXTENDS, base_name)
     if not base_path.is_file():
         raise RecipeError(f"{origin}: {EXTENDS} must name a recipe, but {base_path} does not exist")
     base = _read_extended(base_path, extended_by=(*extended_by, path.resolve()))

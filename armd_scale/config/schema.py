@@ -34,10 +34,16 @@ class RunConfig:
 class BlendSource:
     """One source of a blend of training data."""
 
-    path: str
-    """Prefix of a .bin/.idx pair."""
+    path: str | tuple[str, ...]
+    """Prefix of a .bin/.idx pair; or several, as a list or by `*`, which are one source: together
+    they have the weight, and each its share of it by its number of windows."""
     weight: float
     """Share of the samples, relative to the other sources."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The prefixes of the source."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class DataConfig:
     """Token data and how it is cut into samples."""
 
     train: str | tuple[BlendSource, ...]
-    """Prefix of the training .bin/.idx pair, or a weighted list of prefixes."""
+    """Prefix of the training .bin/.idx pair, by `*` of several, or a weighted list of prefixes."""
     valid: str | None = None
     """Prefix of the validation .bin/.idx pair; null: no evaluation."""
     seq_length: int
@@ -55,6 +61,13 @@ class DataConfig:
     itself only."""
     workers: int = 2
     """Loader processes per rank; 0: read in the training process."""
+
+    @property
+    def sources(self) -> tuple[BlendSource, ...]:
+        """The sources of the training data."""
+        # With one source any weight gives the same samples.
+        train = self.train
+        return (BlendSource(path=train, weight=1.0),) if isinstance(train, str) else train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +272,10 @@ class CheckpointConfig:
     every_steps: int
     """Steps between checkpoints."""
     keep: int = 3
-    """Number of newest checkpoints to keep."""
+    """Number of newest checkpoints to keep; older ones are removed after a save; 0: keep all."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are never removed, and do not replace one of
+    `keep`; 0: no such steps."""
     asynchronous: bool = False
     """Write in the background: training waits only for a copy to host memory, of the same size."""
     resume: str = "auto"

@@ -2,10 +2,10 @@
 
 import math
 import os
-import weakref
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,17 @@ IntArray: TypeAlias = NDArray[Any]
 
 _TOKENS_PER_BLOCK = 1 << 22
 _SEQUENCES_PER_BLOCK = 1 << 19
+# A run may have thousands of shards, but a process often no more than 1024 open files, and others
+# need some of them. Few samples in a row come from one shard, so more would help little either.
+_MAX_OPEN_FILES = 128
 
 
 @final
 class IndexedTokens:
     """The tokens of a .bin/.idx dataset as one stream; see `open_shards`.
 
-    Pickles as its prefix: a copy in another process opens the files itself.
+    No file stays open for it: those that were read last are kept open by a pool of the process.
+    Pickles as its prefix: a copy in another process checks the files itself.
 
     Attributes:
         prefix: prefix of the files.
@@ -37,28 +41,18 @@ class IndexedTokens:
     """
 
     def __init__(self, prefix: str) -> None:
-        # Imported here: it imports torch, which preprocessing workers do not need.
-        from megatron.core.datasets.indexed_dataset import (  # pyright: ignore[reportMissingTypeStubs]
-            IndexedDataset,
-        )
-
         header = _check_files(prefix)
         self.prefix = prefix
         self.manifest: Manifest | None = load_manifest(prefix)
-        # Before the library opens the files: it asserts some of this, and relies on the rest.
-        ends = _check_positions(prefix, header)
-        # Kept for the lifetime of this object: its arrays are views of a memory mapping that it
-        # closes when it is deleted.
-        self._dataset: Any = IndexedDataset(prefix)
-        self._bin_path = Path(f"{prefix}.bin")
-        self._descriptor = os.open(self._bin_path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        ends, document_indices = _check_positions(prefix, header)
+        self._bin_path = f"{prefix}.bin"
+        self._identity = _FileIdentity.of(Path(self._bin_path).stat())
         self._dtype = header.dtype
         self.num_tokens = int(ends[-1])
         # Elsewhere a document may consist of several sequences, so its start is looked up from the
-        # index of its first sequence.
-        first_sequences = self._dataset.document_indices[:-1]
-        self.document_starts: NDArray[np.int64] = np.concatenate([[0], ends])[first_sequences]
+        # index of its first sequence. The result is a copy: a memory mapping of the index would
+        # hold an open file.
+        self.document_starts: NDArray[np.int64] = np.concatenate([[0], ends])[document_indices[:-1]]
         self.num_documents = len(self.document_starts)
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
@@ -68,16 +62,17 @@ class IndexedTokens:
             Token ids, int64 [count].
 
         Raises:
-            ShardError: the file cannot be read, or was truncated since it was opened.
+            ShardError: the file cannot be read, or was truncated or replaced since it was opened.
         """
         assert 0 <= start <= start + count <= self.num_tokens, (start, count, self.num_tokens)
         # The position in the stream is the position in the file, because the format has no gaps
         # between sequences: _check_files has compared the end of the last one with the file size.
         offset, num_bytes = start * self._dtype.itemsize, count * self._dtype.itemsize
-        # Not through the library's memory mapping: a file that was truncated since would end the
-        # process with SIGBUS there. pread also leaves the offset alone that forked workers share.
+        # Not through a memory mapping: a file that was truncated since would end the process with
+        # SIGBUS there. pread also leaves the offset alone that forked workers share.
         try:
-            data = os.pread(self._descriptor, num_bytes, offset)
+            file = _open_file(self._bin_path, self._identity)
+            data = os.pread(file.descriptor, num_bytes, offset)
         except OSError as error:
             raise _corrupt_error(self._bin_path, f"it cannot be read: {error.strerror}") from error
         if len(data) < num_bytes:
@@ -86,6 +81,54 @@ class IndexedTokens:
 
     def __reduce__(self) -> tuple[type["IndexedTokens"], tuple[str]]:
         return IndexedTokens, (self.prefix,)
+
+
+class _FileIdentity(NamedTuple):
+    """What tells a file from another one that has taken its name."""
+
+    inode: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "_FileIdentity":
+        return cls(status.st_ino, status.st_mtime_ns)
+
+    def is_replaced_by(self, other: "_FileIdentity") -> bool:
+        # Both differ for another file. One alone may differ for the same file: its time after
+        # `touch`, with which scratch disks are kept from being purged, and its inode where a file
+        # system in user space numbers anew.
+        return self.inode != other.inode and self.modified_ns != other.modified_ns
+
+
+@final
+class _OpenFile:
+    """A file that is open for reading as long as somebody refers to it."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):  # os.open may have failed
+            os.close(self.descriptor)
+
+
+@lru_cache(maxsize=_MAX_OPEN_FILES)
+def _open_file(path: str, identity: _FileIdentity) -> _OpenFile:
+    """Return a file, open; the one that was used longest ago is closed for it.
+
+    A reader that still refers to that one in another thread keeps it open until it is done.
+
+    Args:
+        path: of the file.
+        identity: what it was when its index was checked.
+    """
+    file = _OpenFile(path)
+    if identity.is_replaced_by(_FileIdentity.of(os.fstat(file.descriptor))):
+        raise ShardError(
+            f"{path} must stay as it is during a run, but was replaced since the run opened it: "
+            "run the same command again"
+        )
+    return file
 
 
 def open_shards(prefix: str | Path) -> IndexedTokens:
@@ -182,11 +225,12 @@ def _index_arrays(idx_path: Path, header: Header) -> tuple[IntArray, IntArray, I
     return arrays[0], arrays[1], arrays[2]
 
 
-def _check_positions(prefix: str, header: Header) -> NDArray[np.int64]:
+def _check_positions(prefix: str, header: Header) -> tuple[NDArray[np.int64], IntArray]:
     """Check what reading relies on: that no position lies outside of the .bin file.
 
     Returns:
-        The position of the end of each sequence, in tokens.
+        The position of the end of each sequence, in tokens, and the index of the first sequence of
+        each document, with the number of sequences at the end.
     """
     idx_path = Path(f"{prefix}.idx")
     num_bytes = Path(f"{prefix}.bin").stat().st_size
@@ -201,7 +245,7 @@ def _check_positions(prefix: str, header: Header) -> NDArray[np.int64]:
         or (np.diff(document_indices) < 0).any()
     ):
         raise _corrupt_error(idx_path, "its documents do not cover its sequences")
-    return ends
+    return ends, document_indices
 
 
 def _check_index(prefix: str, header: Header) -> None:

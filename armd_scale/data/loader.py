@@ -113,7 +113,7 @@ class _MicroBatchDataset(Dataset[ArmdBatch | ArmdError]):
     """Makes micro-batches, in this process or in a worker."""
 
     def __init__(self, stream: SampleStream) -> None:
-        self._stream, self._process = stream, os.getpid()
+        self._stream = stream
 
     def __getitem__(self, request: MicroBatchRequest) -> ArmdBatch | ArmdError:
         """Return the micro-batch, or the error that the loader should raise.
@@ -122,11 +122,6 @@ class _MicroBatchDataset(Dataset[ArmdBatch | ArmdError]):
         traceback as its text; a user's error is one sentence.
         """
         try:
-            # Workers are forked with the trainer's open files. File offsets are shared between such
-            # copies, so each worker opens the files for itself when it makes its first batch.
-            if self._process != os.getpid():
-                self._stream.reopen()
-                self._process = os.getpid()
             return collate([self._stream.sample(k, step=request.step) for k in request.samples])
         except ArmdError as error:
             return error

@@ -16,7 +16,7 @@ from armd_scale.config.schema import DataConfig
 from armd_scale.data.batch import ArmdBatch, make_batch
 from armd_scale.data.blending import blend
 from armd_scale.data.shuffle import shuffled_index
-from armd_scale.data.windows import TokenWindows, Windows
+from armd_scale.data.windows import Windows, open_windows
 from armd_scale.order.draw import sample_blocks
 from armd_scale.order.policies import OrderPolicy
 
@@ -73,7 +73,7 @@ class SampleStream:
 
     def __init__(
         self,
-        sources: Sequence[TokenWindows],
+        sources: Sequence[Windows],
         weights: Sequence[float],
         *,
         order: OrderPolicy,
@@ -97,11 +97,6 @@ class SampleStream:
         # The draw uses the index in the run, not the window, so that each epoch draws new blocks.
         return draw_sample(source, window, order=order, seed=self._seed, index=index)
 
-    def reopen(self) -> None:
-        """Open all files again; a forked process must do this before it reads."""
-        for source in self._sources:
-            source.reopen()
-
 
 def open_sample_stream(
     data: DataConfig, *, order: OrderPolicy, seed: int, vocab_size: int | None = None
@@ -117,13 +112,9 @@ def open_sample_stream(
     Raises:
         ShardError: a source is missing, damaged or shorter than a window.
     """
-    if isinstance(data.train, str):
-        weighted_paths = [(data.train, 1.0)]  # with one source any weight gives the same samples
-    else:
-        weighted_paths = [(source.path, source.weight) for source in data.train]
     sources = [
-        TokenWindows(path, data.seq_length, packing=data.packing, vocab_size=vocab_size)
-        for path, _ in weighted_paths
+        open_windows(source.prefixes, data.seq_length, packing=data.packing, vocab_size=vocab_size)
+        for source in data.sources
     ]
-    weights = [weight for _, weight in weighted_paths]
+    weights = [source.weight for source in data.sources]
     return SampleStream(sources, weights, order=order, seed=seed)

@@ -4,10 +4,14 @@ A source is one stream: all documents of a .bin/.idx dataset, one after another.
 tokens w * N to w * N + N of it. Neighboring windows share one token, which is the last target of
 the first and the given first token of the second, so no target is lost between windows. The rest of
 the stream, fewer than N tokens, is not used. (With packing `documents` the first token of a
-document is given too and is never a target.)
+document is given too and is never a target.) Several datasets can be one source (`JoinedWindows`);
+each of them is then cut alone.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -39,7 +43,7 @@ class Windows(Protocol):
 
 
 class TokenWindows:
-    """The windows of one source.
+    """The windows of one dataset.
 
     Pickles as its arguments, so that a copy in another process opens the files itself.
 
@@ -48,6 +52,7 @@ class TokenWindows:
         seq_length: N, the number of targets in a window.
         packing: `concat` treats a window as one text; `documents` separates its documents.
         vocab_size: vocabulary size of the model, checked in every window; None: not checked.
+        may_be_empty: allow fewer than N + 1 tokens, which are no window.
 
     Raises:
         ShardError: files are missing or damaged, or there are fewer than N + 1 tokens.
@@ -60,15 +65,16 @@ class TokenWindows:
         *,
         packing: Packing = "concat",
         vocab_size: int | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         self.prefix, self.seq_length = prefix, seq_length
         self._packing: Packing = packing
-        self._vocab_size = vocab_size
-        self.reopen()
+        self._vocab_size, self._may_be_empty = vocab_size, may_be_empty
+        self._tokens = open_shards(prefix)
         num_tokens = self._tokens.num_tokens
         # The last token of a window is the first of the next: W windows need W * N + 1 tokens.
         self.num_windows = (num_tokens - 1) // seq_length
-        if self.num_windows < 1:
+        if self.num_windows < 1 and not may_be_empty:
             raise ShardError(
                 f"{prefix} must hold at least data.seq_length + 1 = {seq_length + 1} tokens, "
                 f"got {num_tokens}: shorten data.seq_length or preprocess more text"
@@ -76,12 +82,13 @@ class TokenWindows:
 
     def __reduce__(self) -> tuple[object, ...]:
         # A partial, because the arguments of __reduce__ are positional and these are keyword-only.
-        build = partial(TokenWindows, packing=self._packing, vocab_size=self._vocab_size)
+        build = partial(
+            TokenWindows,
+            packing=self._packing,
+            vocab_size=self._vocab_size,
+            may_be_empty=self._may_be_empty,
+        )
         return build, (self.prefix, self.seq_length)
-
-    def reopen(self) -> None:
-        """Open the files again; a forked process must do this before it reads."""
-        self._tokens = open_shards(self.prefix)
 
     def window(self, index: int) -> Int64[np.ndarray, " P"]:
         """Return the N + 1 tokens of a window.
@@ -124,3 +131,68 @@ class TokenWindows:
         lengths = np.diff(inner, prepend=start, append=stop)
         # Empty documents start where the next one does and would have length 0.
         return tuple(lengths[lengths > 0].tolist())
+
+
+class JoinedWindows:
+    """The windows of several datasets, one dataset after another, as one source.
+
+    Args:
+        parts: the windows of each; some may be empty.
+
+    Raises:
+        ShardError: all are empty.
+    """
+
+    def __init__(self, parts: Sequence[TokenWindows]) -> None:
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(part.num_windows for part in self._parts))
+        self.num_windows = self._ends[-1]
+        if self.num_windows < 1:
+            first = self._parts[0]
+            raise ShardError(
+                f"one of {first.prefix}, ... must hold at least data.seq_length + 1 = "
+                f"{first.seq_length + 1} tokens, and all {len(self._parts)} have fewer: shorten "
+                "data.seq_length or preprocess more text"
+            )
+
+    def window(self, index: int) -> Int64[np.ndarray, " P"]:
+        """Return the tokens of a window; errors as of `TokenWindows.window`."""
+        part, index_in_part = self._locate(index)
+        return part.window(index_in_part)
+
+    def lengths(self, index: int) -> tuple[int, ...]:
+        """Return the lengths of the documents in a window, in tokens."""
+        part, index_in_part = self._locate(index)
+        return part.lengths(index_in_part)
+
+    def first_target(self, index: int) -> int:
+        """Return the position of the first token of a window that is scored."""
+        part, index_in_part = self._locate(index)
+        return part.first_target(index_in_part)
+
+    def _locate(self, index: int) -> tuple[TokenWindows, int]:
+        assert 0 <= index < self.num_windows, (index, self.num_windows)
+        # An empty part ends where the one before it does, so bisect_right passes over it.
+        position = bisect_right(self._ends, index)
+        start = self._ends[position - 1] if position else 0
+        return self._parts[position], index - start
+
+
+def open_windows(
+    prefixes: Sequence[str],
+    seq_length: int,
+    *,
+    packing: Packing = "concat",
+    vocab_size: int | None = None,
+) -> Windows:
+    """Open one dataset, or several as one source; arguments and errors as of `TokenWindows`."""
+    if len(prefixes) == 1:
+        return TokenWindows(prefixes[0], seq_length, packing=packing, vocab_size=vocab_size)
+    return JoinedWindows(
+        [
+            TokenWindows(
+                prefix, seq_length, packing=packing, vocab_size=vocab_size, may_be_empty=True
+            )
+            for prefix in prefixes
+        ]
+    )

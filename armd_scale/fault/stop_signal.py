@@ -64,6 +64,11 @@ class StopRequest:
             os.write(2, b"a checkpoint is being saved; the process ends when it is complete\n")
         self._signal = signum
 
+    @property
+    def signal_number(self) -> int | None:
+        """The number of the last signal that this process received, or None."""
+        return self._signal
+
     def any_rank(self, device: torch.device) -> int | None:
         """Return a stop signal that any rank received, or None (collective over all ranks).
 

@@ -15,8 +15,9 @@ import torch
 from armd_scale.errors import TrainingError
 
 # Rendezvous ports of Slurm jobs: below the ephemeral ports (32768 and up on Linux), and spread by
-# job ID, so that two jobs on one node do not meet.
-SLURM_PORT_BASE, SLURM_PORT_RANGE = 10_000, 20_000
+# job and step, so that two of them on one node do not meet. The stride has no factor in common with
+# the range, and is far from 0 in it: the steps of a job do not meet those of the next jobs.
+SLURM_PORT_BASE, SLURM_PORT_RANGE, SLURM_STEP_STRIDE = 10_000, 20_000, 7_919
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class DistributedEnv:
     """Name of the machine, for messages."""
     master_addr: str = "localhost"
     """Address of rank 0 (MASTER_ADDR)."""
+    master_port: int | None = None
+    """Port at which the processes meet (MASTER_PORT); None: not set, or no integer."""
+    has_agent_store: bool = False
+    """Whether a process of torchrun listens there, and not rank 0."""
 
     @property
     def is_rank0(self) -> bool:
@@ -46,6 +51,8 @@ class DistributedEnv:
 def read_environment() -> DistributedEnv:
     """Read this process's rank from torchrun's variables, else Slurm's; else it is the only one.
 
+    It also is in a shell that `srun --pty` or `salloc` has started, however many tasks that has.
+
     Also sets DS_ACCELERATOR and LOCAL_RANK for DeepSpeed, and MASTER_ADDR and MASTER_PORT under
     srun, unless they are set already.
 
@@ -54,7 +61,8 @@ def read_environment() -> DistributedEnv:
     """
     ranks = _read_ints("RANK", "WORLD_SIZE", "LOCAL_RANK")
     # An sbatch script has a SLURM_PROCID as well, but only processes of srun are in a step.
-    if ranks is None and "SLURM_STEP_NUM_TASKS" in os.environ:
+    is_in_step = "SLURM_STEP_NUM_TASKS" in os.environ and not _is_interactive_shell()
+    if ranks is None and is_in_step:
         ranks = _read_ints("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
         _set_rendezvous_from_slurm()
     rank, world_size, local_rank = ranks or (0, 1, 0)
@@ -70,6 +78,7 @@ def read_environment() -> DistributedEnv:
     # DeepSpeed reads the accelerator while it is imported, and the local rank in `initialize`,
     # where it fails without the variable; srun does not set it.
     set_default_variables(DS_ACCELERATOR=device.type, LOCAL_RANK=str(device_index))
+    port = os.environ.get("MASTER_PORT", "")
     return DistributedEnv(
         rank=rank,
         world_size=world_size,
@@ -77,6 +86,8 @@ def read_environment() -> DistributedEnv:
         device=device,
         host=socket.gethostname(),
         master_addr=os.environ.get("MASTER_ADDR", "localhost"),
+        master_port=int(port) if port.isdecimal() else None,
+        has_agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 
@@ -85,22 +96,39 @@ def set_default_variables(**defaults: str) -> dict[str, str]:
     return {name: os.environ.setdefault(name, value) for name, value in defaults.items()}
 
 
+def _is_interactive_shell() -> bool:
+    """Whether this process was started from a shell of `srun --pty`.
+
+    Such a shell has the variables of task 0 of its step, whose other tasks have no terminal and
+    have ended. A step that is started from the shell inherits the variable, but not the terminal.
+    """
+    if "SLURM_PTY_PORT" not in os.environ:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def _set_rendezvous_from_slurm() -> None:
     """Set the rendezvous of torch.distributed to the first host of the Slurm step."""
     host = first_slurm_host(os.environ["SLURM_STEP_NODELIST"])
-    port = SLURM_PORT_BASE + int(os.environ["SLURM_JOB_ID"]) % SLURM_PORT_RANGE
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", "0"))
+    port = SLURM_PORT_BASE + (job + step * SLURM_STEP_STRIDE) % SLURM_PORT_RANGE
     set_default_variables(MASTER_ADDR=_resolvable_address(host), MASTER_PORT=str(port))
 
 
 def first_slurm_host(node_list: str) -> str:
     """Return the first host of a Slurm node list, as `scontrol show hostnames` would.
 
-    >>> first_slurm_host("gpu[08-11,15],login")
-    'gpu08'
+    >>> first_slurm_host("rack[0-1]gpu[08-11,15],login")
+    'rack0gpu08'
     """
-    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", node_list)
+    # Commas inside of brackets separate numbers, the first other one ends the first host.
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", node_list)
     assert match is not None, node_list
-    return "".join(group or "" for group in match.groups())
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", match.group())
 
 
 def _resolvable_address(host: str) -> str:

@@ -6,7 +6,7 @@ job of one process has the same groups as a large one, each of size 1, so there 
 
 import atexit
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cache
@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import HashStore
 
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.parallel.environment import DistributedEnv, read_environment
+from armd_scale.parallel.rendezvous import join_store
 
 # Only the last resort: `fault` notices dead ranks within seconds, and hung ones by its own timeout.
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -28,7 +29,10 @@ _SHARED_LOOP = "gloo_one_loop"
 
 @contextmanager
 def process_groups(
-    environment: DistributedEnv, parallel: ParallelConfig
+    environment: DistributedEnv,
+    parallel: ParallelConfig,
+    *,
+    stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Iterator[ProcessGroupCollection]:
     """Join the job, yield the groups of its layout, and leave the job at the end.
 
@@ -36,12 +40,18 @@ def process_groups(
         environment: this process within the job.
         parallel: the layout. The data parallel size is the world size divided by the tensor,
             pipeline and context parallel sizes.
+        stop_signal: returns the number of a stop signal that was received, or None; obeyed while
+            other processes are missing.
+
+    Raises:
+        TrainingError: the job cannot be joined.
+        SystemExit: after a stop signal.
     """
     if _is_single_process_job_running(environment):
         # `current_process_groups` has joined already. All layouts of one process are the same.
         yield ProcessGroupCollection.use_mpu_process_groups()
         return
-    with init_distributed(environment), model_parallel_groups(parallel) as groups:
+    with init_distributed(environment, stop_signal), model_parallel_groups(parallel) as groups:
         yield groups
 
 
@@ -72,8 +82,10 @@ def _is_single_process_job_running(environment: DistributedEnv) -> bool:
 
 
 @contextmanager
-def init_distributed(environment: DistributedEnv) -> Iterator[None]:
-    """Start torch.distributed for the block."""
+def init_distributed(
+    environment: DistributedEnv, stop_signal: Callable[[], int | None] = lambda: None
+) -> Iterator[None]:
+    """Start torch.distributed for the block; arguments and errors as of `process_groups`."""
     if environment.device.type == "cuda":
         torch.cuda.set_device(environment.device)
     is_single_process = environment.world_size == 1
@@ -82,7 +94,7 @@ def init_distributed(environment: DistributedEnv) -> Iterator[None]:
         rank=environment.rank,
         world_size=environment.world_size,
         # A single process needs no rendezvous, hence no free port: its store is a dictionary.
-        store=HashStore() if is_single_process else None,
+        store=HashStore() if is_single_process else join_store(environment, stop_signal),
         timeout=COLLECTIVE_TIMEOUT,
     )
     try:

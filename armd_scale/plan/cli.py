@@ -86,8 +86,7 @@ def resolve_for_plan(recipe: Recipe) -> tuple[ResolvedRecipe, list[str]]:
     """Resolve a recipe whose shards may not exist yet; also return notes on what was assumed."""
     if recipe.model.vocab_size is not None:
         return resolve(recipe), []
-    train = recipe.data.train
-    prefix = train if isinstance(train, str) else train[0].path
+    prefix = recipe.data.sources[0].prefixes[0]
     manifest = load_manifest(prefix)
     if manifest is not None:
         return resolve(recipe, vocab_size=manifest.vocab_size), []

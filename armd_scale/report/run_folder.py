@@ -104,7 +104,7 @@ def _read_recipe(run: Run) -> bool:
         run.warnings.append("There is no recipe.yaml: training has not started in this folder.")
         return False
     try:
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, expand_paths=False)
     # Curves need no recipe: one that this version refuses, such as an old one, is a warning.
     except ArmdError as error:
         run.warnings.append(f"The recipe cannot be read: {error}.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from armd_scale.errors import exit_on_interrupt, run_command
 
 with exit_on_interrupt():
+    from armd_scale.arguments import path_text
     from armd_scale.config.load import load_recipe
     from armd_scale.fault.stop_signal import StopRequest
     from armd_scale.log import configure, get_logger
@@ -20,7 +21,7 @@ def main() -> int:
         description="Train an ARMD language model: one process, or many under torchrun or srun.",
         epilog="example: python -m armd_scale.train recipes/demo_cpu.yaml train.steps=100",
     )
-    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument("recipe", type=path_text, help="recipe file (YAML)")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="keys to override"
     )
@@ -47,9 +48,9 @@ def train_recipe(path: str, overrides: Sequence[str]) -> int:
     with exit_on_interrupt():
         from armd_scale.train.trainer import Trainer
 
-    # Signals are obeyed from here on: one that arrives while the run is being built stops it after
-    # its first step, with a checkpoint.
-    with StopRequest() as stop, Trainer.from_recipe(recipe, environment) as trainer:
+    # Signals are obeyed from here on: one that arrives before all ranks have started ends this one;
+    # one that arrives while the run is being built stops it after its first step, with a save.
+    with StopRequest() as stop, Trainer.from_recipe(recipe, environment, stop=stop) as trainer:
         stopped_by = trainer.fit(stop)
         if stopped_by is None:
             return 0

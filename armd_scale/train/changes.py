@@ -58,7 +58,7 @@ def describe_data(recipe: ResolvedRecipe) -> list[dict[str, Any]]:
     Raises:
         ShardError: a shard cannot be read.
     """
-    return [asdict(fingerprint(path)) for path, _ in _weighted_prefixes(recipe)]
+    return [asdict(fingerprint(source.prefixes)) for source in recipe.data.sources]
 
 
 def check_changes(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> list[Change]:
@@ -106,19 +106,19 @@ def _changed_settings(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> Iterato
 
 
 def _changed_data(recipe: ResolvedRecipe, checkpoint: Checkpoint) -> Iterator[Change]:
-    present = _weighted_prefixes(recipe)
-    saved = _weighted_prefixes(checkpoint.recipe)
-    if [weight for _, weight in present] != [weight for _, weight in saved]:
+    present, saved = recipe.data.sources, checkpoint.recipe.data.sources
+    if [source.weight for source in present] != [source.weight for source in saved]:
         yield Change("data.train", _format_blend(saved), _format_blend(present), True)
         return
     records = _saved_fingerprints(checkpoint)
-    for index, ((path, _), (saved_path, _)) in enumerate(zip(present, saved, strict=True)):
+    for index, (now, then) in enumerate(zip(present, saved, strict=True)):
         if index >= len(records):  # a checkpoint from before fingerprints were saved
-            if path != saved_path:
-                yield Change("data.train", saved_path, path, True)
-        elif not records[index].matches(fingerprint(path)):
+            if now.prefixes != then.prefixes:
+                yield Change("data.train", _format_paths(then), _format_paths(now), True)
+        elif not records[index].matches(fingerprint(now.prefixes)):
             # Where the same files were moved there is no difference.
-            yield Change("data.train", saved_path, f"{path} (other tokens)", True)
+            text = f"{_format_paths(now)} (other tokens)"
+            yield Change("data.train", _format_paths(then), text, True)
 
 
 def _saved_fingerprints(checkpoint: Checkpoint) -> list[DataFingerprint]:
@@ -164,11 +164,10 @@ def _is_under(key: str, keys: Sequence[str]) -> bool:
     return any(key == other or key.startswith(f"{other}.") for other in keys)
 
 
-def _weighted_prefixes(recipe: ResolvedRecipe) -> list[tuple[str, float]]:
-    train = recipe.data.train
-    sources = (BlendSource(path=train, weight=1.0),) if isinstance(train, str) else train
-    return [(source.path, source.weight) for source in sources]
+def _format_blend(sources: Sequence[BlendSource]) -> str:
+    return " + ".join(f"{source.weight:g} {_format_paths(source)}" for source in sources)
 
 
-def _format_blend(sources: Sequence[tuple[str, float]]) -> str:
-    return " + ".join(f"{weight:g} {path}" for path, weight in sources)
+def _format_paths(source: BlendSource) -> str:
+    first, *others = source.prefixes
+    return f"{first} and {len(others)} more" if others else first

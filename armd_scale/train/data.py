@@ -135,8 +135,7 @@ def tokenizer_contents(recipe: Recipe) -> dict[str, bytes]:
 
 def training_prefixes(recipe: Recipe) -> list[str]:
     """The prefixes of all training shards."""
-    train = recipe.data.train
-    return [train] if isinstance(train, str) else [source.path for source in train]
+    return [prefix for source in recipe.data.sources for prefix in source.prefixes]
 
 
 def _load_manifests(prefixes: list[str]) -> dict[str, Manifest]:

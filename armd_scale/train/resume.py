@@ -1,6 +1,8 @@
 """Find the checkpoint that a run starts from, check that it fits the recipe, load its state."""
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from armd_scale.checkpoint.load import Checkpoint, load_optimizer, open_checkpoint
 from armd_scale.checkpoint.store import MANIFEST, list_checkpoints, set_aside_after
 from armd_scale.config.resolve import ResolvedRecipe
-from armd_scale.errors import CheckpointError
+from armd_scale.errors import CheckpointError, ShardError
 from armd_scale.log import get_logger
 from armd_scale.model.model_chunks import ModelChunks
 from armd_scale.optim.zero_engine import MOMENTS, OptimizerState
@@ -69,16 +71,34 @@ def checkpoints_folder(recipe: ResolvedRecipe) -> Path:
     return Path(recipe.run.folder) / "checkpoints"
 
 
-def check_same_on_all_ranks(checkpoint: Checkpoint | None, device: torch.device) -> None:
-    """Check that all ranks have found the same checkpoint (collective).
+def check_same_on_all_ranks(
+    checkpoint: Checkpoint | None, prefixes: Sequence[str], device: torch.device
+) -> None:
+    """Check that all ranks have found the same checkpoint and the same shards (collective).
+
+    Args:
+        checkpoint: that this rank resumes from.
+        prefixes: of all training shards, of which a pattern may find others on another machine.
+        device: of the process groups.
 
     Raises:
-        CheckpointError: they have not; on all ranks alike.
+        CheckpointError: ranks differ in the checkpoint; on all ranks alike.
+        ShardError: ranks differ in the shards; on all ranks alike.
     """
     step = -1 if checkpoint is None else checkpoint.state["step"]
-    largest = torch.tensor([step, -step], device=device)
+    # Their names without folders: machines may have copies in folders of their own.
+    names = "\n".join(Path(prefix).name for prefix in prefixes)
+    digest = int.from_bytes(hashlib.sha256(names.encode()).digest()[:6])  # fits into a tensor
+    largest = torch.tensor([step, -step, digest, -digest], device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    newest, oldest = int(largest[0]), -int(largest[1])
+    newest, oldest, digest, lowest_digest = largest.tolist()
+    oldest = -oldest
+    if digest != -lowest_digest:
+        raise ShardError(
+            "all ranks must read the same training shards, and they found different ones for "
+            "data.train: put them on a filesystem that all machines share, wait until they are "
+            "complete, and rerun the same command"
+        )
     if newest != oldest:
         raise CheckpointError(
             f"all ranks must resume from one checkpoint, and they found those of steps {oldest} "

@@ -38,6 +38,7 @@ from armd_scale.train.build import (
 from armd_scale.train.callbacks.base import Callback
 from armd_scale.train.changes import log_changes
 from armd_scale.train.context import TrainingContext
+from armd_scale.train.data import training_prefixes
 from armd_scale.train.inputs import RunInputs, open_inputs, resolve_recipe
 from armd_scale.train.loss_guard import (
     RollbackRequest,
@@ -87,6 +88,7 @@ class Trainer:
         *,
         groups: ProcessGroupCollection | None = None,
         callbacks: Sequence[Callback] = (),
+        stop: StopRequest | None = None,
     ) -> "Trainer":
         """Build a run: from its newest checkpoint, from other weights, or from nothing.
 
@@ -101,10 +103,12 @@ class Trainer:
             groups: process groups of the recipe's layout, if this process has already joined them;
                 they are then left open.
             callbacks: called after the built-in ones. A rollback keeps them.
+            stop: signals to obey while other ranks of the job have not started yet.
 
         Raises:
             ArmdError: the recipe, the data or a checkpoint cannot be used.
-            SystemExit: another rank of the job was lost, which has been logged.
+            SystemExit: another rank of the job was lost, or a signal came before all had started,
+                which has been logged.
         """
         environment = env or read_environment()
         resolved = resolve_recipe(recipe, environment)
@@ -125,9 +129,15 @@ class Trainer:
                 # Before any CUDA work: cuBLAS reads its workspace setting when it is initialized.
                 get_logger(__name__).info("%s", enable_determinism(environment.device))
             if groups is None:
-                groups = stack.enter_context(process_groups(environment, resolved.parallel))
+                joined = process_groups(
+                    environment,
+                    resolved.parallel,
+                    stop_signal=lambda: None if stop is None else stop.signal_number,
+                )
+                groups = stack.enter_context(joined)
             # Now all ranks have opened what they resume from: they met to make the groups.
-            check_same_on_all_ranks(inputs.resumed, environment.device)
+            prefixes = training_prefixes(resolved)
+            check_same_on_all_ranks(inputs.resumed, prefixes, environment.device)
             if environment.is_rank0 and inputs.resumed is not None:
                 set_aside_later_checkpoints(resolved, inputs.resumed)
                 log_changes(inputs.changes, inputs.resumed)

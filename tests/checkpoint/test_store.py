@@ -25,13 +25,15 @@ from armd_scale.errors import CheckpointError
 from tests.support.cli import contents
 
 
-def write(checkpoints: Path, step: int, *, content: str = "x", keep: int = 9) -> Path:
+def write(
+    checkpoints: Path, step: int, *, content: str = "x", keep: int = 9, keep_every: int = 0
+) -> Path:
     """Write a checkpoint of two small files."""
     partial = create_partial(checkpoints, step)
     (partial / "weights").mkdir()
     (partial / "weights" / "a.bin").write_text(f"weights {content}")
     (partial / "state.json").write_text(f"state {content}")
-    return commit(partial, keep=keep)
+    return commit(partial, keep=keep, keep_every=keep_every)
 
 
 def refused(folder: Path, prefix: str = "") -> str:
@@ -58,6 +60,19 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (100, 20, 3, 400):
         write(tmp_path, step, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000100", "step_00000400"]
+
+
+def test_checkpoints_at_multiples_of_a_step_are_kept_besides(tmp_path: Path) -> None:
+    for step in range(5, 75, 10):
+        write(tmp_path, step, keep=2, keep_every=15)
+    steps = [int(path.name[5:]) for path in list_checkpoints(tmp_path)]
+    assert steps == [15, 45, 55, 65]
+
+
+def test_all_are_kept_if_none_need_be_removed(tmp_path: Path) -> None:
+    for step in range(5):
+        write(tmp_path, step, keep=0)
+    assert len(list_checkpoints(tmp_path)) == 5
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:

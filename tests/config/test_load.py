@@ -166,7 +166,7 @@ def test_overrides_reach_into_lists_and_the_last_one_wins(small: Path) -> None:
         ("log.wandb.mdoe=online", "log.wandb.mdoe is not a known key; did you mean mode?"),
         (
             "checkpoint.zzzz=1",
-            "checkpoint.zzzz is not a known key; known here: every_steps, keep, asynchronous, ",
+            "checkpoint.zzzz is not a known key; known here: every_steps, keep, keep_every, ",
         ),
         ("order.streams=[1]", "order.streams is not a known key; known here: policy"),
         ("order.0=1", "order.0 is not a known key; known here: policy"),

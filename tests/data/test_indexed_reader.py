@@ -318,3 +318,32 @@ def test_negative_lengths_are_refused_although_they_add_up(tmp_path: Path) -> No
     Path(f"{prefix}.idx").write_bytes(index)
     with pytest.raises(ShardError, match="its lengths do not add up"):
         open_shards(prefix)
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_thousand_datasets_need_few_open_files(tmp_path: Path) -> None:
+    before = num_open_files()
+    shards = [
+        open_shards(write_pair(tmp_path / f"{k}", [[k] * 3, [k + 1] * 2])) for k in range(1000)
+    ]
+    assert num_open_files() <= before + 1
+    for k, tokens in enumerate(shards):
+        assert tokens.read(2, 2).tolist() == [k, k + 1]
+    assert num_open_files() < before + 200
+    assert shards[0].read(0, 1).tolist() == [0]
+
+
+def test_a_dataset_that_is_replaced_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    prefix = write_pair(tmp_path / "pair", [[1] * 50])
+    tokens = open_shards(prefix)
+    os.utime(f"{prefix}.bin", ns=(5, 5))  # as `touch` does
+    assert tokens.read(0, 2).tolist() == [1, 1]
+    before = open_shards(prefix)
+    write_pair(tmp_path / "new", [[2] * 50])
+    (tmp_path / "new.bin").rename(f"{prefix}.bin")
+    with pytest.raises(ShardError, match=r"pair\.bin must stay as it is during a run"):
+        before.read(0, 2)
+    assert open_shards(prefix).read(0, 2).tolist() == [2, 2]

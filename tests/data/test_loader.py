@@ -214,7 +214,7 @@ def test_files_that_vanish_before_a_worker_opens_them_are_named(prefix: str, wor
         DataParallelShare(micro_batch=4, global_batch=GLOBAL_BATCH),
         workers=workers,
     )
-    Path(f"{prefix}.idx").unlink()
+    Path(f"{prefix}.bin").unlink()
     with pytest.raises(ShardError) as caught:
         next(iter(batches))
     assert prefix in str(caught.value)

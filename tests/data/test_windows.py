@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from armd_scale.data.windows import TokenWindows
+from armd_scale.data.windows import TokenWindows, open_windows
 from armd_scale.errors import ShardError
 from tests.support.shards import write_pair
 
@@ -82,3 +82,25 @@ def test_a_pickled_copy_reads_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(copy.window(1), windows.window(1))
     with pytest.raises(ShardError, match="vocabulary of 20"):
         copy.window(3)
+
+
+def test_several_datasets_are_one_source_in_their_order(tmp_path: Path) -> None:
+    parts = [
+        write_pair(tmp_path / "a", [list(range(9))]),
+        write_pair(tmp_path / "short", [[99, 99]]),  # no window, at a place where it could disturb
+        write_pair(tmp_path / "b", [list(range(20, 25))]),
+    ]
+    windows = open_windows(parts, 4, packing="documents", vocab_size=100)
+    assert windows.num_windows == 3
+    opening = [windows.window(index).tolist()[0] for index in range(3)]
+    assert opening == [0, 4, 20]
+    assert [windows.lengths(index) for index in range(3)] == [(5,)] * 3
+    assert windows.first_target(2) == 1
+    copy = pickle.loads(pickle.dumps(windows))
+    assert copy.window(2).tolist() == [20, 21, 22, 23, 24]
+
+
+def test_datasets_that_are_all_too_short_are_refused(tmp_path: Path) -> None:
+    parts = [write_pair(tmp_path / name, [[1, 2]]) for name in "ab"]
+    with pytest.raises(ShardError, match=r"= 5 tokens, and all 2 have fewer: shorten data\.seq_"):
+        open_windows(parts, 4)

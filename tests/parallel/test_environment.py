@@ -1,7 +1,11 @@
 """Launch environment under torchrun, srun, and neither."""
 
 import os
+import pty
 import re
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,8 @@ from armd_scale.parallel.environment import DistributedEnv, first_slurm_host, re
 NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
     "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID",
-    "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR",
+    "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_STEP_ID", "SLURM_PTY_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
 )  # fmt: skip
 STEP = {
     "SLURM_PROCID": 9, "SLURM_STEP_NUM_TASKS": 16, "SLURM_LOCALID": 1, "SLURM_JOB_ID": 47_123,
@@ -76,6 +81,49 @@ def test_under_srun_the_rendezvous_is_the_first_host(launcher: pytest.MonkeyPatc
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("localhost", "17123")
 
 
+def test_steps_and_jobs_meet_at_ports_of_their_own(launcher: pytest.MonkeyPatch) -> None:
+    ports = set()
+    for job in range(47_123, 47_133):
+        for step in range(10):
+            set_all(launcher, **{**STEP, "SLURM_JOB_ID": job, "SLURM_STEP_ID": step})
+            launcher.delenv("MASTER_PORT", raising=False)
+            port = read_environment().master_port
+            assert port is not None
+            assert 10_000 <= port < 30_000
+            ports.add(port)
+    assert len(ports) == 100
+
+
+def test_a_shell_of_srun_is_a_job_of_one_process(launcher: pytest.MonkeyPatch) -> None:
+    """A step that is started from that shell inherits its variables, but no terminal."""
+    set_all(launcher, **{**STEP, "SLURM_PROCID": 0, "SLURM_PTY_PORT": 32_779})
+    rank_of = "from armd_scale.parallel.environment import read_environment as read; "
+    rank_of += "print(read().world_size)"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", rank_of])
+    output = b""
+    with suppress(OSError):  # the end of a terminal
+        while data := os.read(terminal, 1024):
+            output += data
+    os.waitpid(pid, 0)
+    assert output.split()[-1] == b"1"
+    without = subprocess.run(
+        [sys.executable, "-c", rank_of], start_new_session=True, capture_output=True, text=True
+    )
+    assert without.stdout.strip() == "16"
+
+
+def test_the_port_and_who_listens_there(launcher: pytest.MonkeyPatch) -> None:
+    assert read_environment().master_port is None
+    set_all(launcher, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_PORT=29_500)
+    environment = read_environment()
+    assert (environment.master_port, environment.has_agent_store) == (29_500, False)
+    set_all(launcher, TORCHELASTIC_USE_AGENT_STORE=True, MASTER_PORT="many")
+    environment = read_environment()
+    assert (environment.master_port, environment.has_agent_store) == (None, True)
+
+
 def test_a_host_name_that_does_not_resolve_is_replaced_by_the_launch_address(
     launcher: pytest.MonkeyPatch,
 ) -> None:
@@ -98,6 +146,9 @@ def test_rendezvous_variables_of_the_user_are_kept(launcher: pytest.MonkeyPatch)
         ("gpu[08-11,15],login", "gpu08"),
         ("rack[2]-gpu", "rack2-gpu"),
         ("a-b.c[0012]", "a-b.c0012"),
+        ("rack[0-1]node[01-04]", "rack0node01"),
+        ("rack[3,5]node[07,9-12]-ib,login1", "rack3node07-ib"),
+        ("a[1-2][05]b[9],x[1]", "a105b9"),
     ],
 )
 def test_first_host_of_a_slurm_node_list(nodes: str, first: str) -> None:

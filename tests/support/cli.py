@@ -7,6 +7,7 @@ imports done; that is the only difference from a command typed in a shell.
 import json
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -129,6 +130,7 @@ class Command:
         *arguments: object,
         folder: Path,
         file_bytes: int | None = None,
+        open_files: int | None = None,
         variables: Mapping[str, object] | None = None,
     ) -> None:
         """Starts it.
@@ -138,11 +140,20 @@ class Command:
             arguments: of the command line.
             folder: for its two output files.
             file_bytes: largest file that it may write, as a full disk would have it.
+            open_files: how many files it may have open, as `ulimit -n` sets it.
             variables: of its environment, besides those of this process; see `launch`.
         """
         self._files = [folder / "stdout.txt", folder / "stderr.txt"]
         words = [str(argument) for argument in arguments]
-        job = (entry, words, self._files, file_bytes, dict(variables or {}))
+        limits = {
+            number: limit
+            for number, limit in (
+                (resource.RLIMIT_FSIZE, file_bytes),
+                (resource.RLIMIT_NOFILE, open_files),
+            )
+            if limit is not None
+        }
+        job = (entry, words, self._files, limits, dict(variables or {}))
         self._process = FORKSERVER.Process(target=_be_command, args=job)
         self._process.start()
 
@@ -240,7 +251,7 @@ def _be_command(
     entry: str,
     arguments: Sequence[str],
     files: Sequence[Path],
-    file_bytes: int | None,
+    limits: Mapping[int, int],
     variables: Mapping[str, object],
 ) -> None:
     """Turns this forked process into the command."""
@@ -249,10 +260,8 @@ def _be_command(
     os.setsid()
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    if file_bytes is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    for number, limit in limits.items():
+        resource.setrlimit(number, (limit, limit))
     torch.set_num_threads(1)
     jaxtyping.config.update("jaxtyping_disable", True)  # no checks, as in a command that is typed
     sys.argv = [entry, *arguments]

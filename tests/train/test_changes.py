@@ -144,6 +144,21 @@ def test_fingerprints_of_other_types_are_refused(recipe: ResolvedRecipe, records
 
 def test_the_record_of_the_data_is_json(recipe: ResolvedRecipe) -> None:
     assert isinstance(recipe.data.train, str)
-    record = asdict(fingerprint(recipe.data.train))
+    record = asdict(fingerprint([recipe.data.train]))
     assert describe_data(recipe) == [record]
-    assert DataFingerprint(record["sampled"]).matches(fingerprint(recipe.data.train))
+    assert DataFingerprint(record["sampled"]).matches(fingerprint([recipe.data.train]))
+
+
+def test_another_dataset_in_a_source_is_refused(recipe: ResolvedRecipe, tmp_path: Path) -> None:
+    assert isinstance(recipe.data.train, str)
+    more = write_pair(tmp_path / "text_2", [[3] * 200])
+    checkpoint = saved_by(bend(recipe, {"data.train": (source(recipe.data.train, more),)}))
+    assert check_changes(checkpoint.recipe, checkpoint) == []
+    third = write_pair(tmp_path / "text_3", [[4] * 200])
+    changed = bend(recipe, {"data.train": (source(recipe.data.train, more, third),)})
+    with pytest.raises(CheckpointError, match=r"text and 1 more -> .*text and 2 more \(other tok"):
+        check_changes(changed, checkpoint)
+
+
+def source(*prefixes: str) -> BlendSource:
+    return BlendSource(path=prefixes, weight=1.0)

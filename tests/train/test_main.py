@@ -15,6 +15,7 @@ from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import Recipe
 from tests.support.cli import (
     TRAIN,
+    VOCAB,
     Command,
     contents,
     run,
@@ -24,6 +25,7 @@ from tests.support.cli import (
     write_text,
 )
 from tests.support.recipes import bend
+from tests.support.shards import write_pair
 
 pytestmark = pytest.mark.slow(minutes=3)
 
@@ -108,6 +110,22 @@ def test_the_resolved_recompute_is_in_the_log_and_the_recipe(
     assert load_recipe(folder / "recipe.yaml").train.recompute == "none"
     line = "causal attention by FLASH_ATTENTION; recomputation: none"
     assert line in (folder / "log.txt").read_text()
+
+
+def test_more_datasets_than_a_process_may_have_open_files(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for k in range(1500):
+        write_pair(tmp_path / "data" / f"part_{k:04}", [[k % VOCAB] * 40])
+    recipe = tiny_recipe(tmp_path, f"{tmp_path}/data/part_*", data__valid=None, data__workers=2)
+    blend = [{"path": f"{tmp_path}/data/part_{k:04}", "weight": 1} for k in range(1500)]
+    for name, train_data in (("pattern", recipe.data.train), ("blend", json.dumps(blend))):
+        changes = (f"data.train={train_data}", f"run.folder={tmp_path / name}")
+        file = write_recipe(recipe, tmp_path / "recipe.yaml")
+        done = run(TRAIN, file, *changes, folder=tmp_path, open_files=1024)
+        assert done.status == 0, done.errors
+        assert len(list((tmp_path / name / "checkpoints").iterdir())) == 2
+    recorded = load_recipe(tmp_path / "pattern" / "recipe.yaml").data.sources
+    assert [len(source.prefixes) for source in recorded] == [1500]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

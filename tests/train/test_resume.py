@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.config.resolve import ResolvedRecipe
-from armd_scale.errors import CheckpointError
+from armd_scale.errors import CheckpointError, ShardError
 from armd_scale.train.resume import (
+    check_same_on_all_ranks,
     find_checkpoint,
     initial_checkpoint,
     latest_checkpoint_before,
@@ -18,6 +20,7 @@ from armd_scale.train.resume import (
 from tests.support.checkpoints import save_network
 from tests.support.networks import LLAMA
 from tests.support.recipes import SMALL_RESOLVED, bend
+from tests.support.spawn import run_on_ranks
 
 
 @pytest.fixture
@@ -166,3 +169,19 @@ def test_a_position_table_keeps_its_length(
     longer = bend(parent, {"model.max_positions": 99, "model.init_from": str(tmp_path / "parent")})
     with pytest.raises(CheckpointError, match=r"model\.max_positions is 99, in the checkpoint 65"):
         initial_checkpoint(longer, None)
+
+
+def outcome_of_check(groups: ProcessGroupCollection, names: list[list[str]]) -> str:
+    try:
+        check_same_on_all_ranks(None, names[groups.dp.rank()], torch.device("cpu"))
+    except ShardError as error:
+        return str(error)
+    return "same"
+
+
+@pytest.mark.slow
+def test_ranks_that_found_other_shards_are_refused_on_all_of_them() -> None:
+    copies = [["a/web_1", "a/web_2"], ["b/web_1", "b/web_2"]]
+    assert run_on_ranks(outcome_of_check, 2, copies) == ["same", "same"]
+    refusals = run_on_ranks(outcome_of_check, 2, [["a/web_1"], ["a/web_1", "a/web_2"]])
+    assert all("all ranks must read the same training shards" in text for text in refusals)

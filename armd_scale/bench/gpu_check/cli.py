@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-from armd_scale.arguments import positive_number
+from armd_scale.arguments import path, positive_number
 from armd_scale.bench.gpu_check.results import Recorder, read_results, summary_table
 from armd_scale.errors import TrainingError
 
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sections", nargs="*", choices=[*names, []], metavar="SECTION", help=chosen)
     parser.add_argument("--dry", action="store_true", help="tiny sizes on CPU; no GPU needed")
     folder = "folder for results.jsonl and logs (default: %(default)s)"
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu_check"), help=folder)
+    parser.add_argument("--output", type=path, default=Path("runs/gpu_check"), help=folder)
     budget = "total time in seconds (default: %(default)s)"
     limit = {"type": positive_number, "default": BUDGET_SECONDS, "metavar": "S"}
     parser.add_argument("--budget", **limit, help=budget)

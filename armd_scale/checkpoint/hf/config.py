@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from armd_scale.checkpoint.foreign_folder import explain_foreign
 from armd_scale.checkpoint.hf.families import FAMILIES, UNSUPPORTED, Family
 from armd_scale.config.codec import decode_dataclass, to_dict
 from armd_scale.config.resolve import ResolvedModel, resolve_head_dim, resolve_kv_heads
@@ -41,6 +42,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     advice = "give the folder that save_pretrained wrote"
     if not path.is_file():
+        foreign = explain_foreign(folder, wants_hf=True)
+        if foreign:
+            raise CheckpointError(f"there is no Hugging Face folder at {folder}, {foreign}")
         raise CheckpointError(
             f"a Hugging Face folder must contain a {CONFIG} ({path} does not exist): {advice}"
         )

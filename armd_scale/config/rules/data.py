@@ -5,7 +5,7 @@ from armd_scale.config.schema import Recipe
 
 
 def check_blend_weights(recipe: Recipe) -> None:
-    """A blend has at least one source, and every source has a positive weight."""
+    """A blend has at least one source, and every source has a prefix and a positive weight."""
     sources = recipe.data.train
     if isinstance(sources, str):
         return
@@ -17,6 +17,9 @@ def check_blend_weights(recipe: Recipe) -> None:
             hint="add a mapping of path and weight",
         )
     for index, source in enumerate(sources):
+        if not source.prefixes:
+            key, hint = f"data.train.{index}.path", "remove the source to leave it out"
+            raise_rule_error(key, [], requirement="name at least one prefix", hint=hint)
         # `data.blending` divides by the weights: a source produces a sample every 1 / weight.
         if source.weight <= 0:
             key, hint = f"data.train.{index}.weight", "remove the source to leave it out"

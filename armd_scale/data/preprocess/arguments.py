@@ -3,6 +3,7 @@
 import argparse
 from typing import get_args
 
+from armd_scale.arguments import path_text
 from armd_scale.data.manifest import ShardIndex
 from armd_scale.data.preprocess.documents import ReaderOptions
 from armd_scale.data.preprocess.encode_job import OnError
@@ -17,9 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_output_arguments(parser)
     other = parser.add_argument_group("instead of reading --input")
     other.add_argument(
-        "--merge", nargs="+", metavar="PREFIX", help="join the shards of --shard into --output"
+        "--merge",
+        nargs="+",
+        type=path_text,
+        metavar="PREFIX",
+        help="join the shards of --shard into --output",
     )
-    other.add_argument("--verify", metavar="PREFIX", help="check for truncation and changed bits")
+    other.add_argument(
+        "--verify",
+        type=path_text,
+        metavar="PREFIX",
+        help="check for truncation and changed bits",
+    )
     refuse_renamed_options(
         parser,
         {"--text-documents": "--document-unit", "--document-bytes": "--max-document-bytes"},
@@ -54,6 +64,7 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--input",
         nargs="+",
+        type=path_text,
         metavar="PATH",
         help=".txt .jsonl .csv .tsv (.gz .zst .bz2 .xz) .parquet .arrow files, folders, globs, HF "
         "dataset names; in folders hidden files are ignored, and what lies beside a dataset",
@@ -104,9 +115,10 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
-    add("--output", metavar="PREFIX", help="prefix of the files to write")
+    add("--output", type=path_text, metavar="PREFIX", help="prefix of the files to write")
     add(
         "--tokenizer",
+        type=path_text,
         metavar="SPEC",
         help="sentencepiece model, HF tokenizer folder, or train:sentencepiece:VOCAB",
     )

@@ -11,6 +11,7 @@ import torch
 
 from armd_scale.errors import ArmdError
 from armd_scale.parallel.environment import DistributedEnv
+from armd_scale.paths import expand_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,13 @@ def _require_int(name: str, value: object, minimum: int) -> int:
     return value
 
 
+def _path(key: str, value: object) -> Path:
+    try:
+        return Path(expand_path(str(value)))
+    except ValueError as error:
+        raise ArmdError(f"{key} of --model_args {error}") from None
+
+
 def _device(name: object) -> torch.device:
     try:
         return torch.device(str(name))
@@ -127,7 +135,7 @@ def _device(name: object) -> torch.device:
 
 # The harness guesses types: a checkpoint named 7 arrives as an int.
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "checkpoint": str,
-    "hf": lambda folder: Path(str(folder)),
+    "checkpoint": lambda checkpoint: str(_path("checkpoint", checkpoint)),
+    "hf": lambda folder: _path("hf", folder),
     "device": _device,
 }

@@ -72,7 +72,7 @@ def collect(folder: Path) -> Results:
     """
     llama = json.loads(_read(folder / "llama" / "training.json"))
     curves = {name: _curve(folder, name) for name in RUNS}
-    recipe = load_recipe(folder / "anchor" / "recipe.yaml")
+    recipe = load_recipe(folder / "anchor" / "recipe.yaml", expand_paths=False)
     nats = score_llama(folder / "llama", recipe)
     findings = compute_findings(curves, llama_tokens=llama["tokens"], llama_nats=nats)
     return Results(
@@ -202,7 +202,7 @@ def plot(results: Results, path: Path) -> None:
 
 def _curve(folder: Path, name: str) -> list[Point]:
     """Return the evaluations of a run, after those of the model that it started from."""
-    per_step = tokens_per_step(load_recipe(folder / name / "recipe.yaml"))
+    per_step = tokens_per_step(load_recipe(folder / name / "recipe.yaml", expand_paths=False))
     # Steps times tokens per step, because lines of evaluations do not have their tokens.
     by_step: dict[int, dict[str, float]] = {}
     if name != "scratch":
