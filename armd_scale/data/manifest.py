@@ -150,6 +150,8 @@ class Manifest:
     vocab_size: int
     eod: int | None
     """Token at the end of every document; None if none was added."""
+    prefix_ids: tuple[int, ...] = ()
+    """Tokens at the start of every document; none in manifests of earlier versions."""
     dtype: str
     """NumPy name of the width of a token in the .bin file."""
     tokenizer: TokenizerRecord

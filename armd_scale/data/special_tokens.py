@@ -51,10 +51,24 @@ def write_prepend_bos(folder: Path, value: bool, *, tokens: Mapping[str, str]) -
         value: whether they do.
         tokens: special tokens by name, for a file that does not name them.
     """
+    config = {**tokens, **_read_config(folder / TOKENIZER_CONFIG)}
+    (folder / TOKENIZER_CONFIG).write_bytes(_with_prepend_bos(config, value))
+
+
+def set_prepend_bos(content: bytes | None, value: bool) -> bytes:
+    """Return the content of `tokenizer_config.json` with what it says about BOS replaced.
+
+    Args:
+        content: the present content; None: there is no such file.
+        value: whether texts start with BOS.
+    """
+    return _with_prepend_bos({} if content is None else _parse_config(content), value)
+
+
+def _with_prepend_bos(config: Mapping[str, Any], value: bool) -> bytes:
     # Both keys: transformers reads the second one where there is no tokenizer.json.
     said = {_PREPEND_BOS: value, _ADD_BOS: value}
-    config = {**tokens, **_read_config(folder / TOKENIZER_CONFIG), **said}
-    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return (json.dumps({**config, **said}, indent=2) + "\n").encode()
 
 
 def read_eos_ids(folder: Path) -> tuple[int, ...] | None:
@@ -79,7 +93,14 @@ def has_chat_template(folder: Path) -> bool:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        value: Any = parse_json(read_regular_file(path).decode())
-    except (OSError, ValueError):
-        return {}  # no such file, or one of another form: what it would say is not known
+        return _parse_config(read_regular_file(path))
+    except OSError:
+        return {}
+
+
+def _parse_config(content: bytes) -> dict[str, Any]:
+    try:
+        value: Any = parse_json(content.decode())
+    except ValueError:
+        return {}  # a file of another form: what it would say is not known
     return cast(dict[str, Any], value) if isinstance(value, dict) else {}

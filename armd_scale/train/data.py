@@ -8,9 +8,11 @@ from armd_scale.config.schema import Recipe
 from armd_scale.data.indexed_reader import open_shards
 from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.data.sample_stream import SampleStream, open_sample_stream
+from armd_scale.data.special_tokens import TOKENIZER_CONFIG, set_prepend_bos
 from armd_scale.data.tokenizer import load_tokenizer, read_tokenizer_files
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import RecipeError, TokenizerError
+from armd_scale.log import get_logger
 from armd_scale.order.policies import OrderPolicy
 from armd_scale.order.spec import parse_spec
 
@@ -69,6 +71,18 @@ def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
         raise TokenizerError(
             f"data.train and data.valid must have the same tokenizer (found {len(fingerprints)} "
             f"different ones in {', '.join(manifests)}): preprocess them with the same --tokenizer"
+        )
+    prefixes_of_documents = {manifest.prefix_ids for manifest in manifests.values()}
+    if len(prefixes_of_documents) > 1:
+        raise TokenizerError(
+            "the documents of data.train and data.valid must all start with BOS, or none of them "
+            f"(they differ in {', '.join(manifests)}): preprocess them again, with the same "
+            "--prepend-bos or --no-prepend-bos"
+        )
+    if recipe.data.packing == "documents" and () in prefixes_of_documents:
+        get_logger(__name__).warning(
+            "no document starts with BOS, so that under data.packing=documents the model does not "
+            "learn how texts start, and needs a prompt: preprocess with --prepend-bos to change it"
         )
     # Compared by fingerprint, not by path: the same tokenizer is often copied to several folders.
     folder = None if checkpoint is None else checkpoint.tokenizer_folder
@@ -130,7 +144,15 @@ def tokenizer_contents(recipe: Recipe) -> dict[str, bytes]:
     folder = None if manifest is None else manifest.tokenizer_folder(prefix)
     if manifest is None or folder is None or not folder.is_dir():
         return {}
-    return read_tokenizer_files(folder, fingerprint=manifest.tokenizer.fingerprint)
+    contents = read_tokenizer_files(folder, fingerprint=manifest.tokenizer.fingerprint)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.prefix_ids != manifest.prefix_ids:
+        # Shards of earlier versions have no BOS, whatever their tokenizer does. Texts of the model
+        # start as its documents did.
+        starts_with_bos = tokenizer.bos is not None and tokenizer.bos in manifest.prefix_ids
+        config = set_prepend_bos(contents.get(TOKENIZER_CONFIG), starts_with_bos)
+        contents[TOKENIZER_CONFIG] = config
+    return contents
 
 
 def training_prefixes(recipe: Recipe) -> list[str]:

@@ -29,7 +29,7 @@ def test_new_tokens_appear_at_their_positions():
 def test_neighboring_tokens_are_decoded_together():
     tokenizer = train_sentencepiece(["def main():\n    return 0\n" * 20], 280)
     (ids,) = tokenizer.encode_batch(["def main():\n    return 0"])
-    text = LiveText(np.concatenate(([tokenizer.bos], ids)), tokenizer, (80, 24))
+    text = LiveText(np.concatenate(([1], ids)), tokenizer, (80, 24))
     assert text.render(round_result([0], [0])).plain == "def main():\n    return 0"
 
 

@@ -51,6 +51,7 @@ def test_an_end_is_found_at_the_same_place_however_the_text_grows(tokenizer):
     tokens = encode(tokenizer, f"{TEXT}zwei ü{TEXT}")
     rules = rules_of(tokenizer, stops=["i ü", "three"])
     expected = rules.find_end(tokens, 8)
+    assert expected is not None
     for step in (1, 2, 3, 7):
         finder = EndFinder(rules, [8])
         finished = []

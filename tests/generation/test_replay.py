@@ -15,7 +15,7 @@ TEXT = 'a </script><script>alert(1)</script> <!-- \u2028 \\ " b'
 
 def test_page_contains_the_data_and_nothing_executable_from_it(tmp_path):
     tokenizer = train_sentencepiece(["def main():\n    return 0\n" * 20], 280)
-    tokens = encode_prompt(TEXT, tokenizer)
+    tokens = encode_prompt(TEXT, tokenizer).tokens
     position = np.arange(len(tokens))
     generated = position > 2
     sample = Sample(

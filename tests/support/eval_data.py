@@ -24,7 +24,13 @@ def write_documents(prefix: Path, lengths: tuple[int, ...] = (30, 3, 70, 12, 60)
 
 
 def write_manifest(
-    prefix: str, *, tokens: int, text_bytes: int, vocab_size: int = VOCAB, fingerprint: str = "f"
+    prefix: str,
+    *,
+    tokens: int,
+    text_bytes: int,
+    vocab_size: int = VOCAB,
+    fingerprint: str = "f",
+    prefix_ids: tuple[int, ...] = (),
 ) -> None:
     """Write a manifest beside a pair; only the fields that evaluation reads are correct."""
     Manifest(
@@ -33,6 +39,7 @@ def write_manifest(
         text_bytes=text_bytes,
         chunked_documents=0,
         vocab_size=vocab_size,
+        prefix_ids=prefix_ids,
         eod=None,
         dtype="int32",
         tokenizer=TokenizerRecord("sentencepiece", fingerprint, "tokenizer"),

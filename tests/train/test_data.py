@@ -8,6 +8,8 @@ import pytest
 
 from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import BlendSource, Recipe
+from armd_scale.data.tokenizer import load_tokenizer
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import OrderError, RecipeError, ShardError, TokenizerError
 from armd_scale.order.policies import LeftToRight, Strided
 from armd_scale.train.data import (
@@ -35,10 +37,21 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def add_manifest(
-    recipe: Recipe, name: str, *, vocab_size: int = VOCAB, fingerprint: str = "f"
+    recipe: Recipe,
+    name: str,
+    *,
+    vocab_size: int = VOCAB,
+    fingerprint: str = "f",
+    prefix_ids: tuple[int, ...] = (),
 ) -> None:
-    prefix = str(Path(recipe.run.folder).parent / name)
-    write_manifest(prefix, tokens=0, text_bytes=1, vocab_size=vocab_size, fingerprint=fingerprint)
+    write_manifest(
+        str(Path(recipe.run.folder).parent / name),
+        tokens=0,
+        text_bytes=1,
+        vocab_size=vocab_size,
+        fingerprint=fingerprint,
+        prefix_ids=prefix_ids,
+    )
 
 
 def test_the_vocabulary_comes_from_the_manifests(recipe: Recipe) -> None:
@@ -73,16 +86,58 @@ def test_all_data_must_have_one_tokenizer(recipe: Recipe) -> None:
 
 def test_the_tokenizer_is_read_from_beside_the_data(recipe: Recipe, tmp_path: Path) -> None:
     assert tokenizer_contents(recipe) == {}
-    model = b"pieces"
-    add_manifest(recipe, "a", fingerprint=hashlib.sha256(model).hexdigest())
+    tokenizer = train_sentencepiece(["a text\n" * 20], 270)
+    add_manifest(recipe, "a", fingerprint=tokenizer.fingerprint)
     assert tokenizer_contents(recipe) == {}
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(model)
+    tokenizer.save(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "id_rsa").write_text("not a file of a tokenizer")
-    assert tokenizer_contents(recipe) == {"tokenizer.model": model}
+    contents = tokenizer_contents(recipe)
+    assert sorted(contents) == ["tokenizer.model", "tokenizer_config.json"]
+    model = (tmp_path / "tokenizer" / "tokenizer.model").read_bytes()
+    assert contents["tokenizer.model"] == model
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(b"others")
     with pytest.raises(TokenizerError, match="must hold the tokenizer that the shards were made"):
         tokenizer_contents(recipe)
+
+
+@pytest.mark.parametrize("starts_with_bos", [True, False])
+def test_texts_of_a_model_start_as_the_documents_of_its_shards(
+    recipe: Recipe, tmp_path: Path, starts_with_bos: bool
+) -> None:
+    """Also where their tokenizer would start them otherwise: earlier shards have no BOS."""
+    tokenizer = train_sentencepiece(["a text\n" * 20], 270)
+    tokenizer.save(tmp_path / "tokenizer")
+    prefix = (1,) if starts_with_bos else ()
+    add_manifest(recipe, "a", fingerprint=tokenizer.fingerprint, prefix_ids=prefix)
+    (tmp_path / "copy").mkdir()
+    for name, content in tokenizer_contents(recipe).items():
+        (tmp_path / "copy" / name).write_bytes(content)
+    copy = load_tokenizer(tmp_path / "copy")
+    assert copy.prefix_ids == prefix
+    assert copy.fingerprint == tokenizer.fingerprint
+
+
+def test_documents_that_start_in_two_ways_are_refused(recipe: Recipe) -> None:
+    add_manifest(recipe, "a", prefix_ids=(1,))
+    add_manifest(recipe, "b")
+    with pytest.raises(TokenizerError, match="must all start with BOS, or none of them"):
+        check_tokenizers(recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("packing", "prefix_ids", "is_said"),
+    [("documents", (), True), ("documents", (1,), False), ("concat", (), False)],
+)
+def test_documents_without_bos_are_said_where_each_is_ordered_alone(
+    recipe: Recipe,
+    caplog: pytest.LogCaptureFixture,
+    packing: str,
+    prefix_ids: tuple[int, ...],
+    is_said: bool,
+) -> None:
+    add_manifest(recipe, "a", prefix_ids=prefix_ids)
+    check_tokenizers(bend(recipe, {"data.packing": packing}), None)
+    assert ("preprocess with --prepend-bos" in caplog.text) is is_said
 
 
 @pytest.mark.parametrize("folder", ["../home", "/root", "a/../../home", "link", "", "a\0b"])

@@ -143,9 +143,12 @@ def write_shards(prefix: Path) -> str:
     ]
     lengths = np.array([len(document) for document in documents], dtype=np.int32)
     tokens_file, lengths_file = prefix.with_suffix(".tokens"), prefix.with_suffix(".lengths")
+    documents_file = prefix.with_suffix(".documents")
     tokens_file.write_bytes(np.concatenate(documents).astype(np.uint16).tobytes())
     lengths_file.write_bytes(lengths.tobytes())
-    part = IndexedPart(tokens_file, lengths_file, 0, len(documents))
+    documents_file.write_bytes(np.arange(len(documents)).tobytes())  # one sequence each
+    count = len(documents)
+    part = IndexedPart(tokens_file, lengths_file, 0, count, documents_file, 0, count)
     write_bin(prefix.with_suffix(".bin"), [part])
     write_idx(prefix.with_suffix(".idx"), [part], dtype=np.dtype(np.uint16))
     return str(prefix)

@@ -54,6 +54,7 @@ def read_options(args: argparse.Namespace) -> PreprocessOptions:
         on_error=args.on_error,
         max_skipped=args.max_skipped,
         special_tokens=args.special_tokens,
+        prepend_bos=args.prepend_bos,
         append_eod=not args.no_eod,
         overwrite=args.overwrite,
     )
@@ -142,6 +143,13 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         default=PreprocessOptions.special_tokens,
         help="what a special token that is written out in a text becomes, such as <|endoftext|>: "
         "ordinary tokens of its text, or its id (default: %(default)s)",
+    )
+    add(
+        "--prepend-bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="start every document with BOS (default: as the tokenizer starts texts); models that "
+        "are trained on the shards start texts in the same way",
     )
     add("--no-eod", action="store_true", help="do not append the tokenizer's EOS to documents")
     add("--overwrite", action="store_true", help="replace files and unfinished work at PREFIX")

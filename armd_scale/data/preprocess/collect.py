@@ -90,6 +90,7 @@ def _make_manifest(
         text_bytes=sum(count.text_bytes for count in counts),
         chunked_documents=sum(count.chunked_documents for count in counts),
         vocab_size=tokenizer.vocab_size,
+        prefix_ids=tokenizer.prefix_ids,
         eod=tokenizer.eod if options.append_eod else None,
         dtype=dtype_for(tokenizer.vocab_size).name,
         tokenizer=TokenizerRecord(

@@ -29,6 +29,8 @@ class EncodeJob:
     fingerprint: str
     """That of the tokenizer."""
     reader: ReaderOptions
+    start_tokens: tuple[int, ...]
+    """Tokens in front of every document."""
     end_token: int | None
     """Token appended to every document; None: none."""
     dtype: str

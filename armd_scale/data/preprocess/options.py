@@ -12,7 +12,7 @@ from armd_scale.data.preprocess.encode_job import OnError
 from armd_scale.data.preprocess.sources import Source, find_sources
 from armd_scale.data.preprocess.splits import SPLIT_NAMES, split_bounds
 from armd_scale.data.preprocess.work_units import WorkUnit, make_work_units
-from armd_scale.data.tokenizer import SpecialTokens
+from armd_scale.data.tokenizer import SpecialTokens, Tokenizer
 from armd_scale.errors import CorpusError
 
 _SMALLEST_DOCUMENT_LIMIT_BYTES = 1024
@@ -43,6 +43,8 @@ class PreprocessOptions:
     """Largest share of the documents that may be skipped; more end the run."""
     special_tokens: SpecialTokens = "text"
     """What a special token that is written out in a text becomes."""
+    prepend_bos: bool | None = None
+    """Whether every document starts with the tokenizer's BOS; None: as the tokenizer does."""
     append_eod: bool = True
     """Whether to append the tokenizer's end-of-sequence token to every document."""
     overwrite: bool = False
@@ -101,7 +103,7 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
 
     Args:
         options: the options of the run.
-        tokenizer: fingerprint of the tokenizer, or how it is to be trained.
+        tokenizer: `identify_tokenizer` of it, or how it is to be trained.
 
     Raises:
         CorpusError: an option is invalid or an input does not exist.
@@ -110,7 +112,13 @@ def make_plan(options: PreprocessOptions, *, tokenizer: str) -> WorkPlan:
     sources, ignored = find_sources(options.inputs, input_split=options.input_split)
     units = make_work_units(sources, options.reader)
     # on_error and max_skipped are left out: a unit is the same under all values that allow it.
-    arguments = (options.split, options.append_eod, tokenizer, options.special_tokens)
+    arguments = (
+        options.split,
+        options.prepend_bos,
+        options.append_eod,
+        tokenizer,
+        options.special_tokens,
+    )
     reader_keys = _reader_digest_keys(options.reader)
     digest = _digest([(source.path, source.size) for source in sources], reader_keys, arguments)
     shard = options.shard or ShardIndex(0, 1)
@@ -137,6 +145,11 @@ def _shard_border(units: Sequence[WorkUnit], reader: ReaderOptions, index: int, 
     while border < len(units) and units[border].continues_document(reader):
         border += 1
     return border
+
+
+def identify_tokenizer(tokenizer: Tokenizer) -> str:
+    """Return what identifies a tokenizer and how it starts texts."""
+    return f"{tokenizer.fingerprint} {tokenizer.prefix_ids}"
 
 
 def _reader_digest_keys(reader: ReaderOptions) -> dict[str, object]:

@@ -26,10 +26,13 @@ class PartWriter:
         self, job: EncodeJob, unit_index: int, *, max_sequence_tokens: int = MAX_SEQUENCE_TOKENS
     ) -> None:
         dtype = np.dtype(job.dtype)
+        start_tokens = np.array(job.start_tokens, dtype)
         end_tokens = np.array([] if job.end_token is None else [job.end_token], dtype)
         self._stack = ExitStack()
         self._splits = {
-            name: _SplitWriter(job.part(unit_index, name), end_tokens, max_sequence_tokens)
+            name: _SplitWriter(
+                job.part(unit_index, name), start_tokens, end_tokens, max_sequence_tokens
+            )
             for name in job.split_names
         }
 
@@ -43,11 +46,12 @@ class PartWriter:
 
         Args:
             split_name: the split.
-            document: says whether the document starts or ends here; an end token follows its end.
+            document: says whether the document starts or ends here, where the start tokens and the
+                end token of the job are added.
             ids: token ids, [num_tokens].
 
         Returns:
-            Number of tokens that were written, end token included.
+            Number of tokens that were written, those included.
         """
         return self._splits[split_name].write(document, ids)
 
@@ -77,8 +81,14 @@ class _SplitWriter:
     that read the format, Megatron among them, shuffle sequences.
     """
 
-    def __init__(self, part: IndexedPart, end_tokens: np.ndarray, max_sequence_tokens: int) -> None:
-        self._part, self._end = part, end_tokens
+    def __init__(
+        self,
+        part: IndexedPart,
+        start_tokens: np.ndarray,
+        end_tokens: np.ndarray,
+        max_sequence_tokens: int,
+    ) -> None:
+        self._part, self._start, self._end = part, start_tokens, end_tokens
         self._max_sequence_tokens = max_sequence_tokens
         self.num_sequences = 0
         self._num_open_tokens: int | None = None  # of the sequence that has not ended; None: none
@@ -91,6 +101,9 @@ class _SplitWriter:
     def write(self, document: Document, ids: np.ndarray) -> int:
         content = ids.astype(self._end.dtype).tobytes()
         num_tokens = ids.size
+        if document.is_start:
+            content = self._start.tobytes() + content
+            num_tokens += self._start.size
         if document.is_end:
             content += self._end.tobytes()
             num_tokens += self._end.size

@@ -11,7 +11,12 @@ from armd_scale.data.manifest import Manifest
 from armd_scale.data.preprocess.collect import collect_splits
 from armd_scale.data.preprocess.encode_job import EncodeJob
 from armd_scale.data.preprocess.existing_result import existing_result
-from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan, make_plan
+from armd_scale.data.preprocess.options import (
+    PreprocessOptions,
+    WorkPlan,
+    identify_tokenizer,
+    make_plan,
+)
 from armd_scale.data.preprocess.prepare_tokenizer import has_trained_tokenizer, prepare_tokenizer
 from armd_scale.data.preprocess.publish import publish, was_publishing
 from armd_scale.data.preprocess.result_files import check_inputs_apart, check_tokenizer
@@ -50,10 +55,17 @@ def preprocess(options: PreprocessOptions) -> list[Manifest]:
             "all shards of a corpus must use one tokenizer: train it first, in a run without "
             "--shard on a part of the text, and pass its PREFIX.tokenizer folder as --tokenizer"
         )
-    tokenizer = load_named_tokenizer(options.tokenizer) if vocab_size is None else None
+    tokenizer = (
+        load_named_tokenizer(options.tokenizer, add_bos=options.prepend_bos)
+        if vocab_size is None
+        else None
+    )
     # A tokenizer that is still to be trained is identified by how it is trained: the same corpus
     # and vocabulary size give the same tokenizer.
-    plan = make_plan(options, tokenizer=tokenizer.fingerprint if tokenizer else options.tokenizer)
+    plan = make_plan(
+        options,
+        tokenizer=identify_tokenizer(tokenizer) if tokenizer else options.tokenizer,
+    )
     if manifests := existing_result(plan, options, tokenizer):
         discard_published(options.prefix, plan.workspace_key)
         check_skipped(manifests[0], options.max_skipped)
@@ -98,6 +110,7 @@ def _make_job(folder: Path, tokenizer: Tokenizer, options: PreprocessOptions) ->
         fingerprint=tokenizer.fingerprint,
         # An empty document consists of its end token. Without end tokens it would have length 0.
         reader=replace(options.reader, keep_empty=options.append_eod),
+        start_tokens=tokenizer.prefix_ids,
         end_token=tokenizer.eod if options.append_eod else None,
         dtype=dtype_for(tokenizer.vocab_size).name,
         split_names=options.split_names,

@@ -9,6 +9,7 @@ from armd_scale.data.preprocess.documents import Document
 from armd_scale.data.preprocess.options import PreprocessOptions, WorkPlan
 from armd_scale.data.preprocess.readers import read_unit
 from armd_scale.data.preprocess.work_units import WorkUnit
+from armd_scale.data.special_tokens import write_prepend_bos
 from armd_scale.data.tokenizer import Tokenizer, load_tokenizer
 from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import TokenizerError
@@ -63,6 +64,8 @@ def prepare_tokenizer(
             shutil.rmtree(partial, ignore_errors=True)
             tokenizer.save(partial)
             if vocab_size is not None:
+                if options.prepend_bos is not None:
+                    write_prepend_bos(partial, options.prepend_bos, tokens={})
                 (folder / _TRAINED_ON).write_text(plan.inputs_key)
             partial.rename(tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)

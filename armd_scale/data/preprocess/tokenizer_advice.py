@@ -17,15 +17,15 @@ _SAVE = (
 )
 
 
-def load_named_tokenizer(spec: str) -> Tokenizer:
-    """Load a tokenizer as `load_tokenizer` does.
+def load_named_tokenizer(spec: str, *, add_bos: bool | None = None) -> Tokenizer:
+    """Load a tokenizer as `load_tokenizer` does; `add_bos` as there.
 
     Raises:
         TokenizerError: it cannot be loaded; the message says what to do if it is the id of a model
             of the hub, or a tokenizer of a known kind that is not supported.
     """
     try:
-        return load_tokenizer(spec)
+        return load_tokenizer(spec, add_bos=add_bos)
     except TokenizerError as error:
         if advice := _advise(spec):
             raise TokenizerError(f"tokenizer {spec} cannot be used, because {advice}") from error

@@ -93,7 +93,7 @@ def unit_digest(job: EncodeJob, unit: WorkUnit) -> str:
     That is the files with their sizes and modification times, the range, and the tokenizer. After
     an input was fixed, the units of the other inputs need not be encoded again.
     """
-    values = (asdict(unit), job.fingerprint, job.end_token)
+    values = (asdict(unit), job.fingerprint, job.start_tokens, job.end_token)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from armd_scale.data.manifest import ShardIndex
 from armd_scale.data.preprocess.documents import ReaderOptions
-from armd_scale.data.preprocess.options import PreprocessOptions, make_plan
+from armd_scale.data.preprocess.options import PreprocessOptions, identify_tokenizer, make_plan
 from armd_scale.data.preprocess.pipeline import preprocess
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import ShardError
@@ -88,8 +88,8 @@ def test_work_that_a_stopped_run_left_beside_a_complete_result_is_removed(
     """As a kill between the last rename and the removal of the workspace leaves it."""
     work = Path(f"{complete.output}.work")
     work.mkdir()
-    fingerprint = load_tokenizer(complete.tokenizer).fingerprint
-    (work / "key").write_text(make_plan(complete, tokenizer=fingerprint).workspace_key)
+    tokenizer = identify_tokenizer(load_tokenizer(complete.tokenizer))
+    (work / "key").write_text(make_plan(complete, tokenizer=tokenizer).workspace_key)
     (work / "publishing").touch()
     preprocess(complete)
     assert not work.exists()

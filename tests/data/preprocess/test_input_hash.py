@@ -96,6 +96,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         tokenizer=corpus.parent / "tokenizer",
         fingerprint=tokenizer.fingerprint,
         reader=reader,
+        start_tokens=(),
         end_token=None,
         dtype="uint16",
         split_names=("",),

@@ -8,7 +8,7 @@ from armd_scale.data.preprocess.documents import Document, ReaderOptions
 from armd_scale.data.preprocess.encode_job import EncodeJob
 from armd_scale.data.preprocess.part_writer import PartWriter
 
-END = 9
+START, END = 8, 9
 
 
 def make_job(folder: Path) -> EncodeJob:
@@ -17,6 +17,7 @@ def make_job(folder: Path) -> EncodeJob:
         tokenizer=folder,
         fingerprint="",
         reader=ReaderOptions(),
+        start_tokens=(START,),
         end_token=END,
         dtype="uint16",
         split_names=("train", "valid"),
@@ -26,7 +27,7 @@ def make_job(folder: Path) -> EncodeJob:
     )
 
 
-def test_a_document_is_one_sequence_and_gets_one_end_token(tmp_path: Path):
+def test_a_document_is_one_sequence_and_gets_its_start_and_end_tokens_once(tmp_path: Path):
     job = make_job(tmp_path)
     written: list[int] = []
     with PartWriter(job, 3, max_sequence_tokens=6) as writer:
@@ -35,17 +36,17 @@ def test_a_document_is_one_sequence_and_gets_one_end_token(tmp_path: Path):
             ("train", False, True, 1),
             ("valid", True, True, 0),
             ("train", True, False, 3),
-            ("train", False, False, 3),
+            ("train", False, False, 2),
             ("train", False, False, 2),  # the sequence would have eight tokens
             ("train", False, True, 1),
             ("train", True, False, 1),  # goes on in the unit after
         ]:
             document = Document("", b"", b"", is_start, is_end)
             written.append(writer.write(split, document, np.full(length, 5, np.int32)))
-    assert written == [2, 2, 1, 3, 3, 2, 2, 1]
+    assert written == [2, 2, 2, 4, 2, 2, 2, 2]
     expected = {
-        "train": ([5, 5, 5, END, *[5] * 9, END, 5], [4, 6, 4, 1], [1, 3]),
-        "valid": ([END], [1], [0]),
+        "train": ([5, 5, 5, END, START, *[5] * 8, END, START, 5], [4, 6, 4, 2], [1, 3]),
+        "valid": ([START, END], [2], [0]),
     }
     for split, (tokens, lengths, documents) in expected.items():
         part = job.part(3, split)

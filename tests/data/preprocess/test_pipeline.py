@@ -11,8 +11,10 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from armd_scale.data.indexed_reader import open_shards, verify
 from armd_scale.data.manifest import Manifest, existing_splits
 from armd_scale.data.preprocess.pipeline import preprocess
+from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import CorpusError, ShardError
-from tests.support.corpus import SPLIT, MakeOptions, document_texts
+from tests.support.corpus import SPLIT, TEXTS, MakeOptions, document_texts
+from tests.support.hf_folders import write_byte_tokenizer
 
 
 def test_result_holds_the_corpus_and_equals_the_files_of_megatron(
@@ -72,7 +74,8 @@ def test_documents_without_end_tokens(options: MakeOptions, tmp_path: Path):
     empty = with_end.documents - manifest.documents
     assert empty == 58
     assert manifest.skipped.count == with_end.skipped.count + empty
-    assert manifest.tokens == with_end.tokens - with_end.documents
+    # Those that are left out had a BOS besides.
+    assert manifest.tokens == with_end.tokens - with_end.documents - empty
 
 
 def test_existing_result_is_kept_and_a_different_one_is_not_overwritten(
@@ -165,3 +168,31 @@ def test_a_split_without_documents_is_reported(
     verify(tmp_path / "out_valid")
     with pytest.raises(ShardError, match="contains no tokens"):
         open_shards(tmp_path / "out_valid")
+
+
+@pytest.mark.parametrize("prepend_bos", [None, True, False])
+@pytest.mark.parametrize("kind", ["trained", "hf"])
+def test_documents_start_as_texts_of_the_tokenizer_do(
+    options: MakeOptions, tmp_path: Path, kind: str, prepend_bos: bool | None
+):
+    """By default with BOS if the tokenizer adds it; the choice is saved with the tokenizer."""
+    changes: dict[str, object] = {"prepend_bos": prepend_bos}
+    if kind == "trained":
+        changes["tokenizer"] = "train:sentencepiece:300"
+    else:
+        (tmp_path / "hf").mkdir()
+        write_byte_tokenizer(tmp_path / "hf", TEXTS, adds_bos=False)
+        changes["tokenizer"] = str(tmp_path / "hf")
+    (manifest,) = preprocess(options(f"{kind}{prepend_bos}", **changes))
+    prefix = tmp_path / f"{kind}{prepend_bos}"
+    tokenizer = load_tokenizer(manifest.tokenizer_folder(prefix))
+    assert tokenizer.bos is not None
+    starts = prepend_bos or (prepend_bos is None and kind == "trained")
+    expected = (tokenizer.bos,) if starts else ()
+    assert manifest.prefix_ids == tokenizer.prefix_ids == expected
+    dataset = IndexedDataset(str(prefix))
+    for index in range(len(dataset)):
+        document: Any = dataset[index]
+        assert (int(document[0]) == tokenizer.bos) is starts
+        assert document[-1] == tokenizer.eod
+        assert tokenizer.bos not in document[1:]
