@@ -54,6 +54,8 @@ class CheckpointSave:
         optimizer: sections of the optimizer's tensors; empty for a checkpoint that others start
             from (`model.init_from`).
         tokenizer: contents of the tokenizer's files by name; none if the data has none.
+        source: contents of the configuration files of the model that this one was converted from;
+            none if it was not.
         weights: weights by parameter name; None: the network's parameters, which must then be
             whole (not partitioned by ZeRO 3).
 
@@ -70,11 +72,13 @@ class CheckpointSave:
         state: Mapping[str, Any],
         optimizer: StateDicts,
         tokenizer: Mapping[str, bytes],
+        source: Mapping[str, bytes] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.folder = checkpoints / folder_name(step)
         self._device = next(network.parameters()).device
-        self._recipe, self._tokenizer = recipe, tokenizer
+        self._recipe = recipe
+        self._folders = {TOKENIZER: tokenizer, SOURCE: source or {}}
         # Serialized now: the caller's state goes on changing while a thread writes the files.
         self._text_files = {RECIPE: dump_recipe(recipe), STATE: json.dumps(state, indent=1)}
         partial = self._create_partial(step)
@@ -157,10 +161,11 @@ class CheckpointSave:
         # written, by the rank that wrote them.
         for name, text in self._text_files.items():
             (partial / name).write_text(text)
-        if self._tokenizer:
-            (partial / TOKENIZER).mkdir()
-            for name, content in self._tokenizer.items():
-                (partial / TOKENIZER / name).write_bytes(content)
+        for folder, files in self._folders.items():
+            if files:
+                (partial / folder).mkdir()
+            for name, content in files.items():
+                (partial / folder / name).write_bytes(content)
         hashed = {}
         for name, writer in writers.items():
             writer.finish([rank[name].records for rank in results])

@@ -27,7 +27,8 @@ from armd_scale.train.callbacks.evaluator import Evaluator
 from armd_scale.train.callbacks.progress import ProgressLogger
 from armd_scale.train.changes import describe_data
 from armd_scale.train.context import TrainingContext, compute_dtype
-from armd_scale.train.data import EvalData, tokenizer_contents
+from armd_scale.train.data import EvalData
+from armd_scale.train.model_files import ModelFiles
 from armd_scale.train.resume import load_train_state
 from armd_scale.train.state import TrainState
 
@@ -202,6 +203,7 @@ def build_callbacks(
     state: TrainState,
     writers: Sequence[MetricsWriter],
     eval_data: EvalData | None,
+    files: ModelFiles,
 ) -> Callbacks:
     """Build the callbacks of every run.
 
@@ -212,6 +214,7 @@ def build_callbacks(
         state: the state that training starts from.
         writers: receive the metrics; empty on all ranks but rank 0.
         eval_data: what to evaluate on; None: evaluate nothing.
+        files: of the tokenizer and of the source model, for each checkpoint.
     """
     return Callbacks(
         ProgressLogger(context, writers),
@@ -222,7 +225,7 @@ def build_callbacks(
             writers,
             average=average,
             start_step=state.step,
-            tokenizer=tokenizer_contents(context.recipe),
+            files=files,
             data=describe_data(context.recipe),
         ),
     )

@@ -8,8 +8,7 @@ from armd_scale.config.schema import Recipe
 from armd_scale.data.indexed_reader import open_shards
 from armd_scale.data.manifest import Manifest, load_manifest
 from armd_scale.data.sample_stream import SampleStream, open_sample_stream
-from armd_scale.data.special_tokens import TOKENIZER_CONFIG, set_prepend_bos
-from armd_scale.data.tokenizer import load_tokenizer, read_tokenizer_files
+from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.data.windows import TokenWindows
 from armd_scale.errors import RecipeError, TokenizerError
 from armd_scale.log import get_logger
@@ -128,31 +127,6 @@ def open_eval_data(recipe: ResolvedRecipe) -> EvalData | None:
         vocab_size=recipe.model.vocab_size,
     )
     return EvalData(windows, orders)
-
-
-def tokenizer_contents(recipe: Recipe) -> dict[str, bytes]:
-    """The files of the tokenizer of the training shards; none if no manifest names existing ones.
-
-    Read once, at the start of a run: its checkpoints then agree, whatever happens to the folder.
-
-    Raises:
-        ShardError: the manifest is damaged.
-        TokenizerError: the files cannot be read, or are not those that the shards were made with.
-    """
-    prefix = training_prefixes(recipe)[0]  # all of them have the same one: see check_tokenizers
-    manifest = load_manifest(prefix)
-    folder = None if manifest is None else manifest.tokenizer_folder(prefix)
-    if manifest is None or folder is None or not folder.is_dir():
-        return {}
-    contents = read_tokenizer_files(folder, fingerprint=manifest.tokenizer.fingerprint)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.prefix_ids != manifest.prefix_ids:
-        # Shards of earlier versions have no BOS, whatever their tokenizer does. Texts of the model
-        # start as its documents did.
-        starts_with_bos = tokenizer.bos is not None and tokenizer.bos in manifest.prefix_ids
-        config = set_prepend_bos(contents.get(TOKENIZER_CONFIG), starts_with_bos)
-        contents[TOKENIZER_CONFIG] = config
-    return contents
 
 
 def training_prefixes(recipe: Recipe) -> list[str]:

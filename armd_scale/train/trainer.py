@@ -46,6 +46,7 @@ from armd_scale.train.loss_guard import (
     record_step_outcome,
     state_after_rollback,
 )
+from armd_scale.train.model_files import read_model_files
 from armd_scale.train.resume import (
     check_same_on_all_ranks,
     latest_checkpoint_before,
@@ -387,6 +388,7 @@ class Trainer:
             state=self.state,
             writers=writers,
             eval_data=self._eval_data,
+            files=read_model_files(recipe, weights),
         )
         for callback in built_in:
             keep_open(closing(callback))

@@ -77,3 +77,22 @@ def write_run(folder: Path, groups: ProcessGroupCollection, *, vocab_size: int =
     prefix = write_documents(folder / "valid")
     write_manifest(prefix, tokens=175, text_bytes=700, fingerprint=tokenizer.fingerprint)
     return folder
+
+
+def add_manifest(
+    recipe: Recipe,
+    name: str,
+    *,
+    vocab_size: int = 64,
+    fingerprint: str = "f",
+    prefix_ids: tuple[int, ...] = (),
+) -> None:
+    """Write a manifest for the shards `name` beside the run's folder."""
+    write_manifest(
+        str(Path(recipe.run.folder).parent / name),
+        tokens=0,
+        text_bytes=1,
+        vocab_size=vocab_size,
+        fingerprint=fingerprint,
+        prefix_ids=prefix_ids,
+    )

@@ -1,57 +1,21 @@
 """The data of a run: vocabulary size, tokenizers, held-out windows."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
 
 from armd_scale.config.resolve import resolve
-from armd_scale.config.schema import BlendSource, Recipe
-from armd_scale.data.tokenizer import load_tokenizer
-from armd_scale.data.tokenizer_training import train_sentencepiece
+from armd_scale.config.schema import Recipe
 from armd_scale.errors import OrderError, RecipeError, ShardError, TokenizerError
 from armd_scale.order.policies import LeftToRight, Strided
 from armd_scale.train.data import (
     check_tokenizers,
     open_eval_data,
     resolve_from_shards,
-    tokenizer_contents,
 )
-from tests.support.cli import VOCAB, tiny_recipe, write_text
-from tests.support.eval_data import write_manifest
+from tests.support.cli import VOCAB
+from tests.support.eval_data import add_manifest
 from tests.support.recipes import bend
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    """A recipe without vocabulary size, with two training sources and one of held-out data."""
-    for name in ("a", "b", "valid"):
-        write_text(tmp_path / name, num_documents=5)
-    train = tuple(BlendSource(path=str(tmp_path / name), weight=1.0) for name in "ab")
-    valid = str(tmp_path / "valid")
-    return bend(
-        tiny_recipe(tmp_path, valid),
-        {"data.train": train, "data.valid": valid, "model.vocab_size": None},
-    )
-
-
-def add_manifest(
-    recipe: Recipe,
-    name: str,
-    *,
-    vocab_size: int = VOCAB,
-    fingerprint: str = "f",
-    prefix_ids: tuple[int, ...] = (),
-) -> None:
-    write_manifest(
-        str(Path(recipe.run.folder).parent / name),
-        tokens=0,
-        text_bytes=1,
-        vocab_size=vocab_size,
-        fingerprint=fingerprint,
-        prefix_ids=prefix_ids,
-    )
 
 
 def test_the_vocabulary_comes_from_the_manifests(recipe: Recipe) -> None:
@@ -84,39 +48,6 @@ def test_all_data_must_have_one_tokenizer(recipe: Recipe) -> None:
     check_tokenizers(bend(recipe, {"data.valid": None}), None)
 
 
-def test_the_tokenizer_is_read_from_beside_the_data(recipe: Recipe, tmp_path: Path) -> None:
-    assert tokenizer_contents(recipe) == {}
-    tokenizer = train_sentencepiece(["a text\n" * 20], 270)
-    add_manifest(recipe, "a", fingerprint=tokenizer.fingerprint)
-    assert tokenizer_contents(recipe) == {}
-    tokenizer.save(tmp_path / "tokenizer")
-    (tmp_path / "tokenizer" / "id_rsa").write_text("not a file of a tokenizer")
-    contents = tokenizer_contents(recipe)
-    assert sorted(contents) == ["tokenizer.model", "tokenizer_config.json"]
-    model = (tmp_path / "tokenizer" / "tokenizer.model").read_bytes()
-    assert contents["tokenizer.model"] == model
-    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(b"others")
-    with pytest.raises(TokenizerError, match="must hold the tokenizer that the shards were made"):
-        tokenizer_contents(recipe)
-
-
-@pytest.mark.parametrize("starts_with_bos", [True, False])
-def test_texts_of_a_model_start_as_the_documents_of_its_shards(
-    recipe: Recipe, tmp_path: Path, starts_with_bos: bool
-) -> None:
-    """Also where their tokenizer would start them otherwise: earlier shards have no BOS."""
-    tokenizer = train_sentencepiece(["a text\n" * 20], 270)
-    tokenizer.save(tmp_path / "tokenizer")
-    prefix = (1,) if starts_with_bos else ()
-    add_manifest(recipe, "a", fingerprint=tokenizer.fingerprint, prefix_ids=prefix)
-    (tmp_path / "copy").mkdir()
-    for name, content in tokenizer_contents(recipe).items():
-        (tmp_path / "copy" / name).write_bytes(content)
-    copy = load_tokenizer(tmp_path / "copy")
-    assert copy.prefix_ids == prefix
-    assert copy.fingerprint == tokenizer.fingerprint
-
-
 def test_documents_that_start_in_two_ways_are_refused(recipe: Recipe) -> None:
     add_manifest(recipe, "a", prefix_ids=(1,))
     add_manifest(recipe, "b")
@@ -138,31 +69,6 @@ def test_documents_without_bos_are_said_where_each_is_ordered_alone(
     add_manifest(recipe, "a", prefix_ids=prefix_ids)
     check_tokenizers(bend(recipe, {"data.packing": packing}), None)
     assert ("preprocess with --prepend-bos" in caplog.text) is is_said
-
-
-@pytest.mark.parametrize("folder", ["../home", "/root", "a/../../home", "link", "", "a\0b"])
-def test_a_tokenizer_outside_the_folder_of_the_data_is_refused(
-    recipe: Recipe, tmp_path: Path, folder: object
-) -> None:
-    add_manifest(recipe, "a")
-    (tmp_path / "link").symlink_to(Path.home())
-    path = tmp_path / "a.json"
-    manifest = json.loads(path.read_text())
-    manifest["tokenizer"]["folder"] = folder
-    del manifest["manifest_sha256"]  # as whoever makes such a manifest would do
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(ShardError, match=r"must be in the folder of their manifest|without NUL"):
-        tokenizer_contents(recipe)
-
-
-def test_a_link_among_the_files_of_a_tokenizer_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    secret = tmp_path.parent / "secret"
-    secret.write_text("private")
-    add_manifest(recipe, "a", fingerprint=hashlib.sha256(b"private").hexdigest())
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.model").symlink_to(secret)
-    with pytest.raises(TokenizerError, match="a link out of its folder"):
-        tokenizer_contents(recipe)
 
 
 def test_eval_data_are_opened_only_if_the_recipe_evaluates(recipe: Recipe) -> None:

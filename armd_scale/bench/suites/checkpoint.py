@@ -42,6 +42,7 @@ from armd_scale.parallel.process_groups import process_groups
 from armd_scale.train.build import build_model, build_optimizer
 from armd_scale.train.callbacks.checkpointer import Checkpointer
 from armd_scale.train.context import TrainingContext
+from armd_scale.train.model_files import ModelFiles
 from armd_scale.train.step import StepRunner
 
 # 69M weights: a checkpoint of 1.1 GB, with 4 bytes for each weight, its master copy and its two
@@ -218,7 +219,7 @@ class _Job:
             [self._lines],
             average=None,
             start_step=-1,
-            tokenizer={},
+            files=ModelFiles(),
             data=[],
         )
 

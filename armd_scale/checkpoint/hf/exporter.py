@@ -34,15 +34,17 @@ from armd_scale.checkpoint.hf.packing import (
 )
 from armd_scale.checkpoint.hf.parity import is_ar_exact
 from armd_scale.checkpoint.hf.source import build_meta_model
+from armd_scale.checkpoint.hf.spellings import for_both_versions, with_both_spellings
 from armd_scale.checkpoint.hf.tensors import SHARD_BYTES, write_tensors
 from armd_scale.checkpoint.load import Checkpoint, require_tensors_of_layers
-from armd_scale.checkpoint.save import SOURCE, WEIGHTS
-from armd_scale.checkpoint.store import verify
+from armd_scale.checkpoint.save import WEIGHTS
 from armd_scale.checkpoint.streaming_io import StreamedWeights
 from armd_scale.config.resolve import ResolvedModel, resolve_max_positions
+from armd_scale.data.special_tokens import TOKENIZER_CONFIG
 from armd_scale.data.tokenizer import load_tokenizer
 from armd_scale.errors import CheckpointError
 from armd_scale.files import atomic_directory
+from armd_scale.json_files import read_json_object
 from armd_scale.log import ProgressBar
 
 _DTYPE_NAMES = {
@@ -109,9 +111,7 @@ def export(
     with atomic_directory(output, error_class=CheckpointError) as folder:
         # The weights first: their type goes into config.json.
         dtype = _write_weights(folder, targets, sources, weights, shard_bytes)
-        # transformers 5 writes `dtype`, version 4 wrote `torch_dtype`; keep the key of the source.
-        for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:
-            config[key] = _DTYPE_NAMES[dtype]
+        config = with_both_spellings(config, dtype=_DTYPE_NAMES[dtype])
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _copy_small_files(checkpoint, folder)
         (folder / "README.md").write_text(_model_card(checkpoint, config, as_ar=as_ar))
@@ -136,7 +136,7 @@ def _config(checkpoint: Checkpoint, model: ResolvedModel) -> dict[str, Any]:
 
     The source's own file is preferred because it has keys that we do not interpret.
     """
-    source = _source_config_dir(checkpoint)
+    source = checkpoint.source_folder
     if source is not None:
         config = {key: value for key, value in read_config(source).items() if key != ARMD}
         described = model_config_from_hf(config, source=source, max_positions=model.max_positions)
@@ -152,19 +152,6 @@ def _config(checkpoint: Checkpoint, model: ResolvedModel) -> dict[str, Any]:
     if tokenizer is not None:
         config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eod}
     return config
-
-
-def _source_config_dir(checkpoint: Checkpoint) -> Path | None:
-    """Folder with the config files of the Hugging Face folder that the weights came from.
-
-    Either the checkpoint itself was converted, or its run started from a converted checkpoint.
-    """
-    init_from = checkpoint.recipe.model.init_from
-    for folder in (checkpoint.folder, *([] if init_from is None else [Path(init_from)])):
-        if (folder / SOURCE / CONFIG).is_file():
-            verify(folder, prefix=SOURCE)
-            return folder / SOURCE
-    return None
 
 
 def _write_weights(
@@ -200,7 +187,11 @@ def _copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer = checkpoint.tokenizer_folder
     if tokenizer is not None:
         shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    source = _source_config_dir(checkpoint)
+        path = folder / TOKENIZER_CONFIG
+        if path.is_file():
+            read = read_json_object(path, error_class=CheckpointError)
+            path.write_text(json.dumps(for_both_versions(read), indent=2) + "\n", encoding="utf-8")
+    source = checkpoint.source_folder
     generation = None if source is None else source / GENERATION_CONFIG
     if generation is not None and generation.is_file():
         shutil.copyfile(generation, folder / GENERATION_CONFIG)

@@ -22,6 +22,7 @@ from armd_scale.optim.zero_engine import ZeroEngine
 from armd_scale.train.callbacks.base import is_due
 from armd_scale.train.changes import DATA_KEY
 from armd_scale.train.context import TrainingContext
+from armd_scale.train.model_files import ModelFiles
 from armd_scale.train.state import TrainState
 from armd_scale.train.step import StepResult
 
@@ -58,7 +59,7 @@ class Checkpointer:
             seconds that it was written in the background.
         average: averaged weights to save.
         start_step: the step that training starts from, which needs no checkpoint.
-        tokenizer: contents of the tokenizer's files by name, for each checkpoint.
+        files: for each checkpoint, the files of the tokenizer and of the source model.
         data: fingerprints of the training data, for each checkpoint; JSON values.
     """
 
@@ -70,11 +71,11 @@ class Checkpointer:
         *,
         average: ExponentialMovingAverage | None,
         start_step: int,
-        tokenizer: Mapping[str, bytes],
+        files: ModelFiles,
         data: Sequence[Mapping[str, Any]],
     ) -> None:
         self._context, self._engine, self._writers = context, engine, writers
-        self._average, self._tokenizer, self._data = average, tokenizer, data
+        self._average, self._files, self._data = average, files, data
         self.saved_step = start_step
         """Step of the newest complete checkpoint."""
         self._pending: _PendingSave | None = None
@@ -206,7 +207,8 @@ class Checkpointer:
             # From the master weights: under ZeRO 3 the network's own parameters are shards.
             weights=optimizer.weights(network),
             optimizer=sections,
-            tokenizer=self._tokenizer,
+            tokenizer=self._files.tokenizer,
+            source=self._files.source,
         )
 
     def _report(self, saved: _PendingSave, *, total_seconds: float) -> None:
