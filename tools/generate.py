@@ -46,6 +46,8 @@ def main() -> None:
         output = generate_from_request(request, network, specs, rules, is_rank0=env.is_rank0)
     if env.is_rank0:
         print_and_write(request, output, template, rules)
+    if output.is_interrupted:
+        raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Read recipes: YAML files that may extend one another, and `section.key=value` overrides."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,8 @@ from armd_scale.errors import RecipeError
 from armd_scale.order.policies import POLICIES, OrderPolicy
 
 EXTENDS = "extends"
+RECIPE_FILE = "recipe.yaml"
+"""Name of the recipe in a checkpoint, and in the folder of a run."""
 HERE = "."
 """Value of `model.init_from` that stands for the folder of the recipe file."""
 # A recipe with every key has about 150 values and 4 levels, and besides the names of its shards,
@@ -23,6 +25,8 @@ HERE = "."
 # growing without end through aliases, and from exhausting the stack.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH, _MAX_EXTENDS = 1 << 22, 100_000, 50, 32
 _MAX_BITS = 1000
+# A model section with one of these describes a network.
+_NETWORK_KEYS = frozenset(("layers", "hidden", "ffn_hidden", "heads"))
 
 
 def load_recipe(
@@ -46,6 +50,8 @@ def load_recipe(
     def origin_of(key: str) -> str:
         return document.origin_of(key, str(path))
 
+    if expand_paths:
+        _take_model_section(document, origin_of)
     recipe = DataclassDecoder(Recipe, origin_of, {OrderPolicy: POLICIES}).decode(document.values)
     if expand_paths:
         recipe = PathExpander(origin_of).expand(recipe)
@@ -120,6 +126,30 @@ def _read_file(path: Path) -> RecipeSource:
     if isinstance(model, dict) and cast(dict[Any, Any], model).get("init_from") == HERE:
         model["init_from"] = str(path.parent)
     return source
+
+
+def _take_model_section(document: RecipeSource, origin_of: Callable[[str], str]) -> None:
+    """Base a model section that says only what to start from on that of the checkpoint.
+
+    Other keys of the section, such as dropout, replace those of the checkpoint.
+    """
+    section: Any = document.values.get("model")
+    start = cast(dict[Any, Any], section).get("init_from") if isinstance(section, dict) else None
+    if not isinstance(start, str) or _NETWORK_KEYS & section.keys():
+        return
+    folder = Path(PathExpander(origin_of).path("model.init_from", start))
+    # A checkpoint and the folder of a run have one, and a folder of checkpoints lies in the latter.
+    folders = (folder, folder.parent) if folder.name == "checkpoints" else (folder,)
+    path = next((f / RECIPE_FILE for f in folders if (f / RECIPE_FILE).is_file()), None)
+    if path is None:
+        raise RecipeError(
+            f"{origin_of('model.init_from')}: model.init_from must name a checkpoint with a "
+            f"{RECIPE_FILE}, whose model the recipe takes over ({folder} has none): give another "
+            "one, or describe the model"
+        )
+    base: Any = _read_extended(path).values.get("model")
+    if isinstance(base, dict):
+        document.values["model"] = {**cast(dict[Any, Any], base), **section}
 
 
 def _apply_override(document: RecipeSource, override: str) -> None:

@@ -156,7 +156,8 @@ class ModelConfig:
     """Standard deviation of initial weights."""
     init_from: str | None = None
     """Checkpoint whose weights (without optimizer) the run starts from; `.` in a recipe file: the
-    checkpoint that the file lies in; null: random weights."""
+    checkpoint that the file lies in; null: random weights. A section that does not describe a
+    network takes it from the checkpoint."""
 
     @property
     def has_position_table(self) -> bool:

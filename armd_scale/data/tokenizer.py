@@ -72,6 +72,10 @@ class Tokenizer(Protocol):
         """Decode token ids; special tokens are left out."""
         ...
 
+    def spell(self, token_id: int) -> str:
+        """Return how a token is written in the vocabulary, special ones too."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer(folder)` needs; the fingerprint stays the same."""
         ...
@@ -149,6 +153,10 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids; control tokens such as BOS and EOS are left out."""
         return self._processor.decode([int(i) for i in ids])
+
+    def spell(self, token_id: int) -> str:
+        """Return how a token is written in the vocabulary, special ones too."""
+        return self._processor.id_to_piece(token_id)
 
     def save(self, folder: Path) -> None:
         """Write the model as `tokenizer.model`, and how texts start."""
@@ -247,6 +255,10 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decode token ids; special tokens are left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def spell(self, token_id: int) -> str:
+        """Return how a token is written in the vocabulary, special ones too."""
+        return self._tokenizer.id_to_token(token_id) or str(token_id)
 
     def save(self, folder: Path) -> None:
         """Copy `tokenizer.json` and the files that name its special tokens."""

@@ -152,13 +152,14 @@ def generate_from_specs(
     sample_ids: Sequence[int] | None = None,
     rules: OutputRules = NO_RULES,
     on_round: Callable[[RoundResult], None] | None = None,
+    keep_on_interrupt: bool = False,
 ) -> GenerationOutput:
     """Generate the unknown tokens of each spec, one round for each of its blocks.
 
     Only `dynamic` and `speculative` of the strategy are used, because the specs already hold the
     order. Dynamic decoding takes specs whose unknown tokens are a single block, speculative
-    decoding takes blocks of one token. The other arguments and the errors are those of
-    `generate_tokens`.
+    decoding takes blocks of one token. With `keep_on_interrupt`, Ctrl-C returns each text as far as
+    it is known from its start. The other arguments and the errors are those of `generate_tokens`.
     """
     _check_lengths_and_vocab(network, specs)
     require_memory_to_decode(network, specs)
@@ -172,14 +173,23 @@ def generate_from_specs(
         rules=rules,
         on_round=on_round,
     )
-    speculative_stats = _decode(decoder, strategy)
+    speculative_stats, is_interrupted = None, False
+    try:
+        speculative_stats = _decode(decoder, strategy)
+    except KeyboardInterrupt:
+        if not keep_on_interrupt or not decoder.num_rounds:
+            raise
+        is_interrupted = True
+        decoder.end_now()
     samples = _collect_samples(decoder, specs)
     samples = [
         sample if end is None else sample.truncate(end)
         for sample, end in zip(samples, decoder.ends, strict=True)
     ]
     seconds = time.perf_counter() - start_time
-    return GenerationOutput(samples, decoder.num_rounds, seconds, speculative_stats)
+    return GenerationOutput(
+        samples, decoder.num_rounds, seconds, speculative_stats, is_interrupted=is_interrupted
+    )
 
 
 def _decode(decoder: Decoder, strategy: Strategy) -> SpeculativeStats | None:
@@ -256,8 +266,12 @@ def _check_lengths_and_vocab(network: ArmdModel, specs: Sequence[GenerationSpec]
 def max_text_tokens(network: ArmdModel) -> int | None:
     """Return the number of tokens that a text can have; None if it is unlimited.
 
-    Only learned position embeddings limit it. Rotary embeddings are computed for any position.
+    Learned position embeddings limit it, and `model.max_positions`: a converted model computes what
+    its source does only up to the length of that.
     """
     prefix = network.query_start.prefix
     tables = [network.position_embedding, prefix and prefix.position_embedding]
-    return min((len(table) for table in tables if table is not None), default=None)
+    limits = [len(table) for table in tables if table is not None]
+    if network.model.max_positions is not None:
+        limits.append(network.model.max_positions)
+    return min(limits, default=None)

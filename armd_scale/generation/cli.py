@@ -211,6 +211,8 @@ def generate_from_request(
             sampling=request.sampling,
             rules=rules,
             on_round=on_round,
+            # Several ranks would stop in different rounds.
+            keep_on_interrupt=request.tp == 1,
         )
 
 

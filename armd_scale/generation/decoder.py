@@ -71,6 +71,10 @@ class Decoder:
         """Number of tokens of each text that has ended early; None for the others."""
         return self._end_finder.ends
 
+    def end_now(self) -> None:
+        """End each text that has not ended before its first unknown token."""
+        self._end_finder.end_at_unknown(self.state.known.cpu().numpy(), self.state.lengths)
+
     def uniforms_for(self, stream: RngStream, part: Int[np.ndarray, " b"] | None = None) -> Tensor:
         """Return uniform random numbers in [0, 1), one for each slot of each sample, [b, P + 1].
 

@@ -155,6 +155,19 @@ class EndFinder:
                 self._num_searched[index] = max(num_known, first)
         return np.array([end is not None for end in self.ends])
 
+    def end_at_unknown(
+        self, known: Bool[np.ndarray, "b P"], lengths: Int[np.ndarray, " b"]
+    ) -> None:
+        """End each text that has not ended before its first unknown token.
+
+        Args:
+            known: which tokens are known.
+            lengths: number of tokens of each text.
+        """
+        for index, length in enumerate(lengths):
+            if self.ends[index] is None:
+                self.ends[index] = min(int(np.append(known[index], False).argmin()), int(length))
+
 
 def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
     """Cut a text before the earliest of the stop strings."""

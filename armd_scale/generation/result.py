@@ -62,6 +62,8 @@ class GenerationOutput:
     """Wall-clock time of all rounds, prompts included."""
     speculative_stats: SpeculativeStats | None = None
     """Draft acceptance; None unless decoding was speculative."""
+    is_interrupted: bool = False
+    """Whether Ctrl-C ended the generation."""
 
     @property
     def num_tokens(self) -> int:

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from armd_scale.config.codec import DataclassDecoder
+from armd_scale.config.codec import DataclassDecoder, to_dict
 from armd_scale.config.load import dump_recipe, load_recipe
 from armd_scale.config.schema import BlendSource, Recipe, RopeScaling, WandbConfig
 from armd_scale.errors import RecipeError
@@ -349,3 +349,36 @@ def test_the_resolved_copy_is_a_recipe_file_with_every_key(small: Path) -> None:
     assert "  max_anchor_gap: 64\n" in text
     assert "  orders: [l2r]\n" in text
     assert text.startswith("run:\n  name: small\n")
+
+
+def write_checkpoint_recipe(folder: Path) -> Recipe:
+    """Write recipe.yaml as a checkpoint has it, with a network of its own."""
+    folder.mkdir(parents=True)
+    recipe = bend(SMALL, {"model.layers": 6, "model.dropout": 0.25, "model.vocab_size": 77})
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    return recipe
+
+
+@pytest.mark.parametrize("name", ["run/checkpoints/step_00000003", "run/checkpoints", "run"])
+def test_a_recipe_takes_the_network_of_the_checkpoint_that_it_starts_from(tmp_path, name):
+    """Where it has no model section but `init_from`; other keys of the section replace it."""
+    other = write_checkpoint_recipe(tmp_path / "run" / "checkpoints" / "step_00000003")
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(other))
+    values = yaml.safe_load(dump_recipe(SMALL))
+    values["model"] = {"init_from": str(tmp_path / name), "dropout": 0.5}
+    (tmp_path / "fine.yaml").write_text(yaml.safe_dump(values))
+    model = load_recipe(tmp_path / "fine.yaml").model
+    assert model == replace(other.model, init_from=str(tmp_path / name), dropout=0.5)
+    values["model"] |= to_dict(SMALL.model) | {"init_from": str(tmp_path / name)}
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(values))
+    assert load_recipe(tmp_path / "whole.yaml").model.layers == SMALL.model.layers
+
+
+def test_a_network_is_taken_from_a_checkpoint_only(tmp_path):
+    values = yaml.safe_load(dump_recipe(SMALL))
+    values["model"] = {"init_from": str(tmp_path / "nothing")}
+    (tmp_path / "fine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(
+        RecipeError, match=r"fine\.yaml:\d+: model\.init_from must name a checkpoint"
+    ):
+        load_recipe(tmp_path / "fine.yaml")

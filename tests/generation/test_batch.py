@@ -17,6 +17,7 @@ from armd_scale.generation import (
     generate_tokens,
     infill_tokens,
 )
+from armd_scale.generation.batch import continuation_specs, generate_from_specs
 from armd_scale.generation.output_rules import OutputRules
 from tests.model.test_weight_init import build_initialized
 from tests.support.networks import GPT2, LLAMA, batch_of, build
@@ -336,3 +337,36 @@ def test_non_finite_predictions_raise(groups, temperature):
         generate_tokens(
             network, random_prompts(1), num_tokens=3, sampling=Sampling(temperature=temperature)
         )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_interrupted_generation_keeps_what_is_known(groups, name):
+    network = build(LLAMA, groups)
+    arguments = {"strategy": STRATEGIES[name], "sampling": Sampling(seed=6)}
+    prompts = random_prompts(5, 2)
+    specs = continuation_specs(prompts, range(2), num_tokens=24, **arguments)
+    full = generate_from_specs(network, specs, **arguments)
+
+    def interrupt(result):
+        if result.round == 4:
+            raise KeyboardInterrupt
+
+    output = generate_from_specs(
+        network, specs, on_round=interrupt, keep_on_interrupt=True, **arguments
+    )
+    assert output.is_interrupted
+    assert output.rounds == 4 < full.rounds
+    for sample, whole, prompt in zip(output.samples, full.samples, prompts, strict=True):
+        assert len(prompt) <= len(sample.tokens) < len(whole.tokens)
+        assert np.array_equal(sample.tokens, whole.tokens[: len(sample.tokens)])
+        assert len(sample.tokens) == len(whole.tokens) or whole.round[len(sample.tokens)] > 4
+    with pytest.raises(KeyboardInterrupt):
+        generate_from_specs(network, specs, on_round=interrupt, **arguments)
+
+
+def test_a_text_is_not_longer_than_the_positions_of_a_converted_model(groups):
+    """Rotary embeddings would go on, but the source does not compute the same there."""
+    network = build(dataclasses.replace(LLAMA, max_positions=12), groups)
+    assert len(generate_tokens(network, [np.array([1])], num_tokens=11).samples[0].tokens) == 12
+    with pytest.raises(GenerationError, match=r"at most 12 tokens.*\(got 13, prompt included\)"):
+        generate_tokens(network, [np.array([1])], num_tokens=12)

@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} must have a mapping under {ARMD}, and has something else: export the folder "
             "again"
         )
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise CheckpointError(
             f"{path} must describe weights of 16 or 32 bits (got a quantization_config): "
             "convert the folder from which the weights were quantized"
@@ -157,6 +157,8 @@ def _max_positions(hf_config: Any, family: Family, path: Path, requested: int | 
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise CheckpointError(_unsupported(path, f"layers of type {', '.join(sorted(unknown))}"))
     window = getattr(hf_config, "sliding_window", None) if "sliding_attention" in kinds else None
+    if not hasattr(type(hf_config)(), "sliding_window"):
+        window = None  # the family has no such windows, and transformers ignores the key
     if window is not None and positions > window:
         raise CheckpointError(
             f"{path} has a sliding window of {window} tokens, and our attention sees all "

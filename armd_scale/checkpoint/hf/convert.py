@@ -10,6 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from armd_scale.checkpoint.hf.importer import ConversionRequest, convert
 from armd_scale.checkpoint.hf.parity import check_parity, describe, to_json
 from armd_scale.checkpoint.load import open_checkpoint
+from armd_scale.checkpoint.save import RECIPE, TOKENIZER
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import CheckpointError
 from armd_scale.files import (
@@ -56,12 +57,32 @@ def convert_and_check(
     require_parent_dir(check.json, "--json", error_class=CheckpointError)
     with process_groups(environment, ParallelConfig()) as groups:
         convert(request, groups=groups)
-        get_logger(__name__).info("wrote %s", request.output)
+        _log_result(request.output)
         passed = [True]
         if environment.is_rank0 and check.mode != "none":
             passed = [_compare(request, check, text, groups=groups)]
         dist.broadcast_object_list(passed, src=0)
     return passed[0]
+
+
+def _log_result(output: Path) -> None:
+    """Say what was written, how its texts start and end, and what can be done with it."""
+    logger = get_logger(__name__)
+    logger.info("wrote %s", output)
+    checkpoint = open_checkpoint(output)
+    tokenizer = checkpoint.load_tokenizer()
+    if tokenizer is None:
+        return
+    start = "".join(map(tokenizer.spell, tokenizer.prefix_ids)) or "no special token"
+    ends = " or ".join(map(tokenizer.spell, tokenizer.eos_ids)) or "no token"
+    logger.info("texts start with %s and end at %s", start, ends)
+    logger.info("generate:   python tools/generate.py --checkpoint %s --prompt TEXT", output)
+    logger.info(
+        "fine-tune:  python tools/preprocess.py --input FILES --tokenizer %s --output data/text, "
+        "then python -m armd_scale.train %s data.train=data/text data.seq_length=N",
+        output / TOKENIZER,
+        output / RECIPE,
+    )
 
 
 def _compare(

@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.hf.placeholder import placeholder_recipe
 from armd_scale.checkpoint.hf.source import DTYPES, ArmdSettings, HfCheckpoint, HfWeights
+from armd_scale.checkpoint.load import Checkpoint
 from armd_scale.checkpoint.save import OPTIMIZER, RECIPE, SOURCE, STATE, TOKENIZER, WEIGHTS
 from armd_scale.checkpoint.store import read_manifest, write_manifest
 from armd_scale.checkpoint.streaming_io import write_streamed
@@ -82,6 +83,8 @@ def convert(request: ConversionRequest, *, groups: ProcessGroupCollection) -> No
     # What trains this recipe as it is, or extends it, starts from the converted weights.
     recipe = replace(recipe, model=replace(recipe.model, init_from=HERE))
     rules.check(recipe)  # refuses an impossible --tp or --pp before anything is written
+    # Refuses one with more ids than the model.
+    Checkpoint(request.hf, recipe, state={}).load_tokenizer()
     weights, dtype = HfWeights(source, groups), DTYPES.get(request.dtype)
     tensors = weights.tensors(dtype)
     # For the progress bar: this rank's share in MB.

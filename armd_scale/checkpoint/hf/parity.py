@@ -111,7 +111,11 @@ def check_parity(
     weights = StreamedWeights(checkpoint.folder / WEIGHTS)
     tokens = _tokens(checkpoint, text)
     # The last position predicts a token that is not in the text, so it has no target to compare.
-    reference = (layerwise_logits if by_layer else whole_logits)(hf, tokens)[:, :-1]
+    # Rounded as the checkpoint was, which may have narrower weights than the folder.
+    dtypes = {tensor.dtype for tensor in weights.tensors.values()}
+    stored = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    reference_logits = layerwise_logits if by_layer else whole_logits
+    reference = reference_logits(hf, tokens, rounded_to=stored)[:, :-1]
     batch = _left_to_right_batch(tokens)
     is_exact = is_ar_exact(model, weights.read)
     runs: list[tuple[ForwardPath, ResolvedModel, ArmdBatch]]

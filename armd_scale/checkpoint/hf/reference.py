@@ -21,19 +21,33 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 
 @torch.no_grad()
 def whole_logits(
-    folder: Path, tokens: Int[Tensor, "batch positions"]
+    folder: Path,
+    tokens: Int[Tensor, "batch positions"],
+    *,
+    rounded_to: torch.dtype = torch.float32,
 ) -> Float[Tensor, "batch positions vocabulary"]:
-    """Compute logits in float32 with the whole model in memory."""
+    """Compute logits in float32 with the whole model in memory.
+
+    Args:
+        folder: the Hugging Face folder.
+        tokens: what to compute them for.
+        rounded_to: type that the weights are rounded to before.
+    """
     from transformers import AutoModelForCausalLM
 
     _silence_transformers()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.copy_(_rounded(parameter, rounded_to))
     return model(input_ids=tokens, use_cache=False).logits
 
 
 @torch.no_grad()
 def layerwise_logits(
-    folder: Path, tokens: Int[Tensor, "batch positions"]
+    folder: Path,
+    tokens: Int[Tensor, "batch positions"],
+    *,
+    rounded_to: torch.dtype = torch.float32,
 ) -> Float[Tensor, "batch positions vocabulary"]:
     """Compute the same logits with the weights of one layer in memory at a time.
 
@@ -59,19 +73,34 @@ def layerwise_logits(
         units[layer[1] if layer else name.rpartition(".")[0]].append(name)
     for unit, names in units.items():
         module = model.get_submodule(unit)
-        module.register_forward_pre_hook(partial(_load_hook, unit, names, files, family))
+        module.register_forward_pre_hook(
+            partial(_load_hook, unit, names, files, family, rounded_to)
+        )
         module.register_forward_hook(_unload_hook)
     return model(input_ids=tokens, use_cache=False).logits
 
 
 def _load_hook(
-    unit: str, names: list[str], files: HfTensors, family: Family, module: nn.Module, _: Any
+    unit: str,
+    names: list[str],
+    files: HfTensors,
+    family: Family,
+    rounded_to: torch.dtype,
+    module: nn.Module,
+    _: Any,
 ) -> None:
     state = {
-        name.removeprefix(f"{unit}."): files.read(_stored_name(name, files, family)).float()
+        name.removeprefix(f"{unit}."): _rounded(
+            files.read(_stored_name(name, files, family)), rounded_to
+        )
         for name in names
     }
     module.load_state_dict(state, assign=True, strict=False)  # strict would require buffers too
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # Never to a wider type than the folder's, which changes nothing.
+    return tensor.to(dtype).float()
 
 
 def _stored_name(name: str, files: HfTensors, family: Family) -> str:

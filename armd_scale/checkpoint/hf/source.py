@@ -217,9 +217,12 @@ def _check_tensors(folder: HfCheckpoint, expected: list[PackedTensor]) -> None:
     stored = folder.files.tensors
     for packed in expected:
         if packed.name not in stored:
+            advice = "copy the folder again"
+            if packed.name == f"{folder.family.head}.weight":
+                advice += ", or set tie_word_embeddings to true there if the head is the embedding"
             raise CheckpointError(
                 f"{folder.path} must contain the tensor {packed.name}, which follows from its "
-                f"{CONFIG}, and does not: copy the folder again"
+                f"{CONFIG}, and does not: {advice}"
             )
         shape, tensor = packed.shape, stored[packed.name]
         location = f"{packed.name} in {folder.files.file_of(packed.name)}"

@@ -109,6 +109,18 @@ def test_a_sliding_window_limits_the_maximum_length(groups, tmp_path):
     HfWeights(HfCheckpoint(folder, ArmdSettings(max_positions=24)), groups)
 
 
+def test_keys_that_mean_nothing_are_no_reason_to_refuse(hf, groups):
+    """A quantization that is null, and a window of a family that has no windows."""
+    change_config(hf, quantization_config=None, sliding_window=8)
+    assert HfCheckpoint(hf, ArmdSettings()).model.max_positions == 64
+
+
+def test_a_missing_head_names_the_key_that_ties_it(hf, groups):
+    change_tensors(hf, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "lm_head.weight" in (message := refused(hf, groups))
+    assert "or set tie_word_embeddings to true there" in message
+
+
 def test_a_position_table_keeps_its_length(groups, tmp_path):
     folder = write_folder(tmp_path / "hf", "gpt2")
     assert "--max-positions must be 64" in refused(folder, groups, max_positions=32)
