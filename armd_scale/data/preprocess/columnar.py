@@ -36,7 +36,7 @@ def num_row_groups(path: str) -> int | None:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             return file.num_row_groups or None
-    except (pyarrow.ArrowException, OSError):
+    except (pyarrow.ArrowException, OSError, ValueError):  # names that are not UTF-8
         return None
 
 
@@ -68,7 +68,7 @@ def _read_rows(
                     yield from make_documents(value, options)
                 except UnreadableError as error:
                     yield SkippedDocument(path, str(error), error.reason_class, row=row)
-    except (pyarrow.ArrowException, OSError, EOFError, UnreadableError) as error:
+    except (pyarrow.ArrowException, OSError, EOFError, ValueError, UnreadableError) as error:
         reason = f"cannot be read ({one_line_reason(error)})"
         yield SkippedDocument(path, reason, ends_file=True)
 
@@ -116,6 +116,7 @@ def _parquet_batches(
     """Yield batches of the column, each with the number of its first row in the file."""
     pyarrow = _import_pyarrow()
     _check_column(pyarrow.parquet.read_schema(path), key)
+    file_bytes = regular_file_status(path).st_size
     # pre_buffer would read the column of all these row groups into memory ahead of time. And a text
     # that a file stores once for many rows stays in memory once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, read_dictionary=[key]) as file:
@@ -124,7 +125,7 @@ def _parquet_batches(
         row = sum(file.metadata.row_group(i).num_rows for i in range(start))
         for index in range(start, stop_group):
             group = file.metadata.row_group(index)
-            rows_per_batch = _rows_per_batch(group, key)
+            rows_per_batch = _rows_per_batch(group, file_bytes=file_bytes)
             # One thread: workers already use every core.
             for batch in file.iter_batches(
                 rows_per_batch, [index], columns=[key], use_threads=False
@@ -133,16 +134,17 @@ def _parquet_batches(
                 row += batch.num_rows
 
 
-def _rows_per_batch(group: Any, key: str) -> int:
-    """Return how many rows of a row group to read at a time, by the mean size of its texts.
+def _rows_per_batch(group: Any, *, file_bytes: int) -> int:
+    """Return how many rows of a row group to read at a time, by the mean size of its rows.
 
     Raises:
         EOFError: it would expand to more than any text does.
     """
-    chunks = (group.column(i) for i in range(group.num_columns))
-    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == key)
-    check_expansion(chunk.total_uncompressed_size, chunk.total_compressed_size)
-    row_bytes = chunk.total_uncompressed_size // max(group.num_rows, 1)
+    # The sizes of all columns: to ask for those of one, the library looks at more of the metadata,
+    # and ends the process where that is damaged.
+    num_bytes = group.total_byte_size
+    check_expansion(num_bytes, file_bytes)
+    row_bytes = num_bytes // max(group.num_rows, 1)
     return max(1, min(_ROWS_PER_BATCH, _BATCH_BYTES // max(row_bytes, 1)))
 
 
