@@ -30,12 +30,12 @@ def convert_to(output: Path, hf: Path, groups, **settings) -> Path:
     return output
 
 
-def save(folder: Path, network, groups, **changes) -> Path:
-    """Save a checkpoint as training does: of this network, not converted from a folder."""
+def save(folder: Path, network, groups, *, source=None, **changes) -> Path:
+    """Save a checkpoint as training does, with the files of a source model if there is one."""
     changes = {"model": network.model, "data.seq_length": 63, **changes}
     return CheckpointSave(
         folder, step=5, network=network, recipe=bend(SMALL, changes), state={"step": 5},
-        optimizer={}, tokenizer={},
+        optimizer={}, tokenizer={}, source=source,
     ).wait()  # fmt: skip
 
 
@@ -60,8 +60,11 @@ def test_conversion_and_export_round_trip_bit_exactly(groups, tmp_path, name):
     assert original.keys() == exported.keys()
     for key, tensor in original.items():
         assert torch.equal(tensor.view(torch.int16), exported[key].view(torch.int16)), key
-    for file in ("config.json", "generation_config.json", "tokenizer.json"):
+    for file in ("generation_config.json", "tokenizer.json"):
         assert json.loads((hf / file).read_text()) == json.loads((back / file).read_text())
+    # With the keys of transformers 4 besides.
+    config = json.loads((back / "config.json").read_text())
+    assert config == config | json.loads((hf / "config.json").read_text())
     index = json.loads((back / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == original.keys()
     assert sorted(set(index["weight_map"].values())) == sorted(
@@ -156,17 +159,19 @@ def test_the_source_config_is_kept_while_it_describes_the_model(groups, tmp_path
     armd = convert_to(tmp_path / "armd", hf, groups)
     recipe = open_checkpoint(armd).recipe
     network = load_network(open_checkpoint(armd), groups=groups)
-    fine_tuned = dataclasses.replace(recipe.model, init_from=str(armd))
-    trained = save(tmp_path / "run", network, groups, model=fine_tuned)
+    # No path decides what is exported: the folder that a run started from may be another by now.
+    fine_tuned = dataclasses.replace(recipe.model, init_from=str(tmp_path / "other"))
+    files = {"config.json": (armd / "source" / "config.json").read_bytes()}
+    trained = save(tmp_path / "run", network, groups, model=fine_tuned, source=files)
     export(open_checkpoint(trained), tmp_path / "one", groups=groups)
     one, source = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "one", hf))
     assert one.pop("armd")["two_stream_layers"] == recipe.model.two_stream_layers
-    assert one == source
+    assert one == one | source
     other = dataclasses.replace(fine_tuned, rope_theta=1e6)
-    changed = save(tmp_path / "changed", network, groups, model=other)
+    changed = save(tmp_path / "changed", network, groups, model=other, source=files)
     export(open_checkpoint(changed), tmp_path / "two", groups=groups)
     two = json.loads((tmp_path / "two" / "config.json").read_text())
-    assert two["rope_parameters"]["rope_theta"] == 1e6
+    assert two["rope_parameters"]["rope_theta"] == two["rope_theta"] == 1e6
 
 
 def test_an_output_is_replaced_only_on_request(groups, tmp_path):
