@@ -40,11 +40,16 @@ def _parser() -> argparse.ArgumentParser:
         add("--plot", type=path, metavar="FILE", help="draw it to this file: .svg, .png or .pdf")
         refuse_renamed_options(subparser, {"--picture": "--plot"})
         if name == "zero-shot":
-            add("--text", nargs="+", required=True, type=path_text, metavar="NAME=FILE",
+            add("--text", nargs="+", required=True, type=_named_path, metavar="NAME=FILE",
                 help="benchmark texts")  # fmt: skip
         else:
             _add_sample_options(subparser, is_generative=name == "generative")
     return parser
+
+
+def _named_path(text: str) -> str:
+    name, equals, file = text.partition("=")
+    return f"{name}={path_text(file)}" if equals else text
 
 
 def _add_sample_options(subparser: argparse.ArgumentParser, *, is_generative: bool) -> None:

@@ -57,7 +57,10 @@ def _is_megatron(path: Path) -> bool:
         return False
     # torch_dist checkpoints have common.pt and metadata.json, older ones a folder per rank.
     is_step = _MEGATRON_STEP.fullmatch(path.resolve().name) is not None
-    names = {child.name for child in path.iterdir()}
+    try:
+        names = {child.name for child in path.iterdir()}
+    except OSError:
+        return False
     has_ranks = any(name.startswith("mp_rank_") for name in names) or "common.pt" in names
     in_rank = path.resolve().name.startswith("mp_rank_") and "model_optim_rng.pt" in names
     return has_ranks or in_rank or (is_step and bool(names & {"metadata.json", ".metadata"}))

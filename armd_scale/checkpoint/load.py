@@ -17,7 +17,7 @@ from armd_scale.checkpoint.tensor_files import read_index
 from armd_scale.config.load import load_recipe
 from armd_scale.config.resolve import ResolvedRecipe, resolve
 from armd_scale.config.schema import ParallelConfig
-from armd_scale.data.special_tokens import read_eos_ids
+from armd_scale.data.special_tokens import read_eos_ids, records_prepend_bos
 from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE, Tokenizer, load_tokenizer
 from armd_scale.errors import CheckpointError, TokenizerError
 from armd_scale.json_files import read_json_object
@@ -63,6 +63,11 @@ class Checkpoint:
         if self.tokenizer_folder is None:
             return None
         tokenizer = load_tokenizer(self.tokenizer_folder)
+        has_trained = (self.folder / MANIFEST).is_file() and self.state.get("step", 0) > 0
+        if has_trained and not records_prepend_bos(self.tokenizer_folder):
+            # Runs of earlier versions had documents without BOS, after the end of another one.
+            tokenizer = load_tokenizer(self.tokenizer_folder, add_bos=False)
+            tokenizer.start_id = tokenizer.start_id if tokenizer.eod is None else tokenizer.eod
         if tokenizer.vocab_size > self.recipe.model.vocab_size:
             raise TokenizerError(
                 f"the tokenizer in {self.tokenizer_folder} must have no more ids than the model "
@@ -71,7 +76,9 @@ class Checkpoint:
             )
         ids = None if self.source_folder is None else read_eos_ids(self.source_folder)
         if ids is not None:
-            if tokenizer.eod not in ids:
+            if tokenizer.eod not in ids and tokenizer.eod is not None and has_trained:
+                ids += (tokenizer.eod,)  # its documents may have ended with it
+            elif tokenizer.eod not in ids:
                 get_logger(__name__).warning(
                     "texts end at the ids %s of the model's configuration, as in transformers, and "
                     "not at the tokenizer's EOS, which is %s",

@@ -125,9 +125,10 @@ def commit(
         shutil.rmtree(replaced, ignore_errors=True)
         # Damaged ones neither count nor are removed: they must not push a sound one out.
         sound = [folder for folder in list_checkpoints(partial.parent) if _looks_sound(folder)]
+        if keep_every > 0:  # those that stay for good do not take the place of one of `keep`
+            sound = [folder for folder in sound if _step_of(folder) % keep_every != 0]
         for old in sound[:-keep] if keep > 0 else []:
-            if keep_every == 0 or _step_of(old) % keep_every != 0:
-                shutil.rmtree(old)
+            shutil.rmtree(old)
     except OSError as error:
         raise write_error(partial.parent, error) from error
     return final

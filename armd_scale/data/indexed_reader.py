@@ -140,6 +140,16 @@ def open_shards(prefix: str | Path) -> IndexedTokens:
     return IndexedTokens(str(prefix))
 
 
+def has_no_tokens(prefix: str | Path) -> bool:
+    """Return whether a dataset is empty, as that of a part of a corpus without text is.
+
+    Raises:
+        ShardError: a file is missing, not of this format or truncated.
+    """
+    _check_files(str(prefix), may_be_empty=True)
+    return Path(f"{prefix}.bin").stat().st_size == 0
+
+
 def verify(prefix: str | Path) -> Manifest | None:
     """Read all of a dataset and check it for consistency and against its manifest.
 

@@ -30,17 +30,22 @@ def named_tokens(folder: Path, name: str) -> list[str]:
     return tokens
 
 
-def read_prepend_bos(folder: Path, *, has_definition: bool) -> bool | None:
+def read_prepend_bos(folder: Path, *, has_tokenizer_json: bool) -> bool | None:
     """Return whether texts start with BOS; None if `tokenizer_config.json` does not say.
 
     Args:
         folder: of the tokenizer.
-        has_definition: whether there is a `tokenizer.json`. Its post-processor adds BOS or not, and
-            transformers then ignores `add_bos_token`.
+        has_tokenizer_json: whether there is a `tokenizer.json`. Its post-processor adds BOS or not,
+            and transformers 5 then ignores `add_bos_token`.
     """
     config = _read_config(folder / TOKENIZER_CONFIG)
-    values = (config.get(_PREPEND_BOS), None if has_definition else config.get(_ADD_BOS))
+    values = (config.get(_PREPEND_BOS), None if has_tokenizer_json else config.get(_ADD_BOS))
     return next((value for value in values if isinstance(value, bool)), None)
+
+
+def records_prepend_bos(folder: Path) -> bool:
+    """Return whether `tokenizer_config.json` has our own key, as in checkpoints of a run."""
+    return isinstance(_read_config(folder / TOKENIZER_CONFIG).get(_PREPEND_BOS), bool)
 
 
 def write_prepend_bos(folder: Path, value: bool, *, tokens: Mapping[str, str]) -> None:

@@ -127,7 +127,7 @@ class SentencePieceTokenizer:
             [self._processor.is_unused(i) for i in range(self.vocab_size)], bool
         )
         if add_bos is None and folder is not None:
-            add_bos = read_prepend_bos(folder, has_definition=False)
+            add_bos = read_prepend_bos(folder, has_tokenizer_json=False)
         self._adds_bos = self.bos is not None and add_bos is not False
         self.prefix_ids: tuple[int, ...] = () if self.bos is None else (self.bos,) * self._adds_bos
         # Without BOS, a document in training comes after the end of another one.
@@ -156,7 +156,8 @@ class SentencePieceTokenizer:
 
     def spell(self, token_id: int) -> str:
         """Return how a token is written in the vocabulary, special ones too."""
-        return self._processor.id_to_piece(token_id)
+        is_known = 0 <= token_id < self.vocab_size
+        return self._processor.id_to_piece(token_id) if is_known else str(token_id)
 
     def save(self, folder: Path) -> None:
         """Write the model as `tokenizer.model`, and how texts start."""
@@ -276,7 +277,7 @@ class HFTokenizer:
         """
         add_bos = self._add_bos
         if add_bos is None:
-            add_bos = read_prepend_bos(self._folder, has_definition=True)
+            add_bos = read_prepend_bos(self._folder, has_tokenizer_json=True)
         if add_bos is not None:
             return (self.bos,) if add_bos and self.bos is not None else ()
         plain, processed = (

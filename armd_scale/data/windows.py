@@ -17,7 +17,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from armd_scale.data.indexed_reader import open_shards
+from armd_scale.data.indexed_reader import has_no_tokens, open_shards
 from armd_scale.errors import ShardError
 
 Packing: TypeAlias = Literal["concat", "documents"]
@@ -193,6 +193,6 @@ def open_windows(
             TokenWindows(
                 prefix, seq_length, packing=packing, vocab_size=vocab_size, may_be_empty=True
             )
-            for prefix in prefixes
+            for prefix in [p for p in prefixes if not has_no_tokens(p)] or prefixes
         ]
     )

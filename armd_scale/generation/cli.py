@@ -138,6 +138,11 @@ class GenerateRequest:
         Raises:
             GenerationError: a stop string is empty, or there is no tokenizer to find it with.
         """
+        if self.stop and self.infill is not None:
+            raise GenerationError(
+                "--stop ends the continuation of a prompt (got it with --infill, whose holes have "
+                "a number of tokens of their own): leave it out"
+            )
         stops = is_chat_model if self.stop_at_eos is None else self.stop_at_eos
         # Holes have a number of tokens of their own.
         return rules_of(tokenizer, stop_at_eos=stops and self.infill is None, stops=self.stop)

@@ -53,6 +53,8 @@ class OutputRules:
         allowed = np.zeros(vocab_size, dtype=np.bool_)
         is_used = self.tokenizer.is_used[:vocab_size]
         allowed[: len(is_used)] = is_used
+        # The configuration of a model may name ids that its tokenizer file lacks.
+        allowed[[i for i in self.eos_ids if i < vocab_size]] = True
         return None if allowed.all() else allowed
 
     def find_end(self, tokens: Int[np.ndarray, " P"], first: int, *, start: int = 0) -> int | None:
@@ -111,7 +113,21 @@ def rules_of(
         GenerationError: as of `OutputRules`.
     """
     eos_ids = tokenizer.eos_ids if tokenizer is not None and stop_at_eos else ()
+    if tokenizer is not None:
+        # Special tokens have no text that could be searched.
+        eos_ids += tuple(i for stop in stops if (i := _special_id(tokenizer, stop)) is not None)
     return OutputRules(tokenizer, eos_ids, tuple(stops))
+
+
+def _special_id(tokenizer: Tokenizer, text: str) -> int | None:
+    """Return the id of a special token that is written out; None for any other text."""
+    common = [i for i in (tokenizer.eod, tokenizer.bos) if i is not None]
+    if text in (spellings := {tokenizer.spell(i): i for i in common}):
+        return spellings[text]
+    if not text or text not in tokenizer.special_spellings:
+        return None
+    (ids,) = tokenizer.encode_batch([text])
+    return int(ids[0]) if len(ids) == 1 else None
 
 
 NO_RULES = OutputRules()

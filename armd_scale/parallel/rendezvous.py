@@ -84,14 +84,23 @@ class _Waiting:
                 f"{environment.master_addr} ({reason}): set MASTER_PORT to a free port, the same "
                 "in all processes"
             ) from error
+        try:
+            self._wait_for_all(store)
+        except dist.DistError as error:
+            raise TrainingError(
+                f"rank 0 at {self._address} has ended before all ranks had started: see its log"
+            ) from error
+        store.set_timeout(timedelta(seconds=TIMEOUT_SECONDS))
+        return store
+
+    def _wait_for_all(self, store: Store) -> None:
+        environment = self._environment
         store.set(f"{self._prefix}/{environment.rank}", environment.host)
         store.add(f"{self._prefix}/count", 1)
         while store.add(f"{self._prefix}/count", 0) < environment.world_size:
-            # Rank 0 says it for all that have reached it.
-            if self._pause() and environment.is_rank0:
+            # Rank 0 says it for all that have reached it, and each gives up in the end.
+            if self._pause() and (environment.is_rank0 or self._seconds >= TIMEOUT_SECONDS):
                 self._report(self._missing(store))
-        store.set_timeout(timedelta(seconds=TIMEOUT_SECONDS))
-        return store
 
     def _wait_for_server(self) -> None:
         """Wait until somebody listens, by a plain connection: TCPStore would log every attempt."""

@@ -71,6 +71,29 @@ def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
             f"data.train and data.valid must have the same tokenizer (found {len(fingerprints)} "
             f"different ones in {', '.join(manifests)}): preprocess them with the same --tokenizer"
         )
+    # Compared by fingerprint, not by path: the same tokenizer is often copied to several folders.
+    folder = None if checkpoint is None else checkpoint.tokenizer_folder
+    if (
+        folder is not None
+        and fingerprints
+        and load_tokenizer(folder).fingerprint not in fingerprints
+    ):
+        raise TokenizerError(
+            f"{', '.join(manifests)} must have the tokenizer of the checkpoint that the run starts "
+            f"from, but has a different one: preprocess with --tokenizer {folder}"
+        )
+
+
+def check_document_starts(recipe: Recipe) -> None:
+    """Check that the documents of all data start alike, and say what follows if without BOS.
+
+    Raises:
+        TokenizerError: some start with BOS and others do not.
+    """
+    prefixes = training_prefixes(recipe)
+    if recipe.data.valid is not None:
+        prefixes.append(recipe.data.valid)
+    manifests = _load_manifests(prefixes)
     prefixes_of_documents = {manifest.prefix_ids for manifest in manifests.values()}
     if len(prefixes_of_documents) > 1:
         raise TokenizerError(
@@ -82,17 +105,6 @@ def check_tokenizers(recipe: Recipe, checkpoint: Checkpoint | None) -> None:
         get_logger(__name__).warning(
             "no document starts with BOS, so that under data.packing=documents the model does not "
             "learn how texts start, and needs a prompt: preprocess with --prepend-bos to change it"
-        )
-    # Compared by fingerprint, not by path: the same tokenizer is often copied to several folders.
-    folder = None if checkpoint is None else checkpoint.tokenizer_folder
-    if (
-        folder is not None
-        and fingerprints
-        and load_tokenizer(folder).fingerprint not in fingerprints
-    ):
-        raise TokenizerError(
-            f"{', '.join(manifests)} must have the tokenizer of the checkpoint that the run starts "
-            f"from, but has a different one: preprocess with --tokenizer {folder}"
         )
 
 

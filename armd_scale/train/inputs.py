@@ -12,6 +12,7 @@ from armd_scale.plan.recompute import resolve_recompute
 from armd_scale.train.changes import Change, check_changes
 from armd_scale.train.data import (
     EvalData,
+    check_document_starts,
     check_tokenizers,
     open_eval_data,
     open_samples,
@@ -64,6 +65,7 @@ def open_inputs(recipe: ResolvedRecipe) -> RunInputs:
     """
     resumed = find_checkpoint(recipe)
     weights, teacher = initial_checkpoint(recipe, resumed), open_teacher(recipe)
+    check_document_starts(recipe)
     for checkpoint in (weights, teacher):
         check_tokenizers(recipe, checkpoint)
     samples, eval_data = open_samples(recipe), open_eval_data(recipe)

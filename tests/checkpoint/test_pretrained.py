@@ -1,5 +1,6 @@
 """Tests of opening and loading a model from either kind of folder."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,15 @@ from armd_scale.checkpoint.load import open_checkpoint
 from armd_scale.checkpoint.pretrained import load_model, open_model
 from armd_scale.checkpoint.save import CheckpointSave
 from armd_scale.checkpoint.store import write_manifest
+from armd_scale.data.tokenizer_training import train_sentencepiece
 from armd_scale.errors import CheckpointError
 from tests.support.hf_folders import write_byte_tokenizer, write_folder
 from tests.support.networks import LLAMA, build
 from tests.support.recipes import SMALL, bend
 from tests.support.windows import draw_windows
+
+# With a row for each id of the tokenizer.
+MODEL = dataclasses.replace(LLAMA, vocab_size=300)
 
 
 def save_run(
@@ -28,9 +33,9 @@ def save_run(
         folder = run / "tokenizer"
         write_byte_tokenizer(folder, ["a text"], adds_bos=False)
         contents = {path.name: path.read_bytes() for path in folder.iterdir()}
-    changes = {"model": LLAMA, "data.seq_length": 63, "train.precision": precision}
+    changes = {"model": MODEL, "data.seq_length": 63, "train.precision": precision}
     return CheckpointSave(
-        run / "checkpoints", step=7, network=build(LLAMA, groups), recipe=bend(SMALL, changes),
+        run / "checkpoints", step=7, network=build(MODEL, groups), recipe=bend(SMALL, changes),
         state={"step": 7}, optimizer={}, tokenizer=contents,
     ).wait()  # fmt: skip
 
@@ -43,7 +48,7 @@ def test_a_checkpoint_and_its_export_are_the_same_model(
     export(open_checkpoint(run), tmp_path / "hf", groups=groups)
     batch = draw_windows("strided:4", (20,)).batch()
     with torch.no_grad():
-        expected = build(LLAMA, groups)(batch)
+        expected = build(MODEL, groups)(batch)
     paths = {run: step_folder, run / "checkpoints": step_folder, step_folder: step_folder}
     for path, opened in {**paths, tmp_path / "hf": tmp_path / "hf"}.items():
         model = load_model(path, device="cpu")
@@ -167,3 +172,24 @@ def test_an_export_needs_the_tensors_of_the_recipe(
     with pytest.raises(CheckpointError, match=r"must have the shape .* which follows from the rec"):
         export(open_checkpoint(folder), tmp_path / "hf", groups=groups)
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_texts_of_a_run_of_an_earlier_version_start_as_its_documents_did(
+    groups: ProcessGroupCollection, tmp_path: Path, is_recorded: bool
+) -> None:
+    """Without BOS, after the end of another document: nothing in such a checkpoint says so."""
+    tokenizer = train_sentencepiece(["a text\n" * 20], 270)
+    tokenizer.save(tmp_path / "tokenizer")
+    names = ["tokenizer.model", *["tokenizer_config.json"] * is_recorded]
+    changes = {"model.vocab_size": 270}
+    model = bend(SMALL, changes).model
+    CheckpointSave(
+        tmp_path / "run", step=7, network=build(model, groups), recipe=bend(SMALL, changes),
+        state={"step": 7}, optimizer={},
+        tokenizer={name: (tmp_path / "tokenizer" / name).read_bytes() for name in names},
+    ).wait()  # fmt: skip
+    loaded = open_model(tmp_path / "run").tokenizer
+    assert loaded is not None
+    assert loaded.prefix_ids == ((tokenizer.bos,) if is_recorded else ())
+    assert loaded.start_id == (tokenizer.bos if is_recorded else tokenizer.eod)

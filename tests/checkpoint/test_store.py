@@ -67,6 +67,10 @@ def test_checkpoints_at_multiples_of_a_step_are_kept_besides(tmp_path: Path) -> 
         write(tmp_path, step, keep=2, keep_every=15)
     steps = [int(path.name[5:]) for path in list_checkpoints(tmp_path)]
     assert steps == [15, 45, 55, 65]
+    # 75 stays for good, and does not take the place of one of the two.
+    write(tmp_path, 75, keep=2, keep_every=15)
+    steps = [int(path.name[5:]) for path in list_checkpoints(tmp_path)]
+    assert steps == [15, 45, 55, 65, 75]
 
 
 def test_all_are_kept_if_none_need_be_removed(tmp_path: Path) -> None:

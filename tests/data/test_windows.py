@@ -104,3 +104,12 @@ def test_datasets_that_are_all_too_short_are_refused(tmp_path: Path) -> None:
     parts = [write_pair(tmp_path / name, [[1, 2]]) for name in "ab"]
     with pytest.raises(ShardError, match=r"= 5 tokens, and all 2 have fewer: shorten data\.seq_"):
         open_windows(parts, 4)
+
+
+def test_an_empty_dataset_among_several_is_left_out(tmp_path: Path) -> None:
+    """As that of a part of a corpus without text is."""
+    full = write_pair(tmp_path / "full", [[1, 2, 3, 4, 5, 6]])
+    empty = write_pair(tmp_path / "empty", [[]])
+    windows = open_windows([empty, full], 4)
+    assert windows.num_windows == 1
+    assert windows.window(0).tolist() == [1, 2, 3, 4, 5]

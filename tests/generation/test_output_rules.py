@@ -1,5 +1,6 @@
 """Ends of generated texts, and ids that are never generated."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -128,3 +129,20 @@ def test_a_stop_string_ends_the_rounds(groups, tokenizer, name):
 )
 def test_texts_end_before_the_earliest_stop_string(stops, expected):
     assert truncate_at_stop("a b c", stops) == expected
+
+
+def test_a_special_token_can_be_a_stop_string(tokenizer):
+    """It has no text that could be searched."""
+    rules = rules_of(tokenizer, stops=["</s>", "x"])
+    tokens = np.array([1, *encode(tokenizer, "one"), tokenizer.eod, 5])
+    assert rules.find_end(tokens, 1) == len(tokens) - 2
+
+
+def test_ids_that_end_texts_may_be_generated_although_the_tokenizer_lacks_them(tokenizer):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.eos_ids = (tokenizer.eod, 399)
+    allowed = rules_of(tokenizer, stop_at_eos=True).allowed_ids(400)
+    assert allowed is not None
+    assert np.flatnonzero(allowed)[-1] == 399
+    assert allowed.sum() == tokenizer.vocab_size + 1
+    assert tokenizer.spell(399) == "399"

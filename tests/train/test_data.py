@@ -9,6 +9,7 @@ from armd_scale.config.schema import Recipe
 from armd_scale.errors import OrderError, RecipeError, ShardError, TokenizerError
 from armd_scale.order.policies import LeftToRight, Strided
 from armd_scale.train.data import (
+    check_document_starts,
     check_tokenizers,
     open_eval_data,
     resolve_from_shards,
@@ -52,7 +53,7 @@ def test_documents_that_start_in_two_ways_are_refused(recipe: Recipe) -> None:
     add_manifest(recipe, "a", prefix_ids=(1,))
     add_manifest(recipe, "b")
     with pytest.raises(TokenizerError, match="must all start with BOS, or none of them"):
-        check_tokenizers(recipe, None)
+        check_document_starts(recipe)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_documents_without_bos_are_said_where_each_is_ordered_alone(
     is_said: bool,
 ) -> None:
     add_manifest(recipe, "a", prefix_ids=prefix_ids)
-    check_tokenizers(bend(recipe, {"data.packing": packing}), None)
+    check_document_starts(bend(recipe, {"data.packing": packing}))
     assert ("preprocess with --prepend-bos" in caplog.text) is is_said
 
 

@@ -24,13 +24,13 @@ from tests.support.hf_folders import make_model, write_byte_tokenizer
 
 
 def test_the_tokenizer_is_read_from_beside_the_data(recipe: Recipe, tmp_path: Path) -> None:
-    assert tokenizer_contents(recipe) == {}
+    assert tokenizer_contents(recipe) == ({}, None)
     tokenizer = train_sentencepiece(["a text\n" * 20], 270)
     add_manifest(recipe, "a", fingerprint=tokenizer.fingerprint)
-    assert tokenizer_contents(recipe) == {}
+    assert tokenizer_contents(recipe) == ({}, False)
     tokenizer.save(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "id_rsa").write_text("not a file of a tokenizer")
-    contents = tokenizer_contents(recipe)
+    contents, _ = tokenizer_contents(recipe)
     assert sorted(contents) == ["tokenizer.model", "tokenizer_config.json"]
     model = (tmp_path / "tokenizer" / "tokenizer.model").read_bytes()
     assert contents["tokenizer.model"] == model
@@ -49,7 +49,7 @@ def test_texts_of_a_model_start_as_the_documents_of_its_shards(
     prefix = (1,) if starts_with_bos else ()
     add_manifest(recipe, "a", fingerprint=tokenizer.fingerprint, prefix_ids=prefix)
     (tmp_path / "copy").mkdir()
-    for name, content in tokenizer_contents(recipe).items():
+    for name, content in read_model_files(recipe, None).tokenizer.items():
         (tmp_path / "copy" / name).write_bytes(content)
     copy = load_tokenizer(tmp_path / "copy")
     assert copy.prefix_ids == prefix

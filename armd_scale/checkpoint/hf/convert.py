@@ -9,8 +9,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from armd_scale.checkpoint.hf.importer import ConversionRequest, convert
 from armd_scale.checkpoint.hf.parity import check_parity, describe, to_json
-from armd_scale.checkpoint.load import open_checkpoint
+from armd_scale.checkpoint.load import Checkpoint, open_checkpoint
 from armd_scale.checkpoint.save import RECIPE, TOKENIZER
+from armd_scale.config.load import load_recipe
+from armd_scale.config.resolve import resolve
 from armd_scale.config.schema import ParallelConfig
 from armd_scale.errors import CheckpointError
 from armd_scale.files import (
@@ -57,7 +59,8 @@ def convert_and_check(
     require_parent_dir(check.json, "--json", error_class=CheckpointError)
     with process_groups(environment, ParallelConfig()) as groups:
         convert(request, groups=groups)
-        _log_result(request.output)
+        if environment.is_rank0:
+            _log_result(request.output)
         passed = [True]
         if environment.is_rank0 and check.mode != "none":
             passed = [_compare(request, check, text, groups=groups)]
@@ -69,8 +72,9 @@ def _log_result(output: Path) -> None:
     """Say what was written, how its texts start and end, and what can be done with it."""
     logger = get_logger(__name__)
     logger.info("wrote %s", output)
-    checkpoint = open_checkpoint(output)
-    tokenizer = checkpoint.load_tokenizer()
+    # Not by `open_checkpoint`, which reads the weights again to verify them.
+    recipe = resolve(load_recipe(output / RECIPE))
+    tokenizer = Checkpoint(output, recipe, state={"step": 0}).load_tokenizer()
     if tokenizer is None:
         return
     start = "".join(map(tokenizer.spell, tokenizer.prefix_ids)) or "no special token"

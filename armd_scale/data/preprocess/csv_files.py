@@ -47,6 +47,11 @@ def read_csv(
         raise UnreadableError(f"its header is not CSV ({names})")
     column = _find_column(names, options.text_key)
     for line_number, row in numbered_rows:
+        if isinstance(row, csv.Error) and len(names) == 1:
+            # The lines after it may be the rest of its value: with one column, all look like rows.
+            raise UnreadableError(
+                f"line {line_number} is not CSV ({row}): double its quotes, or write JSON lines"
+            )
         try:
             yield from _row_documents(row, len(names), column, options)
         except UnreadableError as error:

@@ -7,7 +7,7 @@ left out is counted by name or suffix, for the summary of the run.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,7 +35,6 @@ _IGNORED_FOLDERS = ("CVS", "_darcs", "__MACOSX")
 # The best one first: a dataset in Parquet files may have statistics in CSV files beside them.
 _DATA_KINDS = ("parquet", "arrow", "lines", "csv")
 _DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".ndjson")
-_TEXT_DATA_SUFFIXES = (".txt", ".text")
 # Names of files about the data beside them; without data they are documents like others.
 _ABOUT_FILES = ("readme", "license", "licence", "copying", "notice", "citation", "changelog")
 _GIT_ATTRIBUTES_BYTES = 1 << 16
@@ -55,16 +54,18 @@ def find_folder_files(folder: Path, num_ignored: Counter[str], input_split: str)
     """
     saved: list[str] = []  # .arrow files of saved datasets, whose splits are folders
     loose: list[str] = []
-    is_dataset = False
+    dataset_roots: set[Path] = set()
     for root, names in _walk(folder, num_ignored, input_split):
         if _SAVED_DATASET in names:
             saved += _saved_arrow_files(root)
             continue
-        is_dataset |= _is_dataset_clone(root, names)
+        if _is_dataset_clone(root, names):
+            dataset_roots.add(root)
         loose += [str(root / name) for name in _known_files(root, names, num_ignored)]
-    corpus = _data_files(loose, is_dataset, num_ignored)
+    kind_of = _dataset_kinds(loose, dataset_roots)
+    corpus = _data_files(loose, kind_of, num_ignored)
     selected = select_split_files(
-        str(folder), corpus, "" if saved and not corpus else input_split, with_text=is_dataset
+        str(folder), corpus, "" if saved and not corpus else input_split, with_text=bool(kind_of)
     )
     if len(corpus) > len(selected):
         num_ignored["of other splits"] += len(corpus) - len(selected)
@@ -116,27 +117,52 @@ def _known_files(folder: Path, names: Sequence[str], num_ignored: Counter[str]) 
             yield name
 
 
-def _data_files(paths: Sequence[str], is_dataset: bool, num_ignored: Counter[str]) -> list[str]:
-    """Return the files without those that only describe the data beside them."""
-    kinds = {source_kind(path) for path in paths}
-    best = next((kind for kind in _DATA_KINDS if kind in kinds), "text")
+def _dataset_kinds(paths: Sequence[str], roots: set[Path]) -> dict[Path, str]:
+    """Return the kind of the data of each dataset, by its folder.
+
+    A folder with a dataset's card but without files of data is a folder like others, unless it has
+    nothing but the card and a loader: then its kind is none that a file has.
+    """
+    kinds: dict[Path, str] = {}
+    for root in roots:
+        inside = [Path(path) for path in paths if root in Path(path).parents]
+        kind = next((k for k in _DATA_KINDS if k in {source_kind(str(p)) for p in inside}), None)
+        is_loader = all(
+            path.suffix == ".py" or path.name.lower().startswith(_ABOUT_FILES) for path in inside
+        )
+        if kind is not None or is_loader:
+            kinds[root] = kind or "none"
+    return kinds
+
+
+def _data_files(
+    paths: Sequence[str], kind_of: Mapping[Path, str], num_ignored: Counter[str]
+) -> list[str]:
+    """Return the files without those that only describe the data beside them.
+
+    Args:
+        paths: the files.
+        kind_of: kind of the data of each dataset, by its folder.
+        num_ignored: is increased by the number of the others.
+    """
     # Every folder with data in it or below it.
     data_folders = {
         folder
         for path in paths
-        if is_dataset or content_suffix(path) in _DATA_SUFFIXES
+        if content_suffix(path) in _DATA_SUFFIXES
+        or not kind_of.keys().isdisjoint(Path(path).parents)
         for folder in Path(path).parents
     }
     files: list[str] = []
     for path in paths:
         suffix, name = content_suffix(path), Path(path).name
+        # The innermost dataset that it is in.
+        root = next((folder for folder in Path(path).parents if folder in kind_of), None)
         if suffix in (".md", ".txt", ".rst") and name.lower().startswith(_ABOUT_FILES):
             is_corpus, counted_as = Path(path).parent not in data_folders, name
         else:
             # A dataset has one format. What is in another one beside it is a script or a statistic.
-            is_corpus = not is_dataset or source_kind(path) == best != "text"
-            is_corpus |= best == "text" and suffix in _TEXT_DATA_SUFFIXES
-            counted_as = suffix
+            is_corpus, counted_as = root is None or source_kind(path) == kind_of[root], suffix
         if is_corpus:
             files.append(path)
         else:

@@ -1,7 +1,8 @@
 """Formats of input files, by the suffixes of their names."""
 
+import codecs
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
 from armd_scale.data.preprocess.compression import compression_suffix
@@ -45,6 +46,11 @@ _UNKNOWN_COMPRESSIONS = frozenset(
 )
 
 
+# Codes of languages too, which name the sides of a parallel corpus.
+_AMBIGUOUS_SUFFIXES = frozenset((".ar", ".br", ".sz"))
+_HEAD_BYTES = 4096
+
+
 def content_suffix(name: str) -> str:
     """Return the suffix below a compression suffix, in lower case: .jsonl of a.JSONL.gz."""
     return PurePath(name[: len(name) - len(compression_suffix(name))]).suffix.lower()
@@ -82,6 +88,8 @@ def check_supported(path: str) -> None:
         CorpusError: it is one of them.
     """
     suffix = content_suffix(path)
+    if suffix in _AMBIGUOUS_SUFFIXES and _is_text(path):
+        return
     if suffix in _ARCHIVE_SUFFIXES:
         raise CorpusError(
             f"{path} must be a single file of text or a table, but is an archive ({suffix}): "
@@ -95,3 +103,15 @@ def check_supported(path: str) -> None:
             f"{path} must be uncompressed, or text, JSON lines, CSV or TSV compressed as .gz .zst "
             f".bz2 or .xz, but is {found}: decompress it, or compress it in one of these ways"
         )
+
+
+def _is_text(path: str) -> bool:
+    """Return whether a file starts with UTF-8 text."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        # Not final: the last character may be cut.
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return bool(head) and b"\0" not in head and not head.startswith(b"!<arch>")

@@ -233,8 +233,11 @@ def _max_length(arguments: HarnessArguments, checkpoint: Checkpoint) -> int:
         check_max_positions(arguments.max_length, checkpoint, flag="max_length=")
         return arguments.max_length
     # A converted model has the length of its source, whatever the recipe trains on.
-    limit = checkpoint.recipe.model.max_positions
-    return checkpoint.recipe.data.seq_length if limit is None else limit - 1
+    model = checkpoint.recipe.model
+    if model.max_positions is None:
+        return checkpoint.recipe.data.seq_length
+    # Rows of a table are needed for the last token too, which is only predicted.
+    return model.max_positions - int(model.has_position_table)
 
 
 def open_harness(arguments: HarnessArguments) -> ArmdHarness:

@@ -77,3 +77,13 @@ def test_files_that_cannot_be_read_on_are_reported(tmp_path: Path, content: byte
 def test_an_empty_file_has_no_documents(tmp_path: Path):
     (tmp_path / "x.csv").write_bytes(b"")
     assert read(tmp_path / "x.csv") == ([], [])
+
+
+def test_a_single_column_is_not_read_on_after_a_broken_value(tmp_path: Path):
+    """The rest of the value would look like rows of its own."""
+    path = tmp_path / "x.csv"
+    path.write_text('text\nfirst\n"he said "no" to\nme\nand left"\nlast\n')
+    texts, (bad,) = read(path)
+    assert texts == ["first"]
+    assert "line 3 is not CSV" in bad
+    assert "double its quotes" in bad

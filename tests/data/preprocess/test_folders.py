@@ -87,3 +87,23 @@ def test_dataset_metadata_is_never_corpus(tmp_path: Path):
     info = json.dumps({"text": "looks like a document"})
     write(tmp_path, {"dataset_info.json": info, "croissant.json": info, "a.jsonl": '{"text": "a"}'})
     assert read(tmp_path) == (["a"], [])
+
+
+def test_a_card_concerns_only_the_folder_that_it_is_in(tmp_path: Path):
+    """And a page with front matter is no card: there is no data beside it."""
+    files = {
+        "main.py": "code",
+        "docs/a.md": "docs",
+        "site/README.md": "---\ntitle: a site\n---\n",
+        "site/page.md": "page",
+        "site/requirements.txt": "numpy",
+        "vendor/data/README.md": "---\nlicense: mit\n---\n",
+        "vendor/data/a.jsonl": '{"text": "line"}',
+        "vendor/data/load.py": "loader",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    texts, _ = read(tmp_path)
+    assert {"code", "docs", "page", "line"} <= set(texts)
+    assert "loader" not in texts

@@ -42,7 +42,7 @@ def test_archives_and_unknown_compressions_are_refused_by_name(
     tmp_path: Path, name: str, found: str
 ):
     path = tmp_path / name
-    path.write_bytes(json_lines(["text that must not be read"]))
+    path.write_bytes(b"\x8b\xff" + json_lines(["text that must not be read"]))
     for spec in (path, tmp_path / "a.*"):
         with pytest.raises(CorpusError, match=rf"{name} must be .*, but {found}|{found}"):
             find_sources([str(spec)])
@@ -58,3 +58,13 @@ def test_packed_data_in_a_folder_is_refused_and_other_archives_are_ignored(tmp_p
         with pytest.raises(CorpusError, match=f"{tmp_path}/{name} must be"):
             find_sources([str(tmp_path)])
         (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["corpus.ar-en.ar", "tatoeba.br"])
+def test_a_text_whose_suffix_is_a_language_is_read(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_text("مرحبا\n")
+    assert read(path) == (["مرحبا\n"], [])
+    path.write_bytes(b"!<arch>\nx" if name.endswith("ar") else b"\x8b\xff\x00")
+    with pytest.raises(CorpusError, match="but is"):
+        read(path)
