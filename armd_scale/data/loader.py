@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,8 @@ def _start_without_sigchld_handler(loader: DataLoader[Any]) -> Iterator[Any]:
     within seconds, at a point where nothing is half done.
     """
     handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
+    with _blocked_sigterm():
+        batches = iter(loader)
     # Python allows only the main thread to set handlers, and only there DataLoader has set one.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
@@ -198,6 +199,23 @@ def _start_without_sigchld_handler(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _identity(batch: Any) -> Any:
     return batch
+
+
+@contextmanager
+def _blocked_sigterm() -> Generator[None, None, None]:
+    """Block SIGTERM in this thread, and so in all threads of a process that it forks.
+
+    A worker must receive it in the one thread that looks at its sender. In a thread that a library
+    starts before `_worker_init_fn` runs it would be lost, also that of the parent.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _worker_init_fn(worker_id: int) -> None:
@@ -210,9 +228,9 @@ def _worker_init_fn(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         # A Python signal handler does not learn who sent the signal, but sigwaitinfo does. It needs
-        # the signal blocked and a thread that waits for it. Ignored besides, because a library may
-        # have started a thread in this process, at the fork, that does not block it: there the
-        # handler of DataLoader would end the process.
+        # the signal blocked, as it is in all threads (see `_blocked_sigterm`), and a thread that
+        # waits for it. Ignored besides, in case that a library unblocks it: the handler of
+        # DataLoader would end the process.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()

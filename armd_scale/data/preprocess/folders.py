@@ -23,7 +23,7 @@ from armd_scale.data.preprocess.formats import (
     is_packed_data,
     source_kind,
 )
-from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE
+from armd_scale.data.tokenizer import HF_FILE, SENTENCEPIECE_FILE, TOKENIZER_FILES
 from armd_scale.errors import CorpusError
 from armd_scale.files import path_inside, read_regular_file
 
@@ -107,7 +107,7 @@ def _is_ignored_folder(folder: Path) -> bool:
 def _known_files(folder: Path, names: Sequence[str], num_ignored: Counter[str]) -> Iterator[str]:
     """Yield the names of the files that a reader is known for; count the others."""
     for name in names:
-        if name.startswith(".") or name in _METADATA_FILES:
+        if name.startswith(".") or name in (*_METADATA_FILES, *TOKENIZER_FILES):
             num_ignored[name] += 1
         elif is_packed_data(name):
             check_supported(str(folder / name))
