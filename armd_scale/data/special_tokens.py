@@ -72,8 +72,8 @@ def set_prepend_bos(content: bytes | None, value: bool) -> bytes:
 
 def _with_prepend_bos(config: Mapping[str, Any], value: bool) -> bytes:
     # Both keys: transformers reads the second one where there is no tokenizer.json.
-    said = {_PREPEND_BOS: value, _ADD_BOS: value}
-    return (json.dumps({**config, **said}, indent=2) + "\n").encode()
+    keys = {_PREPEND_BOS: value, _ADD_BOS: value}
+    return (json.dumps({**config, **keys}, indent=2) + "\n").encode()
 
 
 def read_eos_ids(folder: Path) -> tuple[int, ...] | None:
